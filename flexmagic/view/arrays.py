@@ -1,0 +1,118 @@
+"""A numpy array as a :class:`Source`: the oracle for every other one, and a viewer of arrays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexmagic.view.pieces import present
+from flexmagic.view.reduce import compute_stats, local_edges, merge_overviews, reduce_overview
+from flexmagic.view.source import Info, Piece
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from numpy.typing import NDArray
+
+    from flexmagic.view.source import Index, Overview, Stats
+
+Labels = dict[int, "Sequence[str] | Sequence[Sequence[str]]"]
+
+
+def info_of(array: NDArray[Any], site: str = "array", **facts: Any) -> Info:  # noqa: ANN401 - fields of Info
+    """Return the :class:`Info` of an array that one rank owns; ``facts`` override any field."""
+    known: dict[str, Any] = {
+        "dims": tuple(f"dim{d}" for d in range(array.ndim)),
+        "dtype": array.dtype.name,
+        "pieces": (Piece(0, tuple((0, size) for size in array.shape)),),
+        "nbytes": array.nbytes,
+    }
+    return Info(site=site, shape=array.shape, **(known | facts))
+
+
+class ArraySource:
+    """A numpy array with a layout, so that a distributed tensor can be imitated exactly.
+
+    ``labels`` maps a dim to its texts, or to one sequence of texts per position of dim 0 (the
+    tokens of each row of a batch). What only ``info.missing_ranks`` own is never reduced or read.
+    """
+
+    def __init__(self, array: NDArray[Any], info: Info | None = None, labels: Labels | None = None) -> None:
+        self._array = np.asarray(array)
+        self._info = info or info_of(self._array)
+        self._labels = labels or {}
+        self._moved = 0
+        if self._info.shape != self._array.shape:
+            msg = f"info says {self._info.shape}, the array is {self._array.shape}"
+            raise ValueError(msg)
+
+    @property
+    def info(self) -> Info:
+        """What is known without data."""
+        return self._info
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes handed out so far."""
+        return self._moved
+
+    def read(self, index: Index) -> NDArray[Any]:
+        """Return a copy of the slice; holes hold NaN, or 0 in dtypes without NaN."""
+        out = np.array(self._array[index])
+        mask = present(self._info, index)
+        if mask is not None:
+            out[~mask] = np.nan if out.dtype.kind in "fc" else 0
+        self._moved += out.nbytes
+        return out
+
+    def stats(self) -> Stats:
+        """Return the statistics of all elements that a reachable rank owns."""
+        mask = present(self._info, (slice(None),) * self._array.ndim)
+        return compute_stats(self._array if mask is None else self._array[mask])
+
+    def overview(
+        self,
+        rows: int,
+        cols: int,
+        fixed: dict[int, int],
+        row_edges: NDArray[np.int64],
+        col_edges: NDArray[np.int64],
+    ) -> Overview:
+        """Reduce dims ``rows`` x ``cols``, piece by piece where some ranks are missing."""
+        at: tuple[int | slice, ...] = tuple(fixed.get(d, slice(None)) for d in range(self._array.ndim))
+        plane = self._array[at] if rows < cols else self._array[at].T
+        parts = [
+            reduce_overview(
+                plane[slice(*row_span), slice(*col_span)],
+                local_edges(row_edges, *row_span),
+                local_edges(col_edges, *col_span),
+            )
+            for row_span, col_span in self._boxes(rows, cols, fixed)
+        ]
+        nothing = reduce_overview(plane, np.zeros_like(row_edges), np.zeros_like(col_edges))
+        merged = merge_overviews([*parts, nothing]) if len(parts) != 1 else parts[0]
+        self._moved += 28 * merged.n.size
+        return type(merged)(**(vars(merged) | {"row_edges": row_edges, "col_edges": col_edges}))
+
+    def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
+        """Return the texts of ``dim``, of the row of the batch that ``fixed`` names."""
+        texts: Any = self._labels.get(dim)
+        if texts and not isinstance(texts[0], str):
+            return texts[(fixed or {}).get(0, 0)]  # type: ignore[no-any-return]
+        return texts  # type: ignore[no-any-return]
+
+    def _boxes(
+        self, rows: int, cols: int, fixed: dict[int, int]
+    ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+        """Return disjoint (row span, column span) boxes that cover what can be reached."""
+        shape = self._array.shape
+        if not self._info.missing_ranks:
+            return [((0, shape[rows]), (0, shape[cols]))]
+        boxes = {
+            (piece.spans[rows], piece.spans[cols])
+            for piece in self._info.pieces
+            if piece.rank not in self._info.missing_ranks
+            and all(start <= fixed[d] < stop for d, (start, stop) in enumerate(piece.spans) if d in fixed)
+        }
+        return sorted(boxes)
