@@ -1,0 +1,1 @@
+"""The command line: `flexmagic demo`, `flexmagic kernel install`."""
