@@ -1,0 +1,97 @@
+"""What runs leave on a rank: local pieces, kept on their device within a budget."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+
+from flexmagic.errors import SiteError
+from flexmagic.layout.sites import Site
+
+DEFAULT_BUDGET = 2 << 30
+
+
+@dataclass
+class Capture:
+    """One local piece and the version it had; a later in-place change shows in the version."""
+
+    tensor: torch.Tensor
+    version: int
+
+    @property
+    def intact(self) -> bool:
+        """Whether nothing wrote into the piece since it was captured."""
+        return self.tensor._version == self.version  # noqa: SLF001 - torch's documented counter
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the piece."""
+        return self.tensor.nbytes
+
+
+class Captures:
+    """Pieces by run and site; the oldest run goes first when ``budget`` bytes are exceeded.
+
+    Pieces are references to what the model computed, not copies, unless ``overwritten`` names the
+    site: one where the model was seen to write into the tensor later.
+    """
+
+    def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
+        self.budget = budget
+        self.overwritten: set[Site] = set()
+        self._runs: OrderedDict[int, dict[Site, Capture]] = OrderedDict()
+        self._evicted: set[int] = set()
+
+    def keep(self, run: int, site: Site, local: torch.Tensor) -> None:
+        """Keep this rank's piece of a site for a run."""
+        piece = local.detach()
+        if site in self.overwritten:
+            piece = piece.clone()
+        self._runs.setdefault(run, {})[site] = Capture(piece, piece._version)  # noqa: SLF001
+
+    def finish(self, run: int) -> dict[Site, Capture]:
+        """Close a run: drop what was overwritten (it is copied from the next run on) and old runs."""
+        kept = self._runs.setdefault(run, {})
+        for site in [s for s, capture in kept.items() if not capture.intact]:
+            self.overwritten.add(site)
+            del kept[site]
+        while self.nbytes > self.budget and len(self._runs) > 1:
+            oldest = next(iter(self._runs))
+            self.drop(oldest)
+            self._evicted.add(oldest)
+        return kept
+
+    def get(self, run: int, site: Site) -> torch.Tensor:
+        """The piece; raises :class:`SiteError` that says why there is none."""
+        if run in self._evicted:
+            msg = f"run {run} was evicted: captures went over the budget of {self.budget:,} bytes per rank"
+            raise SiteError(msg)
+        capture = self._runs.get(run, {}).get(site)
+        if capture is None:
+            msg = f"run {run} has no capture of {site} on this rank"
+            raise SiteError(msg)
+        if not capture.intact:
+            msg = f"something wrote into the tensor of {site} after run {run}; run again"
+            raise SiteError(msg)
+        return capture.tensor
+
+    def drop(self, run: int) -> None:
+        """Forget a run."""
+        self._runs.pop(run, None)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._runs.clear()
+        self.overwritten.clear()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces, storage shared between sites counted once."""
+        storages = {
+            c.tensor.untyped_storage().data_ptr(): c.tensor.untyped_storage().nbytes()
+            for captures in self._runs.values()
+            for c in captures.values()
+        }
+        return sum(storages.values())

@@ -1,0 +1,164 @@
+"""User code for hooks: from a cell's body to a function, and from an exception to the user's line.
+
+A body becomes the body of a function whose parameters are the names a hook may use. What ``x`` is
+when the body ends is the site's new value; ``return value`` does the same earlier.
+"""
+
+from __future__ import annotations
+
+import ast
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from flexmagic.errors import HookError, RankFailure
+
+NAMES = ("x", "site", "index", "step", "ctx", "module", "rank")
+"""What a hook body sees besides the engine's own namespace; the function form gets ``(x, h)``."""
+
+
+@dataclass(frozen=True)
+class HookSource:
+    """A hook as it travels: text (a cell's body) or a function, never both.
+
+    ``first_line`` is the line of the user's cell on which ``text`` starts. ``local``: the hook
+    gets each rank's own piece instead of the whole.
+    """
+
+    name: str
+    version: int
+    text: str = ""
+    function: Callable[..., Any] | None = None
+    first_line: int = 1
+    local: bool = False
+
+    @property
+    def filename(self) -> str:
+        """What stands for a file name in tracebacks of this hook."""
+        if self.function is not None:
+            return self.function.__code__.co_filename
+        return f"<flexhook {self.name} v{self.version}>"
+
+    @property
+    def captures_only(self) -> bool:
+        """Whether there is nothing to run: no statement in the body."""
+        return self.function is None and not ast.parse(self.text).body
+
+    def line(self, number: int | None) -> str:
+        """The text of a line of the user's cell, ``""`` if it is not known here."""
+        lines = self.text.splitlines()
+        at = -1 if number is None else number - self.first_line
+        return lines[at] if 0 <= at < len(lines) else ""
+
+
+def check(source: HookSource) -> None:
+    """Compile a hook without running it; raise :class:`HookError` with the user's line and a caret."""
+    try:
+        _compile(source)
+    except SyntaxError as error:
+        raise HookError(_syntax_message(source, error)) from None
+
+
+def _syntax_message(source: HookSource, error: SyntaxError) -> str:
+    line = error.lineno or 1
+    text = (error.text or "").rstrip("\n") or source.line(line)
+    column = max((error.offset or 1) - 1, 0)
+    return (
+        f"hook {source.name!r} has a syntax error on line {line}; nothing was sent to the engines.\n"
+        f"    {text}\n    {' ' * column}^\n{type(error).__name__}: {error.msg}"
+    )
+
+
+def build(source: HookSource, namespace: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    """The hook as a function of its names (see :data:`NAMES`), its globals the given namespace."""
+    if source.function is not None:
+        return _from_function(source.function)
+    found: dict[str, Any] = {}
+    # two mappings would make the body's free names invisible: define it in the namespace itself
+    exec(_compile(source), namespace, found)  # noqa: S102 - running the user's code is the product
+    body = found["__flexhook__"]
+    return lambda names: body(**names)
+
+
+def _from_function(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+    def call(names: dict[str, Any]) -> Any:
+        given = dict(names)
+        x = given.pop("x")
+        result = function(x, HookView(**given))
+        return x if result is None else result
+
+    return call
+
+
+@dataclass
+class HookView:
+    """What a function hook gets as ``h`` beside the tensor ``x``."""
+
+    site: str
+    index: int | None
+    step: int
+    ctx: dict[str, Any]
+    module: Any
+    rank: int
+
+
+class _Returns(ast.NodeTransformer):
+    """Make a bare ``return`` hand back ``x``; functions defined inside keep their own returns."""
+
+    def visit_Return(self, node: ast.Return) -> ast.Return:  # noqa: N802 - ast's own naming
+        if node.value is None:
+            node.value = ast.copy_location(ast.Name("x", ast.Load()), node)
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+        return node
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AsyncFunctionDef:  # noqa: N802
+        return node
+
+
+def _compile(source: HookSource) -> Any:
+    # parsed with blank lines in front, so that errors and tracebacks count as the user's cell does
+    shifted = "\n" * (source.first_line - 1) + source.text
+    parsed = ast.parse(shifted, source.filename)
+    body: list[ast.stmt] = [_Returns().visit(statement) for statement in parsed.body]
+    template = ast.parse(f"def __flexhook__({', '.join(NAMES)}):\n    return x")
+    function = template.body[0]
+    assert isinstance(function, ast.FunctionDef)  # the template above is one
+    function.body = [*body, *function.body]
+    return compile(ast.fix_missing_locations(template), source.filename, "exec")
+
+
+def failure(rank: int, error: BaseException, filename: str, *, site: str = "", source: HookSource | None = None) -> RankFailure:
+    """An exception from user code as data: its kind, message and the user's own line."""
+    line = _user_line(error.__traceback__, filename)
+    return RankFailure(
+        rank=rank,
+        kind=type(error).__name__,
+        message=str(error),
+        site=site,
+        hook=source.name if source else "",
+        line=line,
+        text=source.line(line) if source else "",
+        cause=_portable(error),
+    )
+
+
+def _user_line(traceback: TracebackType | None, filename: str) -> int | None:
+    line = None
+    while traceback is not None:
+        if traceback.tb_frame.f_code.co_filename == filename:
+            line = traceback.tb_lineno
+        traceback = traceback.tb_next
+    return line
+
+
+def _portable(error: BaseException) -> BaseException | None:
+    """The exception without its frames if it survives pickling, else ``None``."""
+    try:
+        copied = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    except Exception:  # noqa: BLE001 - any class may define any __reduce__
+        return None
+    return copied if isinstance(copied, BaseException) else None

@@ -1,0 +1,172 @@
+"""Models on a rank: loading one split over the ranks, or taking the one a user's cell built."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Shard
+
+from flexmagic.errors import ModelError
+from flexmagic.layout.mesh import Mesh
+
+
+@dataclass(frozen=True)
+class LoadSpec:
+    """What to load and how to split it: plain data from the client."""
+
+    source: str
+    tp: int = 1
+    dtype: str | None = None
+    attention: str | None = None
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model on this rank, its tokenizer if it has one, and the mesh it lies on."""
+
+    model: nn.Module
+    tokenizer: Any
+    mesh: Mesh
+    source: str
+
+
+def check_source(spec: LoadSpec) -> Any:
+    """The configuration at a path or hub id; raise :class:`ModelError` for what cannot be split so."""
+    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds; engines without a model need none
+
+    path = Path(spec.source).expanduser()
+    if path.exists() and not (path / "config.json").is_file():
+        msg = f"{spec.source} is no model: there is no config.json in it."
+        raise ModelError(msg)
+    try:
+        config = AutoConfig.from_pretrained(str(path) if path.exists() else spec.source)
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        msg = (
+            f"{spec.source} is neither a folder with a model nor a model id that can be reached: {first} "
+            "Type %flexmodel with the path of a folder that holds config.json and *.safetensors."
+        )
+        raise ModelError(msg) from None
+    if spec.dtype is not None and not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
+        msg = f"{spec.dtype!r} is no dtype of torch; try float32, bfloat16 or float16."
+        raise ModelError(msg)
+    _check_split(config, spec.tp)
+    return config
+
+
+def _check_split(config: Any, tp: int) -> None:
+    for words, attribute in (
+        ("attention heads", "num_attention_heads"),
+        ("key-value heads", "num_key_value_heads"),
+    ):
+        heads = getattr(config, attribute, None)
+        if isinstance(heads, int) and heads % tp:
+            fitting = [n for n in range(1, heads + 1) if heads % n == 0]
+            msg = (
+                f"--tp {tp} does not divide the model's {heads} {words}. "
+                f"Use one of {', '.join(map(str, fitting))}."
+            )
+            raise ModelError(msg)
+
+
+def load(spec: LoadSpec) -> Loaded:
+    """Load a Hugging Face model, each rank reading only its own part of the weights.
+
+    Tensor parallelism is transformers' own. Raises :class:`ModelError` with the loader's reason.
+    """
+    from transformers import AutoModelForCausalLM  # noqa: PLC0415
+    from transformers.distributed import DistributedConfig  # noqa: PLC0415
+
+    options: dict[str, Any] = {}
+    if spec.dtype is not None:
+        options["dtype"] = getattr(torch, spec.dtype)
+    if spec.attention is not None:
+        options["attn_implementation"] = spec.attention
+    if spec.tp > 1:
+        options["distributed_config"] = DistributedConfig(tp_size=spec.tp)
+    source = _expanded(spec.source)
+    try:
+        with _quiet():
+            model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        msg = f"{spec.source} could not be loaded: {error}"
+        raise ModelError(msg) from None
+    return Loaded(model, _tokenizer(source), Mesh(("tp",), (spec.tp,)), spec.source)
+
+
+def _expanded(source: str) -> str:
+    path = Path(source).expanduser()
+    return str(path) if path.exists() else source
+
+
+def _tokenizer(source: str) -> Any:
+    from transformers import AutoTokenizer  # noqa: PLC0415
+
+    try:
+        with _quiet():
+            return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError, ImportError):
+        return None  # a model without a tokenizer still takes token ids
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the loader's bars and notes off the engine's output; errors still come as exceptions."""
+    from transformers.utils import logging as their_logging  # noqa: PLC0415
+
+    level = their_logging.get_verbosity()
+    their_logging.set_verbosity(logging.ERROR)
+    their_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        their_logging.set_verbosity(level)
+        their_logging.enable_progress_bar()
+
+
+def local_part(parameter: torch.Tensor) -> torch.Tensor:
+    """This rank's own part of a parameter."""
+    return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
+
+
+@dataclass(frozen=True)
+class LocalWeight:
+    """This rank's part of one split weight: along ``dim``, ``size`` long of ``whole``.
+
+    ``in_order``: its DTensor says that the ranks' parts follow each other in rank order.
+    """
+
+    module: str
+    dim: int
+    size: int
+    in_order: bool
+
+
+def split_weights(model: nn.Module, whole: dict[str, tuple[int, ...]]) -> list[LocalWeight]:
+    """The parameters of which this rank holds only a part.
+
+    ``whole``: the parameters' whole shapes by name, where the unsharded model is known.
+    """
+    out = []
+    for name, parameter in model.named_parameters():
+        module = name.rpartition(".")[0]
+        if isinstance(parameter, DTensor):
+            local, full = local_part(parameter).shape, parameter.shape
+            plain = all(type(p) is Shard for p in parameter.placements if p.is_shard())
+            plain = plain and all(p.is_shard() or p.is_replicate() for p in parameter.placements)
+        else:
+            local, full, plain = parameter.shape, whole.get(name, parameter.shape), False
+        out += [
+            LocalWeight(module, dim, n, plain)
+            for dim, (n, total) in enumerate(zip(local, full, strict=False))
+            if n != total
+        ]
+    return out

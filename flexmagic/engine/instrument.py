@@ -1,0 +1,272 @@
+"""One run's hooks and captures on a live model: attached when it starts, gone when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from flexmagic.engine.captures import Captures
+from flexmagic.engine.code import HookSource, failure
+from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.tensors import (
+    checksum,
+    dtype_name,
+    leaves,
+    like_original,
+    local_of,
+    replace_leaf,
+)
+from flexmagic.errors import LayoutError, RankFailure
+from flexmagic.layout.assemble import split
+from flexmagic.layout.layout import Layout
+from flexmagic.layout.sites import Site
+from flexmagic.layout.survey import Rule
+
+
+@dataclass(frozen=True)
+class ActiveHook:
+    """A compiled hook and the exact sites it runs at in this run."""
+
+    source: HookSource
+    call: Callable[[dict[str, Any]], Any]
+    sites: frozenset[Site]
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One body that ran: whether it changed its tensor, and exact sums over what it left."""
+
+    site: str
+    hook: str
+    edited: bool
+    sums: tuple[int, int] = (0, 0)
+
+
+@dataclass
+class Outcome:
+    """What one rank reports of a run: plain data."""
+
+    failures: list[RankFailure] = field(default_factory=list)
+    stopped: str = ""
+    edits: list[Edit] = field(default_factory=list)
+    printed: list[tuple[str, str, str]] = field(default_factory=list)
+    calls: Counter[Site] = field(default_factory=Counter)
+    context: dict[str, Any] = field(default_factory=dict)
+
+
+class Instrument:
+    """Attaches hooks and captures to a model for the length of a ``with`` block.
+
+    Outside the block the model has no hook of ours. Inside, user code never lets an exception
+    escape into the forward: it is recorded, the original value passes on, and all ranks end the run
+    together at their next exchange, so that every started collective is completed.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Mapping[Site, Rule],
+        exchange: Exchange,
+        captures: Captures,
+        *,
+        run: int,
+        seed: int,
+        hooks: list[ActiveHook],
+        capture: frozenset[Site],
+    ) -> None:
+        self._model = model
+        self._rules = rules
+        self._exchange = exchange
+        self._captures = captures
+        self._run = run
+        self._seed = seed
+        self._hooks = hooks
+        self._capture = capture
+        self._handles: list[Any] = []
+        self.outcome = Outcome()
+
+    def __enter__(self) -> Instrument:
+        """Attach one torch hook per module and port that is looked at."""
+        wanted = self._capture.union(*(hook.sites for hook in self._hooks))
+        modules = dict(self._model.named_modules())
+        for path, port in sorted({(site.path, site.port) for site in wanted}):
+            module = modules[path]
+            if port == "input":
+                hook = module.register_forward_pre_hook(self._on_input(path), with_kwargs=True)
+            else:
+                hook = module.register_forward_hook(self._on_output(path))
+            self._handles.append(hook)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """Take everything off again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _on_output(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, _args: Any, output: Any) -> Any:
+            changed = self._visit(module, path, "output", output)
+            return None if changed is output else changed
+
+        return hook
+
+    def _on_input(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            new_args = self._visit(module, path, "input", args)
+            new_kwargs = self._visit(module, path, "input", kwargs)
+            return None if new_args is args and new_kwargs is kwargs else (new_args, new_kwargs)
+
+        return hook
+
+    def _visit(self, module: nn.Module, path: str, port: str, value: Any) -> Any:
+        for where, tensor in list(leaves(value)):
+            site = Site(path, port, where)
+            hooks = [hook for hook in self._hooks if site in hook.sites]
+            if not hooks and site not in self._capture:
+                continue
+            self.outcome.calls[site] += 1
+            local = local_of(tensor)
+            changed = self._apply(hooks, site, module, local) if hooks else local
+            if changed is not local:
+                value = replace_leaf(value, where, like_original(changed, tensor))
+            self._captures.keep(self._run, site, changed)
+        return value
+
+    def _apply(self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor) -> torch.Tensor:
+        """Run a site's hooks one after the other; returns ``local`` itself if none edited."""
+        value = _Value(self._rules[site], self._exchange, local)
+        for hook in hooks:
+            if hook.source.captures_only:
+                continue
+            if hook.source.local:
+                x = value.piece().clone()
+                changed = self._guarded(hook, site, module, x)
+                if changed is not None:
+                    value.put_piece(changed)
+            else:
+                x = value.whole(well=not self.outcome.failures)
+                changed = self._guarded(hook, site, module, x)
+                if changed is not None:
+                    value.put_whole(changed)
+        return local if self.outcome.failures else value.piece()
+
+    def _guarded(self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+        """What the body left in ``x``, or ``None`` if it changed nothing or failed."""
+        if self.outcome.failures:
+            return None
+        before, shape, dtype = x._version, x.shape, x.dtype  # noqa: SLF001 - torch's documented counter
+        names = {
+            "x": x,
+            "site": str(site),
+            "index": next((int(part) for part in site.path.split(".") if part.isdigit()), None),
+            "step": 0,
+            "ctx": self.outcome.context,
+            "module": module,
+            "rank": self._exchange.rank,
+        }
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed), self._same_draws(hook, site):
+                result = hook.call(names)
+            _check_result(result, shape, dtype, x.device)
+        except Exception as error:  # noqa: BLE001 - user code may raise anything; it becomes data
+            where = failure(
+                self._exchange.rank, error, hook.source.filename, site=str(site), source=hook.source
+            )
+            error.__traceback__ = None
+            self.outcome.failures.append(where)
+            return None
+        finally:
+            if printed.getvalue():
+                self.outcome.printed.append((str(site), hook.source.name, printed.getvalue()))
+        edited = result is not x or x._version != before  # noqa: SLF001
+        sums = checksum(result) if edited and not hook.source.local else (0, 0)
+        self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums))
+        return result if edited else None
+
+    @contextlib.contextmanager
+    def _same_draws(self, hook: ActiveHook, site: Site) -> Iterator[None]:
+        """Random numbers that depend on the run's seed, site, hook and call, and on nothing else.
+
+        Every rank draws the same; the generators' states are put back, so that the model's own
+        draws are what they are without the hook.
+        """
+        call = self.outcome.calls[site]
+        seed = zlib.crc32(f"{self._seed}|{site}|{hook.source.name}|{call}".encode())
+        numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+            try:
+                yield
+            finally:
+                np.random.set_state(numpy_state)  # noqa: NPY002
+                random.setstate(python_state)
+
+
+class _Value:
+    """A site's value while its hooks run: the rank's piece, and the whole once a hook needs it."""
+
+    def __init__(self, rule: Rule, exchange: Exchange, local: torch.Tensor) -> None:
+        self._rule = rule
+        self._exchange = exchange
+        self._piece = local
+        self._layout: Layout | None = None
+        self._whole: torch.Tensor | None = None
+        self._changed = False
+
+    def whole(self, *, well: bool) -> torch.Tensor:
+        if self._whole is None:
+            try:
+                self._layout, self._whole = self._exchange.gather(self._rule, self._piece, well=well)
+            except LayoutError as error:
+                raise RunStopped(str(error)) from None
+        return self._whole
+
+    def put_whole(self, new: torch.Tensor) -> None:
+        self._whole, self._changed = new, True
+
+    def piece(self) -> torch.Tensor:
+        """The rank's piece; if the whole was changed, its own part of it."""
+        if self._changed:
+            assert self._layout is not None  # put_whole() follows whole()
+            assert self._whole is not None
+            own = split(self._layout, self._exchange.rank, self._whole)
+            assert own is not None  # gather() refuses layouts in which a rank holds nothing
+            self._piece, self._changed = own, False
+        return self._piece
+
+    def put_piece(self, new: torch.Tensor) -> None:
+        self._piece, self._whole, self._changed = new, None, False
+
+
+def _check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+    if not isinstance(result, torch.Tensor):
+        msg = f"the hook left a {type(result).__name__} in x; the model needs a tensor"
+        raise TypeError(msg)
+    if result.shape != shape or result.dtype != dtype:
+        msg = (
+            f"the hook changed x from {_kind(shape, dtype)} to {_kind(result.shape, result.dtype)}; "
+            "shape and dtype must stay"
+        )
+        raise ValueError(msg)
+    if result.device != device:
+        msg = f"the hook moved x from {device} to {result.device}"
+        raise ValueError(msg)
+
+
+def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{dtype_name(dtype)}{list(shape)}"

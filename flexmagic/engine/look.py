@@ -1,0 +1,64 @@
+"""Looking at a local piece: slices, statistics and reduced overviews, computed where the piece is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flexmagic.view.reduce import compute_stats, local_edges, reduce_overview
+from flexmagic.view.source import Overview, Stats
+
+
+def slice_bytes(piece: torch.Tensor, index: tuple[slice, ...]) -> NDArray[np.uint8]:
+    """A slice's raw memory (row-major) as uint8 ``[nbytes]``: every dtype keeps its bits."""
+    part = piece[index].contiguous().cpu()
+    return part.reshape(-1).view(torch.uint8).numpy() if part.numel() else np.empty(0, np.uint8)
+
+
+def as_array(piece: torch.Tensor) -> NDArray[Any]:
+    """The same values in a dtype numpy has: float32 for bf16 and fp8, everything else as itself."""
+    plain = piece.detach().cpu()
+    if plain.dtype.is_floating_point and plain.dtype not in (torch.float16, torch.float32, torch.float64):
+        plain = plain.to(torch.float32)
+    return plain.numpy()
+
+
+def stats(piece: torch.Tensor, index: tuple[slice, ...]) -> Stats:
+    """Counts and moments of a slice of a piece."""
+    return compute_stats(as_array(piece[index]))
+
+
+@dataclass(frozen=True)
+class Window:
+    """Two dims of a whole tensor cut into bins, every other dim held at one global position."""
+
+    rows: int
+    cols: int
+    fixed: dict[int, int]
+    row_edges: NDArray[np.int64]
+    col_edges: NDArray[np.int64]
+
+    def bounds(self, ndim: int) -> tuple[tuple[int, int], ...]:
+        """The global span per dim that the window covers."""
+        out = [(self.fixed.get(dim, 0), self.fixed.get(dim, 0) + 1) for dim in range(ndim)]
+        for dim, edges in ((self.rows, self.row_edges), (self.cols, self.col_edges)):
+            out[dim] = (int(edges[0]), int(edges[-1]))
+        return tuple(out)
+
+
+def overview(piece: torch.Tensor, local: tuple[slice, ...], result: tuple[slice, ...], window: Window) -> Overview:
+    """Reduce the part ``piece[local]`` that lies at ``result`` inside the window to the window's bins."""
+    part = as_array(piece[local])
+    other = tuple(dim for dim in range(part.ndim) if dim not in (window.rows, window.cols))
+    flat = part.squeeze(axis=other)
+    if window.rows > window.cols:
+        flat = flat.T
+    edges = [
+        local_edges(e, int(e[0]) + result[dim].start, int(e[0]) + result[dim].stop)
+        for dim, e in ((window.rows, window.row_edges), (window.cols, window.col_edges))
+    ]
+    return reduce_overview(flat, edges[0], edges[1])

@@ -1,0 +1,87 @@
+"""Plain tensors out of what hooks see: nested values, DTensors, asynchronous results."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.distributed.tensor import DTensor
+
+_STEP = re.compile(r"\[(\d+)\]|\.(\w+)")
+
+
+def leaves(value: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors inside nested tuples, lists and mappings, with the way to each.
+
+    Other objects (caches, configurations, ``None``) are passed over.
+    """
+    if isinstance(value, torch.Tensor):
+        yield where, value
+    elif isinstance(value, (tuple, list)):
+        for at, item in enumerate(value):
+            yield from leaves(item, f"{where}[{at}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if isinstance(key, str) and key.isidentifier():
+                yield from leaves(item, f"{where}.{key}")
+
+
+def replace_leaf(value: Any, where: str, new: torch.Tensor) -> Any:
+    """The nested value with one tensor replaced; everything else is shared, nothing is changed."""
+    match = _STEP.match(where)
+    if match is None:
+        return new
+    rest = where[match.end() :]
+    if match[1] is not None:
+        at = int(match[1])
+        items = list(value)
+        items[at] = replace_leaf(items[at], rest, new)
+        if isinstance(value, tuple):
+            return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        return items
+    changed = copy.copy(value)
+    changed[match[2]] = replace_leaf(value[match[2]], rest, new)
+    return changed
+
+
+def local_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The plain local tensor behind a DTensor or an asynchronous collective's result."""
+    if isinstance(tensor, DTensor):
+        tensor = tensor.to_local()
+    wait: Callable[[], torch.Tensor] | None = getattr(tensor, "wait", None)
+    return tensor if wait is None else wait()
+
+
+def like_original(piece: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
+    """A new local piece in the form the model handed out: a DTensor again where it was one."""
+    if not isinstance(original, DTensor):
+        return piece
+    return DTensor.from_local(
+        piece,
+        original.device_mesh,
+        original.placements,
+        run_check=False,
+        shape=original.shape,
+        stride=original.stride(),
+    )
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """``float32`` for ``torch.float32``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor's memory as a flat uint8 view; the tensor must be contiguous."""
+    return tensor.reshape(-1).view(torch.uint8)
+
+
+def checksum(tensor: torch.Tensor) -> tuple[int, int]:
+    """Two exact sums over the tensor's bits: equal tensors give equal sums on every rank."""
+    flat = as_bytes(tensor.detach().contiguous())
+    if flat.numel() % 8 == 0:
+        flat = flat.view(torch.int64)
+    return int(flat.sum(dtype=torch.int64)), int(flat[::3].sum(dtype=torch.int64))

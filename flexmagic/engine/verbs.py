@@ -1,0 +1,317 @@
+"""The few things a client may ask of a rank: one function each, plain data in and out.
+
+A refusal is an answer, not an exception: every verb returns a :class:`Reply`, so that a client
+waiting for all ranks hears from all of them.
+"""
+
+from __future__ import annotations
+
+import functools
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+
+from flexmagic.engine import distributed, look
+from flexmagic.engine.code import HookSource, failure
+from flexmagic.engine.distributed import Loaded, LoadSpec
+from flexmagic.engine.groups import Groups, Place, free_port
+from flexmagic.engine.inputs import prepare
+from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
+from flexmagic.errors import CellError, FlexError, ModelError
+from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.sites import Site
+from flexmagic.layout.survey import Rule
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Reply(Generic[T]):
+    """A verb's result, or the error it ended with and where that came from."""
+
+    value: T | None = None
+    error: FlexError | None = None
+    trace: str = ""
+
+
+class _Slot:
+    """The one runtime of this process."""
+
+    runtime: Runtime | None = None
+
+
+def verb(function: Callable[Concatenate[Runtime, P], T]) -> Callable[P, Reply[T]]:
+    """Make a function of the runtime callable by name from a client."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Reply[T]:
+        if _Slot.runtime is None:
+            return Reply(error=ModelError("This engine has not joined a session."))
+        return _answer(lambda runtime: function(runtime, *args, **kwargs), _Slot.runtime)
+
+    return call
+
+
+def _answer(function: Callable[[Runtime], T], runtime: Runtime) -> Reply[T]:
+    try:
+        return Reply(value=function(runtime))
+    except FlexError as error:
+        return Reply(error=error)
+    except Exception as error:  # noqa: BLE001 - the client must hear of anything
+        trace = traceback.format_exc()
+        traceback.clear_frames(error.__traceback__)
+        return Reply(error=FlexError(f"{type(error).__name__}: {error}"), trace=trace)
+
+
+def offer_port(host: str) -> int:
+    """A free port on this rank's host, for the store that rank 0 will serve."""
+    return free_port(host)
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Where a rank sits: what a status table shows of it when it joins."""
+
+    rank: int
+    host: str
+    pid: int
+    device: str
+
+
+def join(namespace: dict[str, Any], rank: int, world_size: int, host: str, port: int, generation: int) -> Seat:
+    """Make this process a rank: choose its device, connect the groups, keep the namespace."""
+    torch.set_num_threads(1)
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    place = Place(rank, world_size, device)
+    _Slot.runtime = Runtime(Groups(place, host, port, generation), namespace)
+    namespace.setdefault("torch", torch)
+    namespace.update(rank=rank, world_size=world_size, device=device)
+    return Seat(rank, socket.gethostname(), _Slot.runtime.process(), str(device))
+
+
+@verb
+def leave(runtime: Runtime) -> None:
+    """Let go of everything and leave the groups."""
+    runtime.forget_model()
+    runtime.groups.close()
+    _Slot.runtime = None
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What a client needs to know of a model: one rank's view."""
+
+    name: str
+    source: str
+    mesh: Mesh
+    modules: tuple[tuple[str, str], ...]
+    rules: dict[Site, Rule]
+    parameters: dict[str, tuple[tuple[int, ...], str]]
+    local_bytes: int
+    has_tokenizer: bool
+
+
+@verb
+def check_model(_runtime: Runtime, spec: LoadSpec) -> None:
+    """Refuse what cannot be loaded or split, before any rank starts to."""
+    distributed.check_source(spec)
+
+
+@verb
+def load_model(runtime: Runtime, spec: LoadSpec) -> ModelReport:
+    """Load this rank's part of a model and survey it."""
+    runtime.adopt(distributed.load(spec))
+    return _report(runtime)
+
+
+@verb
+def build_model(runtime: Runtime, cell: HookSource, axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+    """Run a user's cell that builds ``model``; adopted only by :func:`adopt_model`, once all ranks have one."""
+    place = runtime.place
+    mesh = init_device_mesh(place.device.type, shape, mesh_dim_names=axes)
+    names = {"rank": place.rank, "world_size": place.world_size, "device": place.device, "mesh": mesh}
+    previous = {key: runtime.namespace.pop(key) for key in ("model", "tokenizer") if key in runtime.namespace}
+    try:
+        if cell.function is not None:
+            built, tokenizer = cell.function(**names), None
+        else:
+            runtime.namespace.update(names)
+            exec(compile(cell.text, cell.filename, "exec"), runtime.namespace)  # noqa: S102 - the user's cell
+            built, tokenizer = runtime.namespace.get("model"), runtime.namespace.get("tokenizer")
+    except Exception as error:  # noqa: BLE001 - user code may raise anything; it becomes data
+        _restore(runtime, previous)
+        where = failure(place.rank, error, cell.filename, source=cell)
+        msg = "the cell failed"
+        raise CellError(msg, (where,)) from None
+    if not isinstance(built, nn.Module):
+        _restore(runtime, previous)
+        msg = f"the cell must assign a torch.nn.Module to `model`; it is {type(built).__name__}."
+        raise ModelError(msg)
+    runtime.built = Loaded(built.eval(), tokenizer, Mesh(axes, shape), "a cell")
+    _restore(runtime, previous)
+
+
+def _restore(runtime: Runtime, previous: dict[str, Any]) -> None:
+    for key in ("model", "tokenizer"):
+        runtime.namespace.pop(key, None)
+    runtime.namespace.update(previous)
+
+
+@verb
+def adopt_model(runtime: Runtime) -> ModelReport:
+    """Take the model that :func:`build_model` left, now that every rank has one."""
+    assert runtime.built is not None  # the client calls this after build_model succeeded everywhere
+    built, runtime.built = runtime.built, None
+    runtime.adopt(built)
+    return _report(runtime)
+
+
+@verb
+def drop_built(runtime: Runtime) -> None:
+    """Forget what :func:`build_model` left: another rank has none."""
+    runtime.built = None
+
+
+@verb
+def describe_model(runtime: Runtime) -> ModelReport | None:
+    """The report of the loaded model, ``None`` without one."""
+    return _report(runtime) if runtime.loaded is not None else None
+
+
+def _report(runtime: Runtime) -> ModelReport:
+    assert runtime.loaded is not None  # callers checked
+    model = runtime.model
+    return ModelReport(
+        name=type(model).__name__,
+        source=runtime.loaded.source,
+        mesh=runtime.loaded.mesh,
+        modules=tuple((path, type(module).__name__) for path, module in model.named_modules()),
+        rules=dict(runtime.rules),
+        parameters={n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()},
+        local_bytes=runtime.parameter_bytes(),
+        has_tokenizer=runtime.loaded.tokenizer is not None,
+    )
+
+
+@verb
+def unwrap(runtime: Runtime) -> int:
+    """Let go of the model; returns how many hooks of ours are left on it (0, checked)."""
+    model = runtime.model
+    runtime.forget_model()
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)  # noqa: SLF001 - torch has no public count
+        for module in model.modules()
+    )
+
+
+@verb
+def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
+    """Survey a model with the user's own input: for models whose input cannot be guessed."""
+    assert runtime.loaded is not None  # the client has a model
+    prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
+    runtime.survey(prepared.arguments)
+    return _report(runtime)
+
+
+@verb
+def define_hook(runtime: Runtime, source: HookSource) -> None:
+    """Compile a hook on this rank; it acts in no run that does not name it."""
+    runtime.define(source)
+
+
+@verb
+def forget_hook(runtime: Runtime, name: str, version: int) -> None:
+    """Drop one version of a hook."""
+    runtime.hooks.pop((name, version), None)
+
+
+@dataclass(frozen=True)
+class RunAnswer:
+    """A rank's report of a run, with the tokens it ran on."""
+
+    reply: RunReply
+    tokens: list[list[str]]
+    ids: list[list[int]]
+
+
+@verb
+def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer:
+    """One forward under the plan."""
+    model = runtime.model
+    assert runtime.loaded is not None  # the line above raises otherwise
+    prepared = prepare(inputs, model, runtime.loaded.tokenizer, runtime.place.device)
+    return RunAnswer(runtime.run(plan, prepared), prepared.tokens, prepared.ids)
+
+
+@verb
+def read(runtime: Runtime, run_id: int, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
+    """Raw bytes of slices of a captured piece."""
+    piece = runtime.captures.get(run_id, site)
+    return [look.slice_bytes(piece, part) for part in parts]
+
+
+@verb
+def stats(runtime: Runtime, run_id: int, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
+    """Counts and moments of slices of a captured piece."""
+    piece = runtime.captures.get(run_id, site)
+    return [look.stats(piece, part) for part in parts]
+
+
+@verb
+def overview(
+    runtime: Runtime,
+    run_id: int,
+    site: Site,
+    parts: list[tuple[tuple[slice, ...], tuple[slice, ...]]],
+    window: look.Window,
+) -> list[Any]:
+    """The parts of a captured piece inside a window, reduced to the window's bins."""
+    piece = runtime.captures.get(run_id, site)
+    return [look.overview(piece, local, result, window) for local, result in parts]
+
+
+@verb
+def parameter(runtime: Runtime, name: str) -> Any:
+    """This rank's part of a parameter: raw bytes, local shape, and its DTensor placements if it is one."""
+    found = dict(runtime.model.named_parameters()).get(name)
+    if found is None:
+        msg = f"The model has no parameter {name!r}."
+        raise ModelError(msg)
+    placements = getattr(found, "placements", None)
+    local = distributed.local_part(found)
+    everything = tuple(slice(None) for _ in local.shape)
+    return look.slice_bytes(local, everything), tuple(local.shape), placements
+
+
+@verb
+def release(runtime: Runtime, run_id: int) -> None:
+    """Forget a run's captures."""
+    runtime.captures.drop(run_id)
+
+
+@dataclass(frozen=True)
+class Vital:
+    """What a rank says of itself."""
+
+    memory: int
+    memory_is: str
+    parameter_bytes: int
+    capture_bytes: int
+    model: str
+
+
+@verb
+def vitals(runtime: Runtime) -> Vital:
+    """Memory, parameters and captures of this rank."""
+    memory, memory_is = runtime.memory()
+    name = type(runtime.model).__name__ if runtime.loaded is not None else ""
+    return Vital(memory, memory_is, runtime.parameter_bytes(), runtime.captures.nbytes, name)

@@ -1,0 +1,86 @@
+"""The one error tree.
+
+::
+
+    FlexError              anything flexmagic refuses or fails at; catch this one
+    ├── ClusterError       the cluster of engines: not started, not reachable, an engine died
+    ├── ModelError         a model that cannot be loaded, split or kept
+    ├── InputError         a prompt, option or value the user gave that cannot be used
+    ├── SiteError          a name that is no site, or a site without a value in this run
+    ├── LayoutError        a site whose whole tensor cannot be established: refused, with the reason
+    ├── HookError          the user's code in a hook, on one or more ranks
+    └── CellError          the user's code in a cell that ran on the engines, on one or more ranks
+
+Every message says what happened, where (rank and site), why, and what to type next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+class FlexError(Exception):
+    """Base of every error flexmagic raises on purpose."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows instead of a traceback: the message, without frames of ours."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class ClusterError(FlexError):
+    """The cluster of engines is missing, unreachable or broken."""
+
+
+class ModelError(FlexError):
+    """A model cannot be loaded, split over the ranks, or kept."""
+
+
+class InputError(FlexError):
+    """A prompt, option or value given by the user cannot be used."""
+
+
+class SiteError(FlexError):
+    """A name is no site of the model, or the site has no value in this run."""
+
+
+class LayoutError(FlexError):
+    """The whole tensor of a site cannot be established, so the site is refused."""
+
+
+@dataclass(frozen=True)
+class RankFailure:
+    """What went wrong in user code on one rank, as data that crosses processes.
+
+    ``line`` counts from 1 in the user's own cell; ``text`` is that line. ``cause`` is the
+    original exception where it could be pickled.
+    """
+
+    rank: int
+    kind: str
+    message: str
+    site: str = ""
+    hook: str = ""
+    line: int | None = None
+    text: str = ""
+    cause: BaseException | None = field(default=None, compare=False)
+
+
+class UserCodeError(FlexError):
+    """User code failed on one or more ranks; ``failures`` has one entry per rank."""
+
+    def __init__(self, message: str, failures: tuple[RankFailure, ...] = ()) -> None:
+        super().__init__(message)
+        self.failures = failures
+
+    @property
+    def cause(self) -> BaseException | None:
+        """The original exception of the first failing rank, if it could cross processes."""
+        return next((f.cause for f in self.failures if f.cause is not None), None)
+
+
+class HookError(UserCodeError):
+    """The user's code in a hook failed, or left a value the model cannot go on with."""
+
+
+class CellError(UserCodeError):
+    """The user's code in a cell that ran on the engines failed."""

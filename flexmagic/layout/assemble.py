@@ -1,0 +1,177 @@
+"""Putting a whole tensor together from its pieces, taking it apart, and reading only a part.
+
+Suffix-free on purpose: all functions work for any number of dims. Blocks may hold several spans
+per dim (interleaved or permuted pieces), so a piece is copied span by span.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from flexmagic.errors import InputError, LayoutError
+from flexmagic.layout.layout import Block, Layout, Span
+
+Index = tuple[slice, ...]
+
+
+def assemble(layout: Layout, pieces: Mapping[int, torch.Tensor]) -> torch.Tensor:
+    """The whole tensor, shape ``layout.shape``, from local pieces keyed by rank.
+
+    Replicas are taken from the first rank that offers one; addends of a partial sum are added in
+    rank order. Raises :class:`LayoutError` if a piece has another shape than the layout says or
+    if a part of the whole is missing: a gap is never filled with zeros.
+    """
+    wanted = layout.owners()
+    missing = [rank for rank in wanted if rank not in pieces]
+    if missing:
+        msg = f"the pieces of rank {', '.join(map(str, missing))} are missing"
+        raise LayoutError(msg)
+    _check_cover(layout)
+    first = pieces[wanted[0]]
+    whole = torch.empty(layout.shape, dtype=first.dtype, device=first.device)
+    written: set[Block] = set()
+    for rank in wanted:
+        piece, block = pieces[rank], layout.blocks[rank]
+        assert block is not None  # owners() names only ranks that hold something
+        if tuple(piece.shape) != layout.local_shape(rank):
+            msg = f"rank {rank} holds {tuple(piece.shape)}, the layout says {layout.local_shape(rank)}"
+            raise LayoutError(msg)
+        for there, here in _copies(block):
+            if block in written:
+                whole[there] += piece[here]
+            else:
+                whole[there] = piece[here]
+        written.add(block)
+    return whole
+
+
+def split(layout: Layout, rank: int, whole: torch.Tensor) -> torch.Tensor | None:
+    """The rank's own piece of a whole tensor, contiguous; ``None`` where it holds nothing.
+
+    Under a partial sum the whole goes to the first rank of each set of addends, zeros to the
+    others, so that the sum is the whole.
+    """
+    block, shape = layout.blocks[rank], layout.local_shape(rank)
+    if block is None or shape is None:
+        return None
+    if layout.partial and rank != layout.blocks.index(block):
+        return torch.zeros(shape, dtype=whole.dtype, device=whole.device)
+    piece = torch.empty(shape, dtype=whole.dtype, device=whole.device)
+    for there, here in _copies(block):
+        piece[here] = whole[there]
+    return piece
+
+
+def _copies(block: Block) -> Iterator[tuple[Index, Index]]:
+    """Pairs of a global and a local index that cover the block."""
+    per_dim = [list(_placed(spans)) for spans in block]
+    for combination in itertools.product(*per_dim):
+        yield tuple(there for there, _ in combination), tuple(here for _, here in combination)
+
+
+def _placed(spans: tuple[Span, ...]) -> Iterator[tuple[slice, slice]]:
+    at = 0
+    for start, stop in spans:
+        yield slice(start, stop), slice(at, at + stop - start)
+        at += stop - start
+
+
+def _check_cover(layout: Layout) -> None:
+    distinct = {block for block in layout.blocks if block is not None}
+    covered = sum(_volume(block) for block in distinct)
+    if covered != layout.numel:
+        msg = f"the pieces hold {covered} of {layout.numel} elements"
+        raise LayoutError(msg)
+
+
+def _volume(block: Block) -> int:
+    volume = 1
+    for spans in block:
+        volume *= sum(stop - start for start, stop in spans)
+    return volume
+
+
+@dataclass(frozen=True)
+class Read:
+    """One local slice to fetch from ``rank`` and where it belongs in the result."""
+
+    rank: int
+    local: Index
+    result: Index
+
+
+def plan_read(layout: Layout, window: tuple[Span, ...], ranks: tuple[int, ...] | None = None) -> list[Read]:
+    """The local slices that cover a window of the whole (one span per dim), and nothing else.
+
+    ``ranks``: which ranks to ask, by default one of each set of replicas.
+    """
+    out = []
+    for rank in layout.owners() if ranks is None else ranks:
+        block = layout.blocks[rank]
+        if block is None:
+            continue
+        per_dim = [list(_overlaps(spans, want)) for spans, want in zip(block, window, strict=True)]
+        out += [
+            Read(rank, tuple(here for here, _ in part), tuple(to for _, to in part))
+            for part in itertools.product(*per_dim)
+        ]
+    return out
+
+
+def _overlaps(spans: tuple[Span, ...], want: Span) -> Iterator[tuple[slice, slice]]:
+    at = 0
+    for start, stop in spans:
+        low, high = max(start, want[0]), min(stop, want[1])
+        if low < high:
+            yield slice(at + low - start, at + high - start), slice(low - want[0], high - want[0])
+        at += stop - start
+
+
+def normalise(index: object, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """Basic indexing (ints, slices, ``...``) spelled out with one entry per dim.
+
+    Raises :class:`InputError` for anything else and for an int outside its dim.
+    """
+    parts = list(index) if isinstance(index, tuple) else [index]
+    if any(not (isinstance(p, (int, slice)) or p is Ellipsis) or isinstance(p, bool) for p in parts):
+        msg = "Index an activation with ints, slices and ..., e.g. a[0, -1, :10]. For more, take a.numpy() first."
+        raise InputError(msg)
+    if parts.count(Ellipsis) > 1 or len(parts) - parts.count(Ellipsis) > len(shape):
+        msg = f"{len(parts)} indices for an activation of {len(shape)} dims"
+        raise InputError(msg)
+    at = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    rest = [p for p in parts if p is not Ellipsis]
+    full = rest[:at] + [slice(None)] * (len(shape) - len(rest)) + rest[at:]
+    return tuple(_one(part, dim, n) for dim, (part, n) in enumerate(zip(full, shape, strict=True)))
+
+
+def _one(part: int | slice, dim: int, n: int) -> int | slice:
+    if isinstance(part, slice):
+        return part
+    if not -n <= part < n:
+        msg = f"index {part} is outside dim {dim}, which has {n} entries"
+        raise InputError(msg)
+    return part % n
+
+
+def window_of(index: tuple[int | slice, ...], shape: tuple[int, ...]) -> tuple[tuple[Span, ...], tuple[int | slice, ...]]:
+    """The smallest step-1 window that holds an index, and the index to apply to that window."""
+    window, rest = [], []
+    for part, n in zip(index, shape, strict=True):
+        if isinstance(part, int):
+            window.append((part, part + 1))
+            rest.append(0)
+            continue
+        picked = range(*part.indices(n))
+        if not picked:
+            window.append((0, 0))
+            rest.append(slice(None))
+            continue
+        low, high = min(picked[0], picked[-1]), max(picked[0], picked[-1]) + 1
+        window.append((low, high))
+        rest.append(slice(None) if picked.step == 1 else slice(None, None, picked.step))
+    return tuple(window), tuple(rest)

@@ -1,0 +1,116 @@
+"""Site names: a module path, a port, and the element of a nested value.
+
+``model.layers.3.mlp:output`` is the output of that module; ``…self_attn:output[0]`` an element of
+a tuple, ``:output.logits`` a field of what the root module returns. Without a port, ``output``.
+In a pattern ``*`` stands for exactly one part of the path.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from flexmagic.errors import SiteError
+
+PORTS = ("input", "output")
+_SITE = re.compile(r"(?P<path>[^:\s\[\]]*)(?::(?P<port>[A-Za-z_]\w*)(?P<leaf>(?:\[\d+\]|\.\w+)*))?")
+
+
+@dataclass(frozen=True, order=True)
+class Site:
+    """One place of a model where a tensor can be seen: ``path``, ``port`` and ``leaf``.
+
+    ``leaf`` is ``""`` for a value that is a tensor itself, else the way into the nested value,
+    e.g. ``[0]`` or ``.logits``. In a pattern, ``path`` may hold ``*`` for one path part.
+    """
+
+    path: str
+    port: str = "output"
+    leaf: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Site:
+        """Read ``path[:port[leaf]]``; raise :class:`SiteError` for anything else."""
+        match = _SITE.fullmatch(text.strip())
+        if match is None or not text.strip():
+            msg = f"{text!r} is no site. A site is a module path and a port, e.g. model.layers.3.mlp:output"
+            raise SiteError(msg)
+        port = match["port"] or "output"
+        if port not in PORTS:
+            msg = f"{text!r}: there is no port {port!r}. Ports are {' and '.join(PORTS)}."
+            raise SiteError(msg)
+        return cls(match["path"], port, match["leaf"] or "")
+
+    @property
+    def is_pattern(self) -> bool:
+        """Whether the path holds a ``*``."""
+        return "*" in self.path
+
+    def matches(self, other: Site) -> bool:
+        """Whether ``other``, a site without ``*``, is meant by this pattern."""
+        return (
+            self.port == other.port
+            and self.leaf in ("", other.leaf)
+            and path_matches(self.path, other.path)
+        )
+
+    def __str__(self) -> str:
+        """The name a user would type, port always shown."""
+        return f"{self.path}:{self.port}{self.leaf}"
+
+
+def path_matches(pattern: str, path: str) -> bool:
+    """Whether a module path fits a pattern in which ``*`` stands for one part."""
+    wanted, parts = pattern.split("."), path.split(".")
+    return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=True))
+
+
+def resolve(pattern: Site, known: Iterable[Site]) -> list[Site]:
+    """All known sites that a pattern names, in the model's order; empty if there are none."""
+    exact = [site for site in known if pattern.matches(site)]
+    return [s for s in exact if s.leaf == pattern.leaf] or exact
+
+
+def check_paths(pattern: Site, paths: Sequence[str]) -> None:
+    """Raise :class:`SiteError` with the nearest names if no module path fits the pattern."""
+    if any(path_matches(pattern.path, path) for path in paths):
+        return
+    near = nearest(pattern.path, paths)
+    hint = f"Did you mean {' or '.join(near)}?" if near else "Type %flexmodel to see the modules."
+    msg = f"The model has no module {pattern.path!r}. {hint}"
+    raise SiteError(msg)
+
+
+def nearest(name: str, names: Sequence[str], most: int = 3) -> list[str]:
+    """The names closest to a mistyped one, ``*`` kept where the user wrote it."""
+    if "*" not in name:
+        return difflib.get_close_matches(name, names, most, cutoff=0.6)
+    wild = {_starred(path) for path in names}
+    return difflib.get_close_matches(name, sorted(wild), most, cutoff=0.6)
+
+
+def _starred(path: str) -> str:
+    return ".".join("*" if part.isdigit() else part for part in path.split("."))
+
+
+def one_of(text: str, known: Iterable[Site]) -> Site:
+    """The one known site that ``text`` names.
+
+    Raises :class:`SiteError` if there is none, or if a nested value leaves it open which of its
+    tensors is meant.
+    """
+    pattern = Site.parse(text)
+    all_known = list(known)
+    found = resolve(pattern, all_known)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        listed = ", ".join(str(s) for s in found[:6]) + (", …" if len(found) > 6 else "")
+        msg = f"{text} names {len(found)} tensors: {listed}. Name one of them."
+        raise SiteError(msg)
+    near = nearest(str(pattern), [str(s) for s in all_known])
+    hint = f"Did you mean {' or '.join(near)}?" if near else ""
+    msg = f"There is no site {text} here. {hint}".strip()
+    raise SiteError(msg)
