@@ -69,9 +69,10 @@ def _this_python() -> Any:
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
 
-    return AsyncKernelManager(
-        kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[])
-    )
+    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=KernelSpecManager(kernel_dirs=[]))
+    if manager.has_trait("transport_encryption"):  # newer jupyter_client; without it ipykernel warns
+        manager.transport_encryption = "auto"
+    return manager
 
 
 def _exporter(nbconvert: Any) -> Any:
