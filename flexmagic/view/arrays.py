@@ -81,7 +81,8 @@ class ArraySource:
     ) -> Overview:
         """Reduce dims ``rows`` x ``cols``, piece by piece where some ranks are missing."""
         at: tuple[int | slice, ...] = tuple(fixed.get(d, slice(None)) for d in range(self._array.ndim))
-        plane = self._array[at] if rows < cols else self._array[at].T
+        plane = self._array[at]
+        plane = plane[None] if rows < 0 else plane if rows < cols else plane.T
         parts = [
             reduce_overview(
                 plane[slice(*row_span), slice(*col_span)],
@@ -108,9 +109,9 @@ class ArraySource:
         """Return disjoint (row span, column span) boxes that cover what can be reached."""
         shape = self._array.shape
         if not self._info.missing_ranks:
-            return [((0, shape[rows]), (0, shape[cols]))]
+            return [((0, 1) if rows < 0 else (0, shape[rows]), (0, shape[cols]))]
         boxes = {
-            (piece.spans[rows], piece.spans[cols])
+            ((0, 1) if rows < 0 else piece.spans[rows], piece.spans[cols])
             for piece in self._info.pieces
             if piece.rank not in self._info.missing_ranks
             and all(start <= fixed[d] < stop for d, (start, stop) in enumerate(piece.spans) if d in fixed)

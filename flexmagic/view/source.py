@@ -167,7 +167,9 @@ class Source(Protocol):
     ) -> Overview:
         """Reduce dims ``rows`` x ``cols`` at ``fixed`` (an index for every other dim).
 
-        Edges are global positions, strictly ascending, and may cover a window of the dim.
+        Edges are global positions, strictly ascending, and may cover a window of the dim. ``rows``
+        may come after ``cols``; it is -1 for a tensor of one dim, whose single row has the edges
+        ``[0, 1]``.
         """
         ...
 

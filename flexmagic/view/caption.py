@@ -1,0 +1,173 @@
+"""What is said under a picture and about one of its cells. Pure.
+
+The caption always says the reducer, the limits, and how many cells are clipped, not finite or
+missing: also when it is none, because silence could mean either.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from flexmagic.view import scale as colors
+from flexmagic.view.picture import REDUCER_TEXT
+from flexmagic.view.pieces import owners
+from flexmagic.view.words import number, plural, ranks, short, span, visible
+
+if TYPE_CHECKING:
+    from flexmagic.view.picture import Picture
+    from flexmagic.view.source import Source
+
+
+def where(picture: Picture) -> str:
+    """Return which part of the tensor is drawn: rows, columns, and the index in all other dims."""
+    info, plane = picture.info, picture.plane
+    texts = []
+    for word, dim, at in (
+        ("rows", plane.rows, picture.grid.rows),
+        ("columns", plane.cols, picture.grid.cols),
+    ):
+        if dim >= 0:
+            whole = "" if at == (0, info.shape[dim]) else f" of {info.shape[dim]:,}"
+            texts.append(f"{word} {visible(info.dims[dim], 40)}[{at[0]}:{at[1]}]{whole}")
+    texts += [f"{visible(info.dims[d], 40)}[{at}]" for d, at in sorted(plane.fixed.items())]
+    return ", ".join(texts)
+
+
+def method(picture: Picture) -> str:
+    """Return how values became cells: 1:1, or the named reducer with what a cell covers."""
+    what = "magnitudes of complex values, " if picture.info.dtype.startswith("complex") else ""
+    if picture.overview is None:
+        return f"{what}1:1, every value drawn"
+    widths = [np.diff(edges) for edges in (picture.grid.row_edges, picture.grid.col_edges)]
+    even = "" if all(w.min() == w.max() for w in widths) else "up to "
+    box = " x ".join(f"{w.max():,}" for w in widths)
+    return f"{what}overview: each cell is the {REDUCER_TEXT[picture.reducer]} of {even}{box} values"
+
+
+def tally(picture: Picture) -> str:
+    """Return clipped, non-finite and missing cells: always all of them, none included."""
+    counts = picture.counts
+    drawn = plural(counts.cells, "cell") + (
+        "" if picture.overview is None else f" of {plural(counts.values, 'value')}"
+    )
+    odd = [
+        f"{name} {_both(cells, values, exact=picture.overview is None)}"
+        for name, cells, values in (
+            ("NaN", counts.nan, counts.nan_values),
+            ("+Inf", counts.posinf, counts.posinf_values),
+            ("-Inf", counts.neginf, counts.neginf_values),
+        )
+    ]
+    missing = f"missing {counts.hole:,}" if picture.info.missing_ranks else ""
+    clipped = f"clipped: {counts.above:,} above, {counts.below:,} below"
+    return "; ".join(text for text in (drawn, clipped, ", ".join(odd), missing) if text)
+
+
+def _both(cells: int, values: int, *, exact: bool) -> str:
+    return f"{cells:,}" if exact or not values else f"{values:,} in {plural(cells, 'cell')}"
+
+
+def caption(picture: Picture) -> tuple[str, ...]:
+    """Return the lines under the picture."""
+    how = method(picture)
+    place = where(picture)
+    return (
+        f"{place}{'. ' if place else ''}{how[0].upper()}{how[1:]}.",
+        f"Colours {picture.scale.text}; {tally(picture)}.",
+    )
+
+
+def probe(source: Source, picture: Picture, row: int, col: int) -> str:
+    """Return the read-out of one cell, without asking for more data.
+
+    For a single value: its global index with dim names, its token, the value in its own precision,
+    and each rank that owns it with the local index there. For a bin: what it covers and all its
+    reductions and counts. Raises ``IndexError`` outside the picture.
+    """
+    rows, cols = picture.codes.shape
+    if not (0 <= row < rows and 0 <= col < cols):
+        msg = f"cell ({row}, {col}) is outside {rows} x {cols}"
+        raise IndexError(msg)
+    if picture.overview is not None:
+        return _probe_bin(source, picture, row, col)
+    info = picture.info
+    position = _position(picture, row, col)
+    names = ", ".join(_named(source, picture, d, at, at + 1) for d, at in enumerate(position))
+    found = owners(info, position)
+    answering = [who for who in found if who[0] not in info.missing_ranks]
+    if found and not answering:
+        return f"{names}: {ranks([r for r, _ in found])} missing, the value cannot be reached"
+    value = number(np.asarray(picture.tile)[row, col], info.dtype)
+    text = f"{names} = {value}" if names else f"{value}"
+    if info.partial:
+        return f"{text} (summed over {ranks([r for r, _ in found])})" if found else text
+    kept = "; ".join(f"rank {rank} at {list(local)}" for rank, local in answering)
+    return f"{text} \N{EM DASH} {kept}" if kept else text
+
+
+def _position(picture: Picture, row: int, col: int) -> tuple[int, ...]:
+    """Return the global index of the first element of a cell."""
+    plane, grid = picture.plane, picture.grid
+    at = dict(plane.fixed)
+    at[plane.rows], at[plane.cols] = int(grid.row_edges[row]), int(grid.col_edges[col])
+    return tuple(at[d] for d in range(len(picture.info.shape)))
+
+
+def _named(source: Source, picture: Picture, dim: int, start: int, stop: int) -> str:
+    """Return ``seq 3 "Mary"`` for a position, ``seq[3:6]`` for several."""
+    name = visible(picture.info.dims[dim], 40)
+    if stop > start + 1:
+        return f"{name}[{span(start, stop)}]"
+    if dim not in (picture.plane.rows, picture.plane.cols):
+        return f"{name} {start}"
+    labels = source.labels(dim, picture.plane.fixed)
+    label = f' "{visible(labels[start], 80)}"' if labels and start < len(labels) else ""
+    return f"{name} {start}{label}"
+
+
+def _probe_bin(source: Source, picture: Picture, row: int, col: int) -> str:
+    plane, grid, overview = picture.plane, picture.grid, picture.overview
+    assert overview is not None  # noqa: S101 - only called for overviews
+    spans = {
+        plane.rows: (int(grid.row_edges[row]), int(grid.row_edges[row + 1])),
+        plane.cols: (int(grid.col_edges[col]), int(grid.col_edges[col + 1])),
+    }
+    names = ", ".join(
+        _named(source, picture, d, *spans.get(d, (plane.fixed.get(d, 0),) * 2))
+        for d in range(len(picture.info.shape))
+    )
+    n = int(overview.n[row, col])
+    size = int(np.prod([stop - start for start, stop in spans.values()]))
+    if n == 0:
+        return f"{names}: {_owner_text(picture, row, col)}, the values cannot be reached"
+    reached = f"{n:,} values" if n == size else f"{n:,} of {size:,} values, the others missing"
+    parts = [f"{names} ({reached})"]
+    if overview.finite[row, col]:
+        parts += [f"{name} {short(float(getattr(overview, name)[row, col]))}" for name in REDUCER_TEXT]
+    for name, counts in (("NaN", overview.nan), ("+Inf", overview.posinf), ("-Inf", overview.neginf)):
+        if counts[row, col]:
+            parts.append(f"{name} {int(counts[row, col]):,}")
+    return f"{parts[0]}: {', '.join(parts[1:])} \N{EM DASH} {_owner_text(picture, row, col)}"
+
+
+def _owner_text(picture: Picture, row: int, col: int) -> str:
+    """Return the owners of the ribbon segments a bin touches."""
+    texts = []
+    for segments, edges, at in (
+        (picture.row_ribbon, picture.grid.row_edges, row),
+        (picture.col_ribbon, picture.grid.col_edges, col),
+    ):
+        touched = [s.text for s in segments if s.start < edges[at + 1] and edges[at] < s.stop]
+        if touched:
+            texts.append(" and ".join(touched))
+    return ", ".join(texts) or "no rank is named"
+
+
+def bar(picture: Picture, steps: int = 5) -> tuple[tuple[float, str], ...]:
+    """Return (share, text) of the numbers printed along the colour bar."""
+    return tuple(
+        (i / (steps - 1), short(colors.value_at(i / (steps - 1), picture.scale)))
+        for i in range(steps)
+    )

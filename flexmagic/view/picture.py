@@ -1,0 +1,259 @@
+"""The picture of a plane: what one look asks for, and everything that is drawn and said. Pure.
+
+``compose`` asks the source for one tile or one overview and turns it into codes, limits, counts,
+ribbons, holes and labels. Canvas and PNG only paint what stands here, so they cannot disagree.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexmagic.view import scale as colors
+from flexmagic.view.layout import Layout, lay_out
+from flexmagic.view.pieces import present
+from flexmagic.view.plane import (
+    Grid,
+    Plane,
+    clamp_window,
+    cut,
+    default_plane,
+    extent,
+    index_of,
+    make_plane,
+)
+from flexmagic.view.reduce import as_real
+from flexmagic.view.ribbon import Hole, Segment, holes, ribbons
+from flexmagic.view.words import token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    from flexmagic.view.source import Info, Overview, Source, Span
+
+REDUCERS = ("extremum", "mean", "rms")
+REDUCER_TEXT = {
+    "extremum": "signed extremum (the value of largest magnitude)",
+    "mean": "mean",
+    "rms": "root mean square",
+}
+BIN_PIXELS = 3
+"""Size of an overview's cell: smaller ones are seen by nobody and travel all the same."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What somebody wants to see. Whatever does not fit the tensor is put right, never refused.
+
+    ``rows``, ``cols``, ``fixed`` choose the plane (None: by default), ``row_window`` and
+    ``col_window`` the part of it (None: all), ``limits`` keeps given ones, ``width`` is the room
+    for the whole picture in CSS pixels.
+    """
+
+    rows: int | None = None
+    cols: int | None = None
+    fixed: Mapping[int, int] = field(default_factory=dict)
+    row_window: Span | None = None
+    col_window: Span | None = None
+    reducer: str = "extremum"
+    scale: str = "linear"
+    limits: tuple[float, float] | None = None
+    width: int = 800
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the picture must say about its cells; all are numbers of cells, except ``values``.
+
+    ``values`` are the elements behind the cells, and ``nan_values`` and so on how many of them are
+    not finite.
+    """
+
+    cells: int
+    values: int
+    above: int
+    below: int
+    nan: int
+    posinf: int
+    neginf: int
+    hole: int
+    nan_values: int
+    posinf_values: int
+    neginf_values: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A composed picture. ``codes`` is ``(R, C)`` uint8, one per cell of ``grid``.
+
+    ``tile`` holds the values of an exact picture, ``overview`` the bins of any other; ``mask`` is
+    False in holes. Labels are for every position of their dim, or None.
+    """
+
+    info: Info
+    plane: Plane
+    grid: Grid
+    reducer: str
+    scale: colors.Scale
+    codes: NDArray[np.uint8]
+    counts: Counts
+    layout: Layout
+    col_ribbon: tuple[Segment, ...]
+    row_ribbon: tuple[Segment, ...]
+    holes: tuple[Hole, ...]
+    row_labels: tuple[str, ...] | None
+    col_labels: tuple[str, ...] | None
+    tile: NDArray[Any] | None = None
+    mask: NDArray[np.bool_] | None = None
+    overview: Overview | None = None
+
+
+def compose(source: Source, look: Look) -> Picture:
+    """Ask the source once and return the picture. Raises what the source raises.
+
+    The tensor must have at least one element.
+    """
+    info = source.info
+    plane = default_plane(info)
+    if look.rows is not None or look.cols is not None:
+        rows = plane.rows if look.rows is None else look.rows
+        plane = make_plane(info, rows, plane.cols if look.cols is None else look.cols, look.fixed)
+    elif look.fixed:
+        plane = make_plane(info, plane.rows, plane.cols, look.fixed)
+    row_labels, col_labels = (_labels(source, plane, dim) for dim in (plane.rows, plane.cols))
+    col_ribbon, row_ribbon = ribbons(info, plane)
+    layout = lay_out(
+        info,
+        plane,
+        look.width,
+        row_labels=row_labels,
+        col_labels=col_labels,
+        row_ribbon=bool(row_ribbon),
+        col_ribbon=bool(col_ribbon),
+    )
+    grid = _grid(info, plane, look, layout)
+    reducer = "1:1" if grid.exact else look.reducer if look.reducer in REDUCERS else REDUCERS[0]
+    tile, mask, overview = _fetch(source, info, plane, grid)
+    values = _cells(tile, overview, reducer)
+    if mask is not None:
+        values = np.where(mask, values, np.nan)
+    known = values if mask is None else values[mask]
+    scale = colors.fit(known, look.scale, look.limits)
+    codes = _codes(values, mask, overview, scale)
+    return Picture(
+        info=info,
+        plane=plane,
+        grid=grid,
+        reducer=reducer,
+        scale=scale,
+        codes=codes,
+        counts=_count(codes, tile, mask, overview),
+        layout=layout,
+        col_ribbon=col_ribbon,
+        row_ribbon=row_ribbon,
+        holes=holes(info, plane),
+        row_labels=row_labels,
+        col_labels=col_labels,
+        tile=tile,
+        mask=mask,
+        overview=overview,
+    )
+
+
+def _labels(source: Source, plane: Plane, dim: int) -> tuple[str, ...] | None:
+    """Return the escaped, shortened labels of every position of ``dim``."""
+    texts = source.labels(dim, plane.fixed) if dim >= 0 else None
+    if texts is None or len(texts) != source.info.shape[dim]:
+        return None
+    return tuple(token(text, 18) for text in texts)
+
+
+def _grid(info: Info, plane: Plane, look: Look, layout: Layout) -> Grid:
+    rows, cols = extent(info, plane)
+    row_window = clamp_window(look.row_window, rows)
+    col_window = clamp_window(look.col_window, cols)
+    room = (layout.map_height, layout.map_width)
+    itemsize = 16 if info.dtype.startswith(("complex", "float64", "int64")) else 4
+    grid = cut(row_window, col_window, room, itemsize)
+    if grid.exact:
+        return grid
+    wide = (max(room[0] // BIN_PIXELS, 1), max(room[1] // BIN_PIXELS, 1))
+    return cut(row_window, col_window, wide, itemsize)
+
+
+def _fetch(
+    source: Source, info: Info, plane: Plane, grid: Grid
+) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None, Overview | None]:
+    """Read the tile, or the overview where there are fewer cells than values."""
+    if not grid.exact:
+        overview = source.overview(
+            plane.rows, plane.cols, dict(plane.fixed), grid.row_edges, grid.col_edges
+        )
+        mask = overview.n > 0
+        return None, None if mask.all() else mask, overview
+    index = index_of(info, plane, grid)
+    tile, mask = source.read(index), present(info, index)
+    if plane.rows > plane.cols:
+        tile, mask = tile.T, None if mask is None else mask.T
+    return tile.reshape(grid.shape), None if mask is None else mask.reshape(grid.shape), None
+
+
+def _cells(
+    tile: NDArray[Any] | None, overview: Overview | None, reducer: str
+) -> NDArray[np.float64]:
+    """Return what is drawn, ``(R, C)`` float64; bins with nothing finite are NaN."""
+    if overview is None:
+        return as_real(np.asarray(tile))
+    values = np.asarray(getattr(overview, reducer), dtype=np.float64)
+    return np.where(overview.finite > 0, values, np.nan)
+
+
+def _codes(
+    values: NDArray[np.float64],
+    mask: NDArray[np.bool_] | None,
+    overview: Overview | None,
+    scale: colors.Scale,
+) -> NDArray[np.uint8]:
+    """Return the codes; a bin with a single NaN or infinity among its values shows its mark."""
+    codes = colors.encode(values, scale)
+    if overview is not None:
+        codes[overview.neginf > 0] = colors.NEGINF
+        codes[overview.posinf > 0] = colors.POSINF
+        codes[overview.nan > 0] = colors.NAN
+    if mask is not None:
+        codes[~mask] = colors.HOLE
+    return codes
+
+
+def _count(
+    codes: NDArray[np.uint8],
+    tile: NDArray[Any] | None,
+    mask: NDArray[np.bool_] | None,
+    overview: Overview | None,
+) -> Counts:
+    def cells(code: int) -> int:
+        return int(np.count_nonzero(codes == code))
+
+    marks = {name: cells(code) for name, code in _MARKS.items()}
+    if overview is not None:
+        values = int(overview.n.sum())
+        odd = {name: int(getattr(overview, name).sum()) for name in _MARKS}
+    else:
+        values = int(np.size(tile)) if mask is None else int(mask.sum())
+        odd = marks
+    return Counts(
+        cells=int(codes.size),
+        values=values,
+        above=cells(colors.OVER),
+        below=cells(colors.UNDER),
+        hole=cells(colors.HOLE),
+        **marks,
+        **{f"{name}_values": count for name, count in odd.items()},
+    )
+
+
+_MARKS = {"nan": colors.NAN, "posinf": colors.POSINF, "neginf": colors.NEGINF}

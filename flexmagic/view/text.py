@@ -1,0 +1,105 @@
+"""The text form: what a terminal shows, and ``text/plain`` in a saved notebook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexmagic.view import header
+from flexmagic.view.pieces import present
+from flexmagic.view.plane import Plane, default_plane, extent
+from flexmagic.view.words import number, token
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flexmagic.view.source import Info, Source
+
+ROWS, COLS = 5, 6
+_LABEL = 14
+HOLE_TEXT = "(missing)"
+
+
+def to_text(source: Source) -> str:
+    """Return header, statistics and a few values. Moves at most 30 values and the statistics."""
+    return "\n".join([heading(source.info), body(source)])
+
+
+def heading(info: Info) -> str:
+    """Return the header as text: no data is asked for."""
+    lines = [header.title(info), "  " + " | ".join(header.facts(info))]
+    lines += [f"  {text}" for text in header.ownership(info)]
+    lines += [f"  warning: {text}" for text in header.warnings(info)]
+    return "\n".join(lines)
+
+
+def body(source: Source) -> str:
+    """Return the statistics and the first and last values of the default plane as text."""
+    info = source.info
+    if 0 in info.shape:
+        return "  This tensor is empty: there is nothing to show."
+    stats = "  " + "  ".join(f"{name} {text}" for name, text in header.stats_pairs(source.stats()))
+    plane = default_plane(info)
+    cells = _table(source, info, plane)
+    widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
+    lines = [
+        "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
+        for row in cells
+    ]
+    at = ", ".join(f"{info.dims[d]} {i}" for d, i in sorted(plane.fixed.items()))
+    return "\n".join([stats, *([f"  at {at}:"] if at else []), *lines])
+
+
+def _table(source: Source, info: Info, plane: Plane) -> list[list[str]]:
+    """Return the cells of the small table, with positions and labels; skipped ones are an ellipsis."""
+    rows, cols = (_ends(n, most) for n, most in zip(extent(info, plane), (ROWS, COLS), strict=True))
+    labels = source.labels(plane.rows, plane.fixed) if plane.rows >= 0 else None
+    blocks = [[_read(source, info, plane, r, c) for c in cols] for r in rows]
+    table: list[list[str]] = []
+    if plane.cols >= 0:
+        name = info.dims[plane.cols]
+        head = [[str(i) for i in range(*c)] for c in cols]
+        corner = f"{info.dims[plane.rows]} \\ {name}" if plane.rows >= 0 else name
+        table.append([corner, *_join(head)])
+    for block, (start, stop) in zip(blocks, rows, strict=True):
+        if table and len(rows) > 1 and start:
+            table.append(["\N{HORIZONTAL ELLIPSIS}"] * len(table[-1]))
+        for i in range(stop - start):
+            label = f" {token(labels[start + i], _LABEL)}" if labels else ""
+            first = f"{start + i}{label}" if plane.rows >= 0 else ""
+            table.append([first, *_join([part[i] for part in block])])
+    return table
+
+
+def _ends(size: int, most: int) -> list[tuple[int, int]]:
+    """Return all of a dim, or its two ends with ``most`` positions together."""
+    if size <= most:
+        return [(0, size)]
+    return [(0, most - most // 2), (size - most // 2, size)]
+
+
+def _join(parts: list[list[str]]) -> list[str]:
+    return parts[0] if len(parts) == 1 else [*parts[0], "\N{HORIZONTAL ELLIPSIS}", *parts[1]]
+
+
+def _read(
+    source: Source, info: Info, plane: Plane, rows: tuple[int, int], cols: tuple[int, int]
+) -> list[list[str]]:
+    """Return a corner of the plane as texts, rows x columns."""
+    spans = {plane.rows: slice(*rows), plane.cols: slice(*cols)}
+    index = tuple(spans.get(d, plane.fixed.get(d, 0)) for d in range(len(info.shape)))
+    tile: NDArray[Any] = source.read(index)
+    mask = present(info, index)
+    shape = (rows[1] - rows[0], cols[1] - cols[0])
+    if plane.rows > plane.cols:
+        tile, mask = tile.T, None if mask is None else mask.T
+    tile = tile.reshape(shape)
+    reached = np.ones(shape, dtype=bool) if mask is None else mask.reshape(shape)
+    return [
+        [
+            number(value, info.dtype) if there else HOLE_TEXT
+            for value, there in zip(values, line, strict=True)
+        ]
+        for values, line in zip(tile, reached, strict=True)
+    ]
