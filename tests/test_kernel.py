@@ -1,0 +1,111 @@
+"""The kernelspec: installed, started, and gone again without a trace."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from jupyter_client.kernelspec import KernelSpecManager
+from jupyter_client.manager import KernelManager
+
+import flexmagic_kernel
+from flexmagic.errors import InputError
+
+
+@pytest.fixture
+def prefix(tmp_path):
+    return tmp_path / "environment"
+
+
+def installed(prefix: Path) -> Path:
+    return prefix / "share" / "jupyter" / "kernels"
+
+
+@contextmanager
+def kernel(name: str, directory: Path):
+    """A running kernel by its spec's name, and its client."""
+    manager = KernelManager(
+        kernel_name=name, kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(directory)])
+    )
+    manager.start_kernel()
+    client = manager.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        yield client
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def value_of(client, expression: str) -> str:
+    """The repr of an expression, evaluated in the kernel."""
+    reply = client.execute("", user_expressions={"value": expression}, reply=True, timeout=60)
+    answer = reply["content"]["user_expressions"]["value"]
+    assert answer["status"] == "ok", answer
+    return answer["data"]["text/plain"]
+
+
+def test_the_kernel_starts_with_the_extension_loaded(prefix):
+    flexmagic_kernel.install(prefix=str(prefix))
+    with kernel("flexmagic", installed(prefix)) as client:
+        assert value_of(client, "1 + 1") == "2"
+        assert value_of(client, "__import__('sys').executable") == repr(sys.executable)
+        assert value_of(client, "'flexmagic' in get_ipython().extension_manager.loaded") == "True"
+        line = "sorted(m for m in get_ipython().magics_manager.magics['line'] if m.startswith('flex'))"
+        assert "flexrun" in value_of(client, line)
+
+
+def test_the_spec_is_ipykernels_own_with_our_name_and_logos(prefix):
+    path = flexmagic_kernel.install("Second.Name", prefix=str(prefix))
+    spec = json.loads((path / "kernel.json").read_text())
+    assert path == installed(prefix) / "second.name"
+    assert spec["display_name"] == "Python 3 (flexmagic)"
+    assert spec["argv"][0] == sys.executable
+    assert spec["argv"][-3:] == ["-f", "{connection_file}", "--ext=flexmagic"]
+    for size in (32, 64):
+        head = (path / f"logo-{size}x{size}.png").read_bytes()[:24]
+        assert struct.unpack(">II", head[16:]) == (size, size)
+    assert "<svg" in (path / "logo-svg.svg").read_text()
+
+
+def test_uninstall_leaves_nothing(prefix):
+    prefix.mkdir()
+    flexmagic_kernel.install(prefix=str(prefix))
+    flexmagic_kernel.install(prefix=str(prefix))  # a second time replaces the first
+    assert any(prefix.iterdir())
+    flexmagic_kernel.uninstall(prefix=str(prefix))
+    assert not any(prefix.iterdir())
+
+
+def test_uninstall_leaves_what_is_not_ours(prefix):
+    flexmagic_kernel.install(prefix=str(prefix))
+    other = installed(prefix) / "other"
+    other.mkdir()
+    (other / "kernel.json").write_text(json.dumps({"argv": ["python", "-m", "other"]}))
+    with pytest.raises(InputError, match="not one of flexmagic's"):
+        flexmagic_kernel.uninstall("other", prefix=str(prefix))
+    with pytest.raises(InputError, match="another kernel"):
+        flexmagic_kernel.install("other", prefix=str(prefix))
+    flexmagic_kernel.uninstall(prefix=str(prefix))
+    assert [p.name for p in installed(prefix).iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../up", "a b", "-x"])
+def test_names_that_cannot_be_used_are_refused(name, prefix):
+    for call in (flexmagic_kernel.install, flexmagic_kernel.uninstall):
+        with pytest.raises(InputError, match="cannot name a kernel"):
+            call(name, prefix=str(prefix))
+    assert not prefix.exists()
+
+
+def test_the_users_own_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "data"))
+    path = flexmagic_kernel.install(user=True)
+    assert path == tmp_path / "data" / "kernels" / "flexmagic"
+    assert flexmagic_kernel.uninstall(user=True) == path
+    assert not path.exists()
