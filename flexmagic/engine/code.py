@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from flexmagic.errors import HookError, RankFailure
+from flexmagic.errors import CellError, HookError, RankFailure
 
 NAMES = ("x", "site", "index", "step", "ctx", "module", "rank")
 """What a hook body sees besides the engine's own namespace; the function form gets ``(x, h)``."""
@@ -53,20 +53,34 @@ class HookSource:
         return lines[at] if 0 <= at < len(lines) else ""
 
 
+def shifted(source: HookSource) -> str:
+    """The text with blank lines in front, so that line numbers count as the user's cell does."""
+    return "\n" * (source.first_line - 1) + source.text
+
+
 def check(source: HookSource) -> None:
     """Compile a hook without running it; raise :class:`HookError` with the user's line and a caret."""
     try:
-        _compile(source)
+        if source.function is None:
+            _compile(source)
     except SyntaxError as error:
-        raise HookError(_syntax_message(source, error)) from None
+        raise HookError(_syntax_message(f"hook {source.name!r}", source, error)) from None
 
 
-def _syntax_message(source: HookSource, error: SyntaxError) -> str:
+def check_cell(source: HookSource) -> None:
+    """The same for a cell that runs as it stands; raises :class:`CellError`."""
+    try:
+        compile(shifted(source), source.filename, "exec")
+    except SyntaxError as error:
+        raise CellError(_syntax_message("the cell", source, error)) from None
+
+
+def _syntax_message(what: str, source: HookSource, error: SyntaxError) -> str:
     line = error.lineno or 1
     text = (error.text or "").rstrip("\n") or source.line(line)
     column = max((error.offset or 1) - 1, 0)
     return (
-        f"hook {source.name!r} has a syntax error on line {line}; nothing was sent to the engines.\n"
+        f"{what} has a syntax error on line {line}; nothing was sent to the engines.\n"
         f"    {text}\n    {' ' * column}^\n{type(error).__name__}: {error.msg}"
     )
 
@@ -74,7 +88,7 @@ def _syntax_message(source: HookSource, error: SyntaxError) -> str:
 def build(source: HookSource, namespace: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
     """The hook as a function of its names (see :data:`NAMES`), its globals the given namespace."""
     if source.function is not None:
-        return _from_function(source.function)
+        return _from_function(source.function, namespace)
     found: dict[str, Any] = {}
     # two mappings would make the body's free names invisible: define it in the namespace itself
     exec(_compile(source), namespace, found)  # noqa: S102 - running the user's code is the product
@@ -82,8 +96,15 @@ def build(source: HookSource, namespace: dict[str, Any]) -> Callable[[dict[str, 
     return lambda names: body(**names)
 
 
-def _from_function(function: Callable[..., Any]) -> Callable[[dict[str, Any]], Any]:
+def _from_function(
+    function: Callable[..., Any], namespace: dict[str, Any]
+) -> Callable[[dict[str, Any]], Any]:
+    """A function from the notebook; names it did not bring along are the engine's namespace's."""
+
     def call(names: dict[str, Any]) -> Any:
+        for name in function.__code__.co_names:
+            if name in namespace:
+                function.__globals__.setdefault(name, namespace[name])
         given = dict(names)
         x = given.pop("x")
         result = function(x, HookView(**given))
@@ -120,9 +141,7 @@ class _Returns(ast.NodeTransformer):
 
 
 def _compile(source: HookSource) -> Any:
-    # parsed with blank lines in front, so that errors and tracebacks count as the user's cell does
-    shifted = "\n" * (source.first_line - 1) + source.text
-    parsed = ast.parse(shifted, source.filename)
+    parsed = ast.parse(shifted(source), source.filename)
     body: list[ast.stmt] = [_Returns().visit(statement) for statement in parsed.body]
     template = ast.parse(f"def __flexhook__({', '.join(NAMES)}):\n    return x")
     function = template.body[0]

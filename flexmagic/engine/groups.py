@@ -8,21 +8,12 @@ from __future__ import annotations
 
 import datetime
 import gc
-import socket
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
 STORE_TIMEOUT = datetime.timedelta(seconds=60)
-
-
-def free_port(host: str) -> int:
-    """A port that was free a moment ago on ``host``."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True)

@@ -255,7 +255,7 @@ class _Value:
 
 def _check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
     if not isinstance(result, torch.Tensor):
-        msg = f"the hook left a {type(result).__name__} in x; the model needs a tensor"
+        msg = f"the hook left {type(result).__name__} in x, not a tensor"
         raise TypeError(msg)
     if result.shape != shape or result.dtype != dtype:
         msg = (

@@ -18,9 +18,9 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from flexmagic.engine import distributed, look
-from flexmagic.engine.code import HookSource, failure
+from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
-from flexmagic.engine.groups import Groups, Place, free_port
+from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import prepare
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.errors import CellError, FlexError, ModelError
@@ -70,19 +70,23 @@ def _answer(function: Callable[[Runtime], T], runtime: Runtime) -> Reply[T]:
         return Reply(error=FlexError(f"{type(error).__name__}: {error}"), trace=trace)
 
 
-def offer_port(host: str) -> int:
-    """A free port on this rank's host, for the store that rank 0 will serve."""
-    return free_port(host)
-
-
 @dataclass(frozen=True)
 class Seat:
     """Where a rank sits: what a status table shows of it when it joins."""
 
     rank: int
+    world_size: int
     host: str
     pid: int
     device: str
+
+
+def seat() -> Seat | None:
+    """This process's seat, ``None`` before :func:`join`."""
+    if _Slot.runtime is None:
+        return None
+    place = _Slot.runtime.place
+    return Seat(place.rank, place.world_size, socket.gethostname(), _Slot.runtime.process(), str(place.device))
 
 
 def join(namespace: dict[str, Any], rank: int, world_size: int, host: str, port: int, generation: int) -> Seat:
@@ -95,7 +99,9 @@ def join(namespace: dict[str, Any], rank: int, world_size: int, host: str, port:
     _Slot.runtime = Runtime(Groups(place, host, port, generation), namespace)
     namespace.setdefault("torch", torch)
     namespace.update(rank=rank, world_size=world_size, device=device)
-    return Seat(rank, socket.gethostname(), _Slot.runtime.process(), str(device))
+    joined = seat()
+    assert joined is not None  # set just above
+    return joined
 
 
 @verb
@@ -145,7 +151,7 @@ def build_model(runtime: Runtime, cell: HookSource, axes: tuple[str, ...], shape
             built, tokenizer = cell.function(**names), None
         else:
             runtime.namespace.update(names)
-            exec(compile(cell.text, cell.filename, "exec"), runtime.namespace)  # noqa: S102 - the user's cell
+            exec(compile(shifted(cell), cell.filename, "exec"), runtime.namespace)  # noqa: S102 - the user's cell
             built, tokenizer = runtime.namespace.get("model"), runtime.namespace.get("tokenizer")
     except Exception as error:  # noqa: BLE001 - user code may raise anything; it becomes data
         _restore(runtime, previous)

@@ -150,8 +150,12 @@ def infer(
         (site, seen[0][site]) for site, rule in rules.items()
         if not rule.refused and all(isinstance(p, Replicate) for p in rule.placements)
     ]
-    return {site: _as_sum(rule, seen, expected, sums) for site, rule in rules.items()}
+    rules = {site: _as_sum(rule, seen, expected, sums) for site, rule in rules.items()}
+    nothing_split = not weights and all(rule.refused in ("", CONSTANT) for rule in rules.values())
+    return {site: _as_copy(rule, seen) if nothing_split else rule for site, rule in rules.items()}
 
+
+CONSTANT = "all its elements are equal on every rank, so a piece cannot be told from the whole"
 
 UNSETTLED = "the ranks hold different values of the full shape, and no site holds their sum"
 
@@ -213,9 +217,7 @@ def _without_twin(base: Rule, present: Sequence[Seen]) -> Rule:
             refused="the ranks hold different values, and there is no unsharded form of this model to tell how they join",
         )
     if len(present) > 1 and present[0].constant:
-        return replace(
-            base, refused="all its elements are equal on every rank, so a piece cannot be told from the whole"
-        )
+        return replace(base, refused=CONSTANT)
     return replace(base, placements=(Replicate(),), how="equal on every rank")
 
 
@@ -293,6 +295,13 @@ def _as_sum(
         if whole.shape == pieces[0].shape and _near(total, whole.fingerprint, max(norm, whole.norm)):
             return replace(rule, refused="", placements=(Partial(),), how=f"the ranks' values add up to {site}")
     return rule
+
+
+def _as_copy(rule: Rule, seen: Sequence[Mapping[Site, Seen]]) -> Rule:
+    """A constant tensor of a model of which every other tensor and every weight is whole everywhere."""
+    if rule.refused != CONSTANT or any(of_rank[rule.site].shape != seen[0][rule.site].shape for of_rank in seen):
+        return rule
+    return replace(rule, refused="", placements=(Replicate(),), how="equal on every rank, as all of the model is")
 
 
 def _all_equal(present: Sequence[Seen]) -> bool:

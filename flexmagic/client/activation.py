@@ -1,0 +1,266 @@
+"""The notebook's handle to a captured activation: whole to the eye, in pieces on the engines."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from flexmagic.layout.sites import Site
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from numpy.typing import NDArray
+
+    from flexmagic.client.calls import Calls
+    from flexmagic.layout.assemble import Read
+    from flexmagic.layout.layout import Layout
+    from flexmagic.view.source import Info, Overview, Stats
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Which run a capture belongs to and what is known of it beside its layout."""
+
+    run: int
+    site: Site
+    hooks: str
+    tokens: tuple[tuple[str, ...], ...]
+    nbytes: int
+    warnings: tuple[str, ...] = ()
+
+
+class Activation:
+    """One whole tensor that a run left on the engines in pieces.
+
+    Holding it costs nothing; indexing, :meth:`numpy` and the viewer fetch what they show and no
+    more. Values are those of the tensor after all hooks of its site.
+    """
+
+    def __init__(
+        self,
+        calls: Calls,
+        origin: Origin,
+        layout: Layout,
+        siblings: Callable[[], dict[str, Callable[[], Activation]]],
+    ) -> None:
+        self._calls = calls
+        self._origin = origin
+        self._siblings = siblings
+        self._moved = 0
+        self.layout = layout
+
+    @property
+    def site(self) -> str:
+        """The site's name, e.g. ``model.layers.3.mlp:output``."""
+        return str(self._origin.site)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The whole tensor's shape."""
+        return self.layout.shape
+
+    @property
+    def dims(self) -> tuple[str, ...]:
+        """A name per dim, e.g. ``("batch", "seq", "hidden")``."""
+        return self.layout.dims
+
+    @property
+    def dtype(self) -> str:
+        """The tensor's own dtype by torch's name, e.g. ``"bfloat16"``."""
+        return self.layout.dtype
+
+    def __getitem__(self, index: object) -> NDArray[Any]:
+        """A part of the whole by ints, slices and ``...``; only that part travels.
+
+        Returns an array of the indexed shape, dtype as :meth:`numpy` gives it. Raises
+        :class:`~flexmagic.errors.InputError` for any other index.
+        """
+        from flexmagic.engine.look import as_array  # noqa: PLC0415 - brings torch
+
+        return as_array(self._read(index))
+
+    def numpy(self) -> NDArray[Any]:
+        """The whole tensor as an array; bf16 and fp8 become float32 of the same values."""
+        return self[...]
+
+    def torch(self) -> torch.Tensor:
+        """The whole tensor in its own dtype, on the CPU."""
+        return self._read(...)
+
+    def _read(self, index: object) -> torch.Tensor:
+        from flexmagic.layout.assemble import normalise, window_of  # noqa: PLC0415 - brings torch
+
+        window, rest = window_of(normalise(index, self.shape), self.shape)
+        tensor = self._window(window)
+        steps = [(dim, part.step) for dim, part in enumerate(rest) if isinstance(part, slice) and part.step]
+        for dim, step in steps:
+            picked = range(tensor.shape[dim])[::step]
+            tensor = tensor.index_select(dim, _as_index(picked))
+        return tensor[tuple(0 if isinstance(part, int) else slice(None) for part in rest)]
+
+    def _window(self, window: tuple[tuple[int, int], ...]) -> torch.Tensor:
+        import torch  # noqa: PLC0415
+
+        from flexmagic.layout.assemble import plan_read  # noqa: PLC0415
+
+        dtype = getattr(torch, self.dtype)
+        out = torch.zeros([stop - start for start, stop in window], dtype=dtype)
+        reads = plan_read(self.layout, window)
+        for read, raw in zip(reads, self._fetch(reads), strict=True):
+            self._moved += raw.nbytes
+            part = torch.from_numpy(raw.copy()).view(dtype).reshape(out[read.result].shape)
+            if self.layout.partial:
+                out[read.result] += part
+            else:
+                out[read.result] = part
+        return out
+
+    def _fetch(self, reads: Sequence[Read]) -> list[NDArray[np.uint8]]:
+        return self._ask("read", reads, [read.local for read in reads])
+
+    def _ask(self, verb: str, reads: Sequence[Read], parts: Sequence[Any], *more: Any) -> list[Any]:
+        """Send each read's part to its rank, one call per rank; answers in the order of the reads."""
+        by_rank: dict[int, list[int]] = {}
+        for at, read in enumerate(reads):
+            by_rank.setdefault(read.rank, []).append(at)
+        run, site = self._origin.run, self._origin.site
+        answers = self._calls.some(
+            {rank: (verb, (run, site, [parts[at] for at in mine], *more), {}) for rank, mine in by_rank.items()}
+        )
+        out: list[Any] = [None] * len(reads)
+        for rank, mine in by_rank.items():
+            for at, answer in zip(mine, answers[rank], strict=True):
+                out[at] = answer
+        return out
+
+    # the viewer's seam (flexmagic.view.source.Source)
+
+    @property
+    def info(self) -> Info:
+        """What is known without touching data."""
+        from flexmagic.view.source import Info  # noqa: PLC0415 - the seam to the viewer
+
+        return Info(
+            site=self.site,
+            shape=self.shape,
+            dims=self.dims,
+            dtype=self.dtype,
+            mesh=str(self.layout.mesh),
+            placements=self.layout.describe_placements(),
+            pieces=_pieces(self.layout),
+            hook=self._origin.hooks,
+            run=f"run {self._origin.run}",
+            nbytes=self._origin.nbytes,
+            partial=self.layout.partial,
+            warnings=self._origin.warnings,
+        )
+
+    @property
+    def bytes_moved(self) -> int:
+        """Bytes of data that looking at this activation has brought to the notebook so far."""
+        return self._moved
+
+    def read(self, index: tuple[int | slice, ...]) -> NDArray[Any]:
+        """As indexing; the viewer's name for it."""
+        return self[index]
+
+    def stats(self) -> Stats:
+        """Counts, extremes, mean and standard deviation of the whole, merged from the ranks' own."""
+        from flexmagic.layout.assemble import plan_read  # noqa: PLC0415 - brings torch
+        from flexmagic.view.reduce import compute_stats, merge_stats  # noqa: PLC0415
+
+        if self.layout.partial:
+            return compute_stats(self.numpy())
+        reads = plan_read(self.layout, tuple((0, n) for n in self.shape))
+        return merge_stats(self._ask("stats", reads, [read.local for read in reads]))
+
+    def overview(
+        self,
+        rows: int,
+        cols: int,
+        fixed: dict[int, int],
+        row_edges: NDArray[np.int64],
+        col_edges: NDArray[np.int64],
+    ) -> Overview:
+        """Two dims reduced to bins, each rank reducing its own part; see :class:`Source`."""
+        from flexmagic.engine.look import Window  # noqa: PLC0415 - brings torch
+        from flexmagic.layout.assemble import plan_read  # noqa: PLC0415
+        from flexmagic.view.reduce import merge_overviews, reduce_overview  # noqa: PLC0415
+
+        window = Window(rows, cols, dict(fixed), row_edges, col_edges)
+        bounds = window.bounds(len(self.shape))
+        if self.layout.partial:
+            index = tuple(fixed[d] if d in fixed else slice(*bounds[d]) for d in range(len(self.shape)))
+            values = self[index]
+            values = values.T if rows > cols else values
+            return reduce_overview(values, row_edges - row_edges[0], col_edges - col_edges[0])
+        reads = plan_read(self.layout, bounds)
+        parts = self._ask("overview", reads, [(read.local, read.result) for read in reads], window)
+        self._moved += sum(part.mean.nbytes * 7 for part in parts)
+        merged = merge_overviews(parts)
+        return _with_edges(merged, row_edges, col_edges)
+
+    def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
+        """The tokens along a ``seq`` dim, of the row at which ``fixed`` holds the ``batch`` dim."""
+        if self.dims[dim] != "seq" or not self._origin.tokens:
+            return None
+        row = 0
+        if "batch" in self.dims and fixed:
+            row = fixed.get(self.dims.index("batch"), 0)
+        tokens = self._origin.tokens[row] if row < len(self._origin.tokens) else ()
+        return tokens if len(tokens) == self.shape[dim] else None
+
+    # display
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One self-contained HTML page with picture, header and numbers; written to ``path`` if given."""
+        from flexmagic.view.static import to_html  # noqa: PLC0415 - only when shown
+
+        return to_html(self, path)
+
+    def __repr__(self) -> str:
+        """Site, shape, dtype and layout: no data is fetched."""
+        places = ", ".join(self.layout.describe_placements())
+        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}>"
+
+    def _ipython_display_(self) -> None:
+        from flexmagic.view.display import show  # noqa: PLC0415 - only when shown
+
+        siblings = self._siblings()
+        own = next((label for label, make in siblings.items() if label == _layer_label(self._origin.site)), None)
+        show(self, siblings or None, own)
+
+
+def _as_index(picked: range) -> torch.Tensor:
+    import torch  # noqa: PLC0415
+
+    return torch.tensor(list(picked), dtype=torch.int64)
+
+
+def _layer_label(site: Site) -> str:
+    return str(site)
+
+
+def _pieces(layout: Layout) -> tuple[Any, ...]:
+    from flexmagic.view.source import Piece  # noqa: PLC0415 - the seam to the viewer
+
+    out = []
+    for rank, block in enumerate(layout.blocks):
+        if block is None:
+            continue
+        starts = [list(itertools.accumulate((b - a for a, b in spans), initial=0))[:-1] for spans in block]
+        for spans, local in zip(itertools.product(*block), itertools.product(*starts), strict=True):
+            out.append(Piece(rank, tuple(spans), tuple(local)))
+    return tuple(out)
+
+
+def _with_edges(overview: Overview, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> Overview:
+    from dataclasses import replace  # noqa: PLC0415
+
+    return replace(overview, row_edges=row_edges, col_edges=col_edges)

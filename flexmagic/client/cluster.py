@@ -1,0 +1,220 @@
+"""The cluster: one engine per rank, started here or found running.
+
+ipyparallel launches and connects; every rank is an engine set of its own, so that each has its own
+environment and can be signalled alone. Local clusters listen on loopback only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import subprocess
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexmagic.client import reaper
+from flexmagic.errors import ClusterError
+
+START_TIMEOUT = 120.0
+"""Seconds in which all engines must have come up."""
+
+_CONTROLLER = ["--nodb", "--HeartMonitor.period=500", "--HeartMonitor.max_heartmonitor_misses=3"]
+
+
+@dataclass(frozen=True)
+class Devices:
+    """What one host offers to ranks: ``count`` devices of a ``kind`` (``GPU`` or ``CPU core``)."""
+
+    kind: str
+    count: int
+
+
+def local_devices() -> Devices:
+    """This host's GPUs, or its CPU cores if it has none."""
+    import torch  # noqa: PLC0415 - only a start needs it
+
+    if torch.cuda.is_available():
+        return Devices("GPU", torch.cuda.device_count())
+    return Devices("CPU core", len(os.sched_getaffinity(0)))
+
+
+def check_size(n: int, devices: Devices, *, oversubscribe: bool) -> None:
+    """Raise :class:`ClusterError` for a number of engines that the devices do not carry."""
+    if n < 1:
+        msg = f"A cluster needs at least one engine, not {n}. Type %flexcluster start -n 2."
+        raise ClusterError(msg)
+    if n > devices.count and not oversubscribe:
+        have = f"{devices.count} {devices.kind}{'s' if devices.count != 1 else ''}"
+        msg = (
+            f"{n} engines asked for, but this machine has {have}. Type %flexcluster start -n {devices.count}, "
+            f"or let engines share them: %flexcluster start -n {n} --oversubscribe."
+        )
+        raise ClusterError(msg)
+
+
+def rank_environment(rank: int, devices: Devices) -> dict[str, str]:
+    """What an engine's process must know before it imports torch."""
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+    if devices.kind == "GPU":
+        environment["CUDA_VISIBLE_DEVICES"] = str(rank % devices.count)
+    return environment
+
+
+class Cluster:
+    """A running cluster and the connection to it."""
+
+    def __init__(self, ipp_cluster: Any, client: Any, *, owned: bool, keep: bool) -> None:
+        self._cluster = ipp_cluster
+        self.client = client
+        self.owned = owned
+        self.keep = keep
+        self._reaper: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    def start(cls, n: int, *, keep: bool, oversubscribe: bool, progress: Callable[[int, str], None]) -> Cluster:
+        """Start a controller and ``n`` engines on this host; all or none.
+
+        ``progress`` hears how many of the ``n`` engines are up. Raises :class:`ClusterError`.
+        """
+        import ipyparallel as ipp  # noqa: PLC0415 - heavy; loading the extension needs none of it
+
+        devices = local_devices()
+        check_size(n, devices, oversubscribe=oversubscribe)
+        launched = ipp.Cluster(
+            cluster_id=f"flexmagic-{uuid.uuid4().hex[:6]}",
+            delay=0,
+            controller_ip="127.0.0.1",
+            controller_args=_CONTROLLER,
+            shutdown_atexit=not keep,
+            log_level=logging.CRITICAL,
+            load_profile=False,
+            parent=None,
+        )
+        cluster = cls(launched, None, owned=True, keep=keep)
+        try:
+            progress(0, "starting the controller")
+            launched.start_controller_sync()
+            for rank in range(n):
+                launched.start_engines_sync(
+                    n=1,
+                    engine_set_id=f"rank{rank}",
+                    environment=rank_environment(rank, devices),
+                    engine_args=[f"--IPEngine.id={rank}"],
+                )
+            if not keep:
+                cluster._reaper = reaper.start(launched.cluster_file)
+            cluster.client = launched.connect_client_sync()
+            cluster._await_engines(n, progress)
+        except BaseException as error:
+            cluster.stop()
+            if isinstance(error, Exception) and not isinstance(error, ClusterError):
+                msg = f"The engines could not be started: {error}"
+                raise ClusterError(msg) from error
+            raise
+        return cluster
+
+    def _await_engines(self, n: int, progress: Callable[[int, str], None]) -> None:
+        waited, step = 0.0, 0.2
+        while len(self.client.ids) < n:
+            progress(len(self.client.ids), "waiting for the engines")
+            gone = [name for name, engines in self._cluster.engines.items() if engines.state == "after"]
+            if gone or waited > START_TIMEOUT:
+                what = f"{', '.join(gone)} ended at once" if gone else f"not all were up after {START_TIMEOUT:.0f} s"
+                msg = f"The engines could not be started: {what}. Their logs are in {self.log_folder}."
+                raise ClusterError(msg)
+            with contextlib.suppress(TimeoutError):
+                self.client.wait_for_engines(n, timeout=step, interactive=False)
+            waited += step
+        progress(n, "engines are up")
+
+    @classmethod
+    def attach(cls, name: str | None = None) -> Cluster:
+        """Connect to a cluster that is already running, by its id, its profile, or the only one there is.
+
+        Raises :class:`ClusterError` if there is none, or several to choose from.
+        """
+        import ipyparallel as ipp  # noqa: PLC0415
+
+        manager = ipp.ClusterManager()
+        manager.load_clusters()
+        found = {c.cluster_id or "default": c for c in manager.clusters.values() if c.controller is not None}
+        wanted = {k: c for k, c in found.items() if name in (None, k) or _profile_of(c) == name}
+        if len(wanted) != 1:
+            listed = ", ".join(sorted(wanted or found)) or "none"
+            hint = "Type %flexcluster attach NAME." if found else "Type %flexcluster start -n 2."
+            msg = f"{'Several clusters are' if wanted else 'No such cluster is'} running. Running: {listed}. {hint}"
+            raise ClusterError(msg)
+        cluster = next(iter(wanted.values()))
+        try:
+            client = cluster.connect_client_sync(timeout=10)
+        except Exception as error:
+            msg = f"The cluster {cluster.cluster_id} does not answer: {error}"
+            raise ClusterError(msg) from error
+        if not client.ids:
+            client.close()
+            msg = f"The cluster {cluster.cluster_id} has no engines."
+            raise ClusterError(msg)
+        return cls(cluster, client, owned=False, keep=True)
+
+    @property
+    def name(self) -> str:
+        """The id by which another notebook can attach."""
+        return str(self._cluster.cluster_id)
+
+    @property
+    def log_folder(self) -> Path:
+        """Where the engines' logs are."""
+        return Path(self._cluster.profile_dir) / "log"
+
+    @property
+    def engines(self) -> list[int]:
+        """The engines' ids, in rank order."""
+        return sorted(self.client.ids)
+
+    def interrupt(self) -> None:
+        """Send every engine what Ctrl-C sends."""
+        import signal  # noqa: PLC0415
+
+        if self._cluster.engines:
+            self._cluster.signal_engines_sync(signal.SIGINT)
+        else:
+            self.client.send_signal(signal.SIGINT, block=False)
+
+    def disconnect(self) -> None:
+        """Close the connection; the engines stay."""
+        self._dismiss_reaper()
+        if self.client is not None:
+            self.client.close()
+
+    def stop(self) -> None:
+        """End the engines and the controller, and forget them."""
+        if self.client is not None:
+            with contextlib.suppress(Exception):  # a broken connection must not keep engines alive
+                self.client.close()
+        self._cluster.stop_engines_sync()
+        self._cluster.stop_controller_sync()
+        self._remove_connection_files()
+        self._dismiss_reaper()
+
+    def _remove_connection_files(self) -> None:
+        security = Path(self._cluster.profile_dir) / "security"
+        for path in security.glob(f"*{self.name}*.json"):
+            path.unlink(missing_ok=True)
+
+    def _dismiss_reaper(self) -> None:
+        if self._reaper is not None:
+            reaper.dismiss(self._reaper)
+            self._reaper = None
+
+
+def _profile_of(cluster: Any) -> str:
+    return Path(cluster.profile_dir).name.removeprefix("profile_")

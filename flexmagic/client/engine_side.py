@@ -1,0 +1,56 @@
+"""The few functions that run inside ipyparallel's engines: they hand calls to the engine's verbs.
+
+The one place where an engine meets IPython.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+
+def host_name() -> str:
+    """The name of the engine's host."""
+    return socket.gethostname()
+
+
+def seat() -> Any:
+    """Where this engine sits, if it has joined a session; ``None`` otherwise."""
+    import sys  # noqa: PLC0415
+
+    verbs = sys.modules.get("flexmagic.engine.verbs")
+    return None if verbs is None else verbs.seat()
+
+
+def offer_port(host: str) -> int:
+    """A free port on this engine's host, for the store that rank 0 will serve."""
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
+
+
+def call(verb: str, payload: bytes) -> Any:
+    """Run one of :mod:`flexmagic.engine.verbs` with arguments pickled by value."""
+    import cloudpickle  # noqa: PLC0415 - an engine without a call needs none of this
+
+    from flexmagic.engine import verbs  # noqa: PLC0415
+
+    args, kwargs = cloudpickle.loads(payload)
+    return getattr(verbs, verb)(*args, **kwargs)
+
+
+def join(rank: int, world_size: int, host: str, port: int, generation: int = 1) -> Any:
+    """Make this engine a rank that shares its namespace with the user's ``%%px`` cells."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
+    os.environ.setdefault("LOCAL_RANK", "0" if os.environ.get("CUDA_VISIBLE_DEVICES") else str(rank))
+    if host == "127.0.0.1":
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+
+    from IPython import get_ipython  # noqa: PLC0415
+
+    from flexmagic.engine import verbs  # noqa: PLC0415
+
+    shell = get_ipython()
+    assert shell is not None  # an engine is an IPython kernel
+    return verbs.join(shell.user_ns, rank, world_size, host, port, generation)

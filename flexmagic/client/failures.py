@@ -1,0 +1,80 @@
+"""One error out of what the ranks report of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flexmagic.engine.instrument import Edit, Outcome
+from flexmagic.engine.runtime import RunReply
+from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure
+
+READY = "The model and the engines are ready: mend the cell and run it again."
+
+
+def raise_for(replies: Sequence[RunReply]) -> None:
+    """Raise what went wrong in a run, if anything did; ``replies`` in rank order."""
+    failures = tuple(f for reply in replies for f in reply.outcome.failures)
+    if failures:
+        raise HookError(f"{describe(failures, len(replies))}\n{READY}", failures)
+    _raise_for_model(replies)
+    _raise_for_stop([reply.outcome for reply in replies])
+    _raise_for_edits([reply.outcome.edits for reply in replies])
+
+
+def _raise_for_model(replies: Sequence[RunReply]) -> None:
+    errors = {rank: reply.error for rank, reply in enumerate(replies) if reply.error}
+    if not errors:
+        return
+    first = next(iter(errors.values()))
+    where = "on every rank" if len(errors) == len(replies) else f"on rank {_ranks(list(errors))}"
+    msg = f"The model's own forward failed {where}: {first}"
+    raise ModelError(msg)
+
+
+def _raise_for_stop(outcomes: Sequence[Outcome]) -> None:
+    reasons = sorted({outcome.stopped for outcome in outcomes if outcome.stopped})
+    if reasons:
+        raise FlexError("The run was ended on all ranks together: " + "; ".join(reasons))
+
+
+def _raise_for_edits(edits: Sequence[Sequence[Edit]]) -> None:
+    """Compare what each rank's hooks left: a whole tensor must be edited alike everywhere."""
+    for per_rank in zip(*edits, strict=False):
+        if len({(e.site, e.hook, e.edited, e.sums) for e in per_rank}) > 1:
+            first = per_rank[0]
+            msg = (
+                f"hook {first.hook!r} left different values on the ranks at {first.site}, so the result would not "
+                "be that of one model. A hook on whole tensors must do the same on every rank: do not branch on "
+                "`rank`, and draw random numbers from torch. For a rank's own piece use --local."
+            )
+            raise HookError(msg)
+    if len({len(of_rank) for of_rank in edits}) > 1:
+        msg = "the ranks did not run the same hooks the same number of times, so the result is not that of one model"
+        raise HookError(msg)
+
+
+def cell_error(error: CellError, world_size: int) -> CellError:
+    """A :class:`CellError` with a message that names ranks and the user's line."""
+    return CellError(f"{describe(error.failures, world_size)}\nNo model was changed.", error.failures)
+
+
+def describe(failures: Sequence[RankFailure], world_size: int) -> str:
+    """What failed, where and on which ranks; the same failure on several ranks is said once."""
+    groups: dict[tuple[object, ...], list[RankFailure]] = {}
+    for f in failures:
+        groups.setdefault((f.hook, f.site, f.line, f.kind, f.message), []).append(f)
+    return "\n".join(_one(group, world_size) for group in groups.values())
+
+
+def _one(group: list[RankFailure], world_size: int) -> str:
+    f = group[0]
+    ranks = sorted({failure.rank for failure in group})
+    where = "every rank" if len(ranks) == world_size and world_size > 1 else f"rank {_ranks(ranks)}"
+    what = f"hook {f.hook!r} failed at {f.site}" if f.site else "the cell failed"
+    line = "" if f.line is None else f", line {f.line}"
+    text = f"\n    {f.text.strip()}" if f.text.strip() else ""
+    return f"{what}{line}, on {where}:{text}\n{f.kind}: {f.message}"
+
+
+def _ranks(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, ranks))

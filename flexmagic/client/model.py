@@ -1,0 +1,167 @@
+"""The loaded model as the notebook sees it: modules, sites, layouts, parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flexmagic.client.table import Table, size_text
+from flexmagic.errors import LayoutError, ModelError
+from flexmagic.layout.sites import Site
+
+if TYPE_CHECKING:
+    import torch
+
+    from flexmagic.client.calls import Calls
+    from flexmagic.engine.verbs import ModelReport
+    from flexmagic.layout.mesh import Mesh
+    from flexmagic.layout.survey import Rule
+
+
+class Model:
+    """A model split over the ranks of a session."""
+
+    def __init__(self, calls: Calls, reports: list[ModelReport]) -> None:
+        self._calls = calls
+        self._reports = reports
+        self.alive = True
+
+    @property
+    def _first(self) -> ModelReport:
+        return self._reports[0]
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return self._first.name
+
+    @property
+    def mesh(self) -> Mesh:
+        """The device mesh the model lies on."""
+        return self._first.mesh
+
+    @property
+    def paths(self) -> list[str]:
+        """All module paths, ``""`` for the model itself."""
+        return [path for path, _ in self._first.modules]
+
+    @property
+    def rules(self) -> dict[Site, Rule]:
+        """The surveyed layout of every site."""
+        return self._first.rules
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether layouts are known; a model whose input cannot be guessed is surveyed at its first run."""
+        return bool(self._first.rules)
+
+    def update(self, reports: list[ModelReport]) -> None:
+        """Take over a newer survey."""
+        self._reports = reports
+
+    @property
+    def parameter_bytes(self) -> list[int]:
+        """Bytes of parameters on each rank."""
+        return [report.local_bytes for report in self._reports]
+
+    def layout_table(self) -> Table:
+        """Every site with its global shape in named dims, its layout and how that was established."""
+        rows = []
+        for site, rule in self.rules.items():
+            dims, _, places = rule.describe().partition("] ")
+            if rule.refused:
+                rows.append((str(site), "", "refused", rule.refused))
+            else:
+                rows.append((str(site), dims.removeprefix("["), places, rule.how))
+        return Table(("site", "whole shape", "layout", "how it is known"), tuple(rows), str(self))
+
+    def tree(self) -> Table:
+        """The modules with the shape and layout of what each returns."""
+        rows = []
+        for path, kind in self._first.modules:
+            depth = path.count(".") + bool(path)
+            label = "  " * depth + (path.rpartition(".")[2] or "(model)")
+            rows.append((label, kind, *self._output(path)))
+        return Table(("module", "class", "output", "layout"), tuple(rows), str(self))
+
+    def _output(self, path: str) -> tuple[str, str]:
+        rules = [r for s, r in self.rules.items() if s.path == path and s.port == "output"]
+        if not rules:
+            return ("", "not surveyed yet" if not self.surveyed else "")
+        shapes, places = [], []
+        for rule in rules:
+            dims, _, place = rule.describe().partition("] ")
+            shapes.append(f"{rule.site.leaf} {dims.removeprefix('[')}".strip() if not rule.refused else "refused")
+            places.append(rule.refused or place)
+        return "; ".join(shapes), "; ".join(dict.fromkeys(places))
+
+    def parameter(self, name: str) -> torch.Tensor:
+        """A whole parameter by name, in its own dtype on the CPU.
+
+        Raises :class:`ModelError` for an unknown name, :class:`LayoutError` if the ranks hold
+        different values and do not say how they join.
+        """
+        import torch  # noqa: PLC0415 - loaded with the first tensor
+
+        from flexmagic.layout.assemble import assemble  # noqa: PLC0415
+
+        if name not in self._first.parameters:
+            msg = f"The model has no parameter {name!r}. Type %flexmodel --layout to see names."
+            raise ModelError(msg)
+        shape, dtype = self._first.parameters[name]
+        answers = self._calls.all("parameter", name)
+        pieces = {
+            rank: torch.from_numpy(raw.copy()).view(getattr(torch, dtype)).reshape(local)
+            for rank, (raw, local, _) in enumerate(answers)
+        }
+        placements = answers[0][2]
+        if placements is None:
+            if any(not torch.equal(pieces[0], other) for other in pieces.values()):
+                msg = f"The ranks hold different values of {name} and do not say how they join."
+                raise LayoutError(msg)
+            return pieces[0]
+        return assemble(_parameter_layout(self.mesh, shape, dtype, placements, pieces), pieces)
+
+    def unwrap(self) -> int:
+        """Let go of the model on every engine, without a trace on it.
+
+        Returns the number of forward hooks that are left on its modules, whoever put them there.
+        """
+        left = sum(self._calls.all("unwrap"))
+        self.alive = False
+        return left
+
+    def __str__(self) -> str:
+        """Class, source, mesh and bytes per rank."""
+        sizes = ", ".join(f"rank {rank} {size_text(n)}" for rank, n in enumerate(self.parameter_bytes))
+        return f"{self.name} from {self._first.source} on {self.mesh}: {sizes}"
+
+    def __repr__(self) -> str:
+        """As :meth:`__str__`."""
+        return f"<Model {self}>"
+
+
+def _parameter_layout(
+    mesh: Mesh,
+    shape: tuple[int, ...],
+    dtype: str,
+    placements: tuple[object, ...],
+    pieces: dict[int, torch.Tensor],
+) -> object:
+    from torch.distributed.tensor.placement_types import Replicate, Shard  # noqa: PLC0415
+
+    from flexmagic.layout.layout import Layout, contiguous_spans  # noqa: PLC0415
+
+    split = [p for p in placements if not isinstance(p, Replicate)]
+    if not split:
+        blocks = tuple(tuple(((0, n),) for n in shape) for _ in pieces)
+    elif len(split) == 1 and type(split[0]) is Shard and len(pieces) == mesh.size:
+        dim = split[0].dim % len(shape)
+        spans = contiguous_spans([pieces[rank].shape[dim] for rank in sorted(pieces)])
+        blocks = tuple(
+            tuple(own if d == dim else ((0, n),) for d, n in enumerate(shape)) for own in spans
+        )
+    else:
+        msg = f"A parameter placed as {placements} cannot be joined yet."
+        raise LayoutError(msg)
+    names = tuple(f"dim{d}" for d in range(len(shape)))
+    return Layout(shape, names, dtype, mesh, tuple(split) or (Replicate(),), blocks)

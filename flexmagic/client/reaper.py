@@ -1,0 +1,80 @@
+"""A small process that outlives the notebook just long enough to end what the notebook started.
+
+It waits for its standard input to close, which the kernel does whatever way the notebook's process
+ends, and then ends the cluster's processes: those that the cluster's file names, and no others.
+Run as ``python -m flexmagic.client.reaper CLUSTER_FILE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+GRACE = 5.0
+"""Seconds between asking a process to end and ending it."""
+
+
+def start(cluster_file: str) -> subprocess.Popen[bytes]:
+    """Start a reaper bound to this process; close its ``stdin`` only when the cluster should end."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "flexmagic.client.reaper", cluster_file],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def dismiss(reaper: subprocess.Popen[bytes]) -> None:
+    """Let a reaper go without doing anything: its cluster has been stopped, or shall stay."""
+    if reaper.stdin is not None:
+        with contextlib.suppress(OSError):
+            reaper.stdin.write(b"done")
+            reaper.stdin.close()
+    reaper.wait(GRACE)
+
+
+def process_ids(cluster: dict[str, Any]) -> list[int]:
+    """The process ids that a cluster's file names."""
+    states = [cluster.get("controller", {}).get("state") or {}]
+    for engine_set in cluster.get("engines", {}).get("sets", {}).values():
+        states += engine_set.get("engines", {}).values()
+    return [state["pid"] for state in states if state.get("pid", -1) > 0]
+
+
+def reap(path: Path, processes: list[psutil.Process]) -> None:
+    """End processes and their children, first by asking; then remove the cluster's file."""
+    family: list[psutil.Process] = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            family += [process, *process.children(recursive=True)]
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(family, GRACE)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    path.unlink(missing_ok=True)
+
+
+def main() -> None:
+    """Wait for the notebook's end, then reap; a word on standard input means there is nothing to do."""
+    path = Path(sys.argv[1])
+    # looked up now, so that a process id that is used again later is never mistaken for ours
+    processes = []
+    for pid in process_ids(json.loads(path.read_text())):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            processes.append(psutil.Process(pid))
+    if not sys.stdin.buffer.read():
+        reap(path, processes)
+
+
+if __name__ == "__main__":
+    main()

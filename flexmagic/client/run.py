@@ -1,0 +1,140 @@
+"""One forward of the model: its captures, tokens and what the hooks printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client.activation import Activation, Origin
+from flexmagic.errors import LayoutError, SiteError
+from flexmagic.layout.sites import Site, one_of, path_matches
+
+if TYPE_CHECKING:
+    from flexmagic.client.calls import Calls
+    from flexmagic.engine.verbs import RunAnswer
+    from flexmagic.layout.survey import Rule
+
+LOGITS = Site("", "output", ".logits")
+
+
+class Run:
+    """What a forward left behind; index it with a site to get that site's :class:`Activation`."""
+
+    def __init__(
+        self,
+        number: int,
+        calls: Calls,
+        answers: list[RunAnswer],
+        rules: Mapping[Site, Rule],
+        hooks: Mapping[Site, str],
+    ) -> None:
+        self.number = number
+        self._calls = calls
+        self._answers = answers
+        self._rules = rules
+        self._hooks = hooks
+        self._local = [answer.reply.local for answer in answers]
+
+    @property
+    def sites(self) -> list[str]:
+        """The sites that were captured, in the model's order."""
+        return [str(site) for site in self._captured()]
+
+    def _captured(self) -> list[Site]:
+        return [site for site in self._rules if any(site in local for local in self._local)]
+
+    @property
+    def tokens(self) -> list[list[str]]:
+        """The input's tokens as texts, one list per batch row; empty without a tokenizer."""
+        return self._answers[0].tokens
+
+    @property
+    def ids(self) -> list[list[int]]:
+        """The input's token ids, one list per batch row; empty for inputs that are no ids."""
+        return self._answers[0].ids
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What the hooks saved in ``ctx``."""
+        return self._answers[0].reply.outcome.context
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the forward on the slowest rank."""
+        return max(answer.reply.seconds for answer in self._answers)
+
+    @property
+    def logits(self) -> Activation:
+        """The model's logits, ``[batch, seq, vocab]``; raises :class:`SiteError` for a model without."""
+        return self[str(LOGITS)]
+
+    def __getitem__(self, site: str) -> Activation:
+        """The activation at a site.
+
+        Raises :class:`SiteError` if the run holds none there, :class:`LayoutError` if the site is
+        refused or its pieces do not fit together.
+        """
+        known = self._captured()
+        try:
+            found = one_of(site, known)
+        except SiteError as error:
+            raise self._explain(site, error) from None
+        return self._activation(found)
+
+    def _explain(self, text: str, error: SiteError) -> LayoutError | SiteError:
+        pattern = Site.parse(text)
+        surveyed = [s for s in self._rules if pattern.matches(s)]
+        refused = [s for s in surveyed if self._rules[s].refused]
+        if refused and len(refused) == len(surveyed):
+            return LayoutError(f"{refused[0]} is refused: {self._rules[refused[0]].refused}")
+        if surveyed and not any(s in self._captured() for s in surveyed):
+            msg = f'This run did not capture {text}. Run again with --capture "{pattern.path}" or a hook there.'
+            return SiteError(msg)
+        return error
+
+    def _activation(self, site: Site) -> Activation:
+        layout = self._rules[site].local_layout([_shape(local.get(site)) for local in self._local])
+        calls = max(a.reply.outcome.calls[site] for a in self._answers)
+        warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
+        nbytes = sum(_nbytes(local.get(site)) for local in self._local)
+        tokens = tuple(tuple(row) for row in self.tokens)
+        origin = Origin(self.number, site, self._hooks.get(site, ""), tokens, nbytes, warnings)
+        return Activation(self._calls, origin, layout, lambda: self._siblings(site))
+
+    def _siblings(self, site: Site) -> dict[str, Callable[[], Activation]]:
+        """The captured sites that differ from this one only in a layer number, by name."""
+        pattern = ".".join("*" if part.isdigit() else part for part in site.path.split("."))
+        alike = [
+            other
+            for other in self._captured()
+            if path_matches(pattern, other.path) and (other.port, other.leaf) == (site.port, site.leaf)
+        ]
+        return {str(other): _later(self._activation, other) for other in alike}
+
+    def release(self) -> None:
+        """Free this run's captures on the engines; looking at them then says so."""
+        self._calls.all("release", self.number)
+
+    def __repr__(self) -> str:
+        """Run number, input size and what was captured."""
+        rows = self.tokens or self.ids
+        size = f"{len(rows)} × {len(rows[0])} tokens, " if rows else ""
+        return f"<Run {self.number}: {size}{len(self._captured())} sites captured, {self.seconds * 1000:.0f} ms>"
+
+
+def _later(make: Callable[[Site], Activation], site: Site) -> Callable[[], Activation]:
+    return lambda: make(site)
+
+
+def _shape(entry: tuple[tuple[int, ...], str] | None) -> tuple[int, ...] | None:
+    return None if entry is None else entry[0]
+
+
+def _nbytes(entry: tuple[tuple[int, ...], str] | None) -> int:
+    if entry is None:
+        return 0
+    import math  # noqa: PLC0415
+
+    import torch  # noqa: PLC0415 - the element size of a dtype
+
+    return math.prod(entry[0]) * int(getattr(torch, entry[1]).itemsize)

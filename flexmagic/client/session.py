@@ -1,0 +1,330 @@
+"""A session: one notebook or script, one cluster, one model, its hooks and runs."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client import engine_side, failures
+from flexmagic.client.calls import Calls, Progress
+from flexmagic.client.cluster import Cluster
+from flexmagic.client.hooks import Hook, HookBook, exact_sites
+from flexmagic.client.model import Model
+from flexmagic.client.run import Run
+from flexmagic.client.table import Table, size_text
+from flexmagic.errors import CellError, ClusterError, FlexError, InputError, ModelError, SiteError
+from flexmagic.layout.sites import Site, check_paths, resolve
+
+if TYPE_CHECKING:
+    from flexmagic.engine.code import HookSource
+    from flexmagic.engine.verbs import RunAnswer, Seat
+
+StartProgress = Callable[[int, str], None]
+
+
+class Session:
+    """A cluster of engines that holds one distributed model.
+
+    Use :meth:`start` or :meth:`attach`, as a context manager or with :meth:`stop`.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._calls = Calls(cluster)
+        self._runs = itertools.count(1)
+        self._model: Model | None = None
+        self._seats: list[Seat] = []
+        self._printer: Callable[[str], None] = print
+        self.hooks = HookBook(self._send_hook, lambda name, number: self._forget_hook(name, number))
+        _OPEN.add(self)
+
+    @classmethod
+    def start(
+        cls,
+        n: int = 2,
+        *,
+        keep: bool = False,
+        oversubscribe: bool = False,
+        progress: StartProgress | None = None,
+    ) -> Session:
+        """Start ``n`` engines on this host, one per rank.
+
+        They end with this process unless ``keep``. More engines than GPUs (or, without GPUs, than
+        CPU cores) need ``oversubscribe``. Raises :class:`ClusterError`.
+        """
+        say = progress or (lambda _up, _what: None)
+        cluster = Cluster.start(n, keep=keep, oversubscribe=oversubscribe, progress=say)
+        return cls._joined(cluster, lambda: say(n, "connecting the ranks"))
+
+    @classmethod
+    def attach(cls, name: str | None = None) -> Session:
+        """Use a running cluster: by its id or profile, or the only one there is.
+
+        A model that it holds is found again. Its engines stay when this session ends.
+        """
+        session = cls._joined(Cluster.attach(name), lambda: None)
+        reports = session._calls.all("describe_model")
+        if all(report is not None for report in reports):
+            session._model = Model(session._calls, reports)
+        return session
+
+    @classmethod
+    def _joined(cls, cluster: Cluster, before: Callable[[], None]) -> Session:
+        try:
+            before()
+            session = cls(cluster)
+            session._join()
+        except BaseException:
+            if cluster.owned:
+                cluster.stop()
+            else:
+                cluster.disconnect()
+            raise
+        return session
+
+    def _join(self) -> None:
+        """Make the engines the ranks of one process group, unless they already are."""
+        seats = self._calls.raw(engine_side.seat, [()] * self.world_size)
+        if [seat and (seat.rank, seat.world_size) for seat in seats] == [
+            (rank, self.world_size) for rank in range(self.world_size)
+        ]:
+            self._seats = seats
+            return
+        if any(seats):
+            msg = "Some of these engines belong to a session of another size. Stop that cluster and start again."
+            raise ClusterError(msg)
+        hosts = self._calls.raw(engine_side.host_name, [()] * self.world_size)
+        host = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
+        port = self._calls.raw_one(0, engine_side.offer_port, host)
+        places = [(rank, self.world_size, host, port) for rank in range(self.world_size)]
+        self._seats = self._calls.raw(engine_side.join, places)
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return self._calls.world_size
+
+    @property
+    def cluster_name(self) -> str:
+        """The name by which another notebook can attach."""
+        return self._cluster.name
+
+    @property
+    def model(self) -> Model:
+        """The loaded model; raises :class:`ModelError` if there is none."""
+        if self._model is None or not self._model.alive:
+            msg = "No model is loaded. Type %flexmodel PATH --tp 2, or use a %%flexmodel cell."
+            raise ModelError(msg)
+        return self._model
+
+    def load(
+        self,
+        source: str | Path | Callable[..., Any],
+        *,
+        tp: int | None = None,
+        dtype: str | None = None,
+        attn: str | None = None,
+        progress: Progress | None = None,
+    ) -> Model:
+        """Load a model, split over all ranks, and survey its layouts.
+
+        ``source``: a folder or hub id of a Hugging Face causal language model, split by
+        transformers' own tensor parallelism over ``tp`` ranks (default: all of them); or a builder
+        ``(rank, world_size, device, mesh) -> torch.nn.Module`` that runs on every engine and
+        distributes the model in its own way. ``dtype``: a torch dtype's name. ``attn``: an
+        attention implementation such as ``"eager"``, which also returns attention patterns.
+        Raises :class:`ModelError`; the former model is then still there.
+        """
+        tp = self.world_size if tp is None else tp
+        if tp != self.world_size:
+            msg = (
+                f"--tp {tp} does not fit the {self.world_size} engines: one engine per rank. "
+                f"Use --tp {self.world_size}, or start {tp} engines."
+            )
+            raise ModelError(msg)
+        if callable(source):
+            return self._build(self._cell("", source), progress)
+        from flexmagic.engine.distributed import LoadSpec  # noqa: PLC0415 - brings torch
+
+        spec = LoadSpec(str(source), tp, dtype, attn)
+        self._calls.one(0, "check_model", spec)
+        self._model = Model(self._calls, self._calls.all("load_model", spec, progress=progress))
+        return self._model
+
+    def load_cell(self, text: str, *, first_line: int = 1, progress: Progress | None = None) -> Model:
+        """Run a cell on every engine that assigns ``model``; see :meth:`load` for the names at hand."""
+        return self._build(self._cell(text, None, first_line), progress)
+
+    def _cell(self, text: str, function: Callable[..., Any] | None, first_line: int = 1) -> HookSource:
+        from flexmagic.engine.code import HookSource, check_cell  # noqa: PLC0415 - brings torch
+
+        source = HookSource("model", 1, text, function, first_line)
+        if function is None:
+            check_cell(source)
+        return source
+
+    def _build(self, cell: HookSource, progress: Progress | None) -> Model:
+        try:
+            self._calls.all("build_model", cell, ("tp",), (self.world_size,), progress=progress)
+        except FlexError as error:
+            with contextlib.suppress(FlexError):  # a stuck rank has said so already
+                self._calls.all("drop_built")
+            if isinstance(error, CellError):
+                raise failures.cell_error(error, self.world_size) from None
+            raise
+        self._model = Model(self._calls, self._calls.all("adopt_model", progress=progress))
+        return self._model
+
+    def hook(
+        self,
+        sites: str | Sequence[str],
+        code: str | Callable[..., Any] = "",
+        *,
+        name: str | None = None,
+        local: bool = False,
+        first_line: int = 1,
+    ) -> Hook:
+        """Register code at sites, on every engine or on none; the same name replaces.
+
+        ``code`` is a hook's body, or a function ``(x, h)`` that may return the new value; an empty
+        body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece.
+        Raises :class:`SiteError`, :class:`LayoutError` or :class:`HookError`.
+        """
+        listed = [sites] if isinstance(sites, str) else list(sites)
+        return self.hooks.register(self.model, listed, code, name=name, local=local, first_line=first_line)
+
+    def _send_hook(self, source: HookSource) -> None:
+        try:
+            self._calls.all("define_hook", source)
+        except FlexError:
+            self._forget_hook(source.name, source.version)
+            raise
+
+    def _forget_hook(self, name: str, number: int) -> None:
+        with contextlib.suppress(ClusterError):  # a rank that is gone has forgotten it too
+            self._calls.all("forget_hook", name, number)
+
+    def run(
+        self,
+        inputs: Any,
+        *,
+        capture: str | Sequence[str] = (),
+        seed: int = 0,
+        progress: Progress | None = None,
+    ) -> Run:
+        """One forward under the enabled hooks.
+
+        ``inputs``: a text, a list of texts, token ids ``[seq]`` or ``[batch, seq]``, or a dict of
+        the model's own keyword arguments. Captured are the hooks' sites, the model's own outputs
+        and the ``capture`` patterns. ``seed`` fixes all random draws in hooks. Raises
+        :class:`InputError`, :class:`HookError` or :class:`ModelError`.
+        """
+        model = self.model
+        patterns = [Site.parse(t) for t in ([capture] if isinstance(capture, str) else capture)]
+        if not model.surveyed:
+            model.update(self._calls.all("survey_for", inputs, progress=progress))
+        plan, acted = self._plan(model, patterns, seed)
+        answers: list[RunAnswer] = self._calls.all("run", plan, inputs, progress=progress)
+        self._print(answers)
+        try:
+            failures.raise_for([answer.reply for answer in answers])
+        except FlexError:
+            self._calls.all("release", plan.run)
+            raise
+        return Run(plan.run, self._calls, answers, model.rules, acted)
+
+    def _plan(self, model: Model, patterns: list[Site], seed: int) -> tuple[Any, dict[Site, str]]:
+        from flexmagic.engine.runtime import RunPlan  # noqa: PLC0415 - brings torch
+
+        capture = [s for s, rule in model.rules.items() if s.path == "" and s.port == "output" and not rule.refused]
+        for pattern in patterns:
+            check_paths(pattern, model.paths)
+            found = resolve(pattern, model.rules)
+            if not found:
+                msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see which sites there are."
+                raise SiteError(msg)
+            capture += [site for site in found if not model.rules[site].refused]
+        hooks, acted = [], dict[Site, str]()
+        for hook in self.hooks.enabled:
+            source = hook.current.source
+            sites = exact_sites(model, hook.current.patterns, source)
+            capture += [site for site in sites if not model.rules[site].refused]
+            if not source.captures_only:
+                hooks.append((source.name, source.version, sites))
+                for site in sites:
+                    after = f"{source.name} v{source.version}"
+                    acted[site] = f"{acted[site]}, {after}" if site in acted else f"after {after}"
+        return RunPlan(next(self._runs), seed, tuple(hooks), tuple(dict.fromkeys(capture))), acted
+
+    def _print(self, answers: list[RunAnswer]) -> None:
+        """Show what hooks printed: once if all ranks printed the same, else by rank."""
+        printed = ["".join(text for _, _, text in answer.reply.outcome.printed) for answer in answers]
+        if len(set(printed)) == 1:
+            if printed[0]:
+                self._printer(printed[0].rstrip("\n"))
+            return
+        for rank, text in enumerate(printed):
+            for line in text.splitlines():
+                self._printer(f"[rank {rank}] {line}")
+
+    def status(self) -> Table:
+        """Each rank's engine, host, process, device, memory, part of the model and state."""
+        vitals = self._calls.all("vitals")
+        rows = tuple(
+            (
+                str(rank), str(engine), seat.host, str(seat.pid), seat.device, size_text(vital.memory),
+                f"{vital.model} {size_text(vital.parameter_bytes)}" if vital.model else "no model", "idle",
+            )
+            for rank, (engine, seat, vital) in enumerate(zip(self._cluster.engines, self._seats, vitals, strict=True))
+        )  # fmt: skip
+        columns = ("rank", "engine", "host", "pid", "device", "memory", "model part", "state")
+        return Table(columns, rows, f"Cluster {self.cluster_name}: {self.world_size} engines")
+
+    def stop(self) -> None:
+        """End the session: its own engines are stopped, those it attached to (or keeps) stay."""
+        _OPEN.discard(self)
+        if self._cluster.owned:
+            self._cluster.stop()
+        else:
+            self._cluster.disconnect()
+
+    def shutdown_engines(self) -> None:
+        """End the engines whoever started them."""
+        _OPEN.discard(self)
+        self._cluster.stop()
+
+    def leave(self) -> None:
+        """What the end of the process does: stop the engines unless they shall be kept."""
+        if self._cluster.keep:
+            self._cluster.disconnect()
+        else:
+            self.stop()
+
+    def __enter__(self) -> Session:
+        """The session itself."""
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        """End the session as :meth:`leave` does."""
+        _OPEN.discard(self)
+        self.leave()
+
+    def __repr__(self) -> str:
+        """Cluster and model; asks no engine."""
+        model = str(self._model) if self._model is not None and self._model.alive else "no model"
+        return f"<Session {self.cluster_name}: {self.world_size} engines, {model}>"
+
+
+_OPEN: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_all() -> None:
+    for session in list(_OPEN):
+        with contextlib.suppress(Exception):  # the process is ending: the reaper does what is left
+            session.leave()

@@ -1,0 +1,46 @@
+"""The magics: a thin skin over :class:`flexmagic.Session`. Each parses, calls the session, displays."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flexmagic.magics.cluster import ClusterMagics
+from flexmagic.magics.desk import Desk
+from flexmagic.magics.empty_body import allow_empty_body
+from flexmagic.magics.hook import HookMagics
+from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.run import RunMagics
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+FAMILIES = (ClusterMagics, ModelMagics, HookMagics, RunMagics)
+"""One class per family; the names of their magics all start with ``flex``."""
+
+_DESK = "_flexmagic_desk"
+
+
+def load(shell: InteractiveShell) -> None:
+    """Register all magics on a shell, once."""
+    if getattr(shell, _DESK, None) is not None:
+        return
+    desk = Desk(shell)
+    setattr(shell, _DESK, desk)
+    for family in FAMILIES:
+        shell.register_magics(family(shell, desk))
+    shell.input_transformers_cleanup.append(allow_empty_body)
+
+
+def unload(shell: InteractiveShell) -> None:
+    """Remove the magics and end the session they hold; IPython is as it was before."""
+    desk: Desk | None = getattr(shell, _DESK, None)
+    if desk is None:
+        return
+    desk.leave()
+    for family in FAMILIES:
+        for kind, names in family.magics.items():
+            for name in names:
+                shell.magics_manager.magics[kind].pop(name, None)
+        shell.magics_manager.registry.pop(family.__name__, None)
+    shell.input_transformers_cleanup.remove(allow_empty_body)
+    delattr(shell, _DESK)

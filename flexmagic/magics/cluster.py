@@ -1,0 +1,92 @@
+"""``%flexcluster``: start, look at, attach to and stop the engines."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from flexmagic.errors import ClusterError, InputError
+from flexmagic.magics.arguments import parse
+from flexmagic.magics.desk import Desk, waiting
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from flexmagic.client.table import Table
+
+ACTIONS = ("status", "start", "attach", "stop")
+
+
+@magics_class
+class ClusterMagics(Magics):
+    """The cluster of engines, one per rank."""
+
+    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
+        super().__init__(shell)
+        self._desk = desk
+
+    @magic_arguments()
+    @argument("action", nargs="?", default="status", help="start, attach, status (the default) or stop")
+    @argument("name", nargs="?", help="attach: the id or profile of the running cluster, if there are several")
+    @argument("-n", type=int, default=2, help="start: how many engines, one per rank")
+    @argument("--keep", action="store_true", help="start: leave the engines running when the notebook ends")
+    @argument("--oversubscribe", action="store_true", help="start: let several engines share a device")
+    @line_magic
+    def flexcluster(self, line: str) -> Table | None:
+        """Start, attach to, show or stop the cluster of engines.
+
+        Examples::
+
+            %flexcluster start -n 2
+            %flexcluster            (who is there, and in what state)
+            %flexcluster attach flexmagic-1a2b3c
+            %flexcluster stop
+        """
+        args = parse(self.flexcluster, line)
+        if args.action not in ACTIONS:
+            msg = f"%flexcluster has no action {args.action!r}. Actions: {', '.join(ACTIONS)}."
+            raise InputError(msg)
+        action: Any = getattr(self, f"_{args.action}")
+        table: Table | None = action(args)
+        return table
+
+    def _start(self, args: Any) -> Table:
+        self._refuse_second()
+        from flexmagic.client.session import Session  # noqa: PLC0415 - loading the extension is light
+
+        with waiting(self._desk.shell, f"Starting {args.n} engines") as status:
+            session = Session.start(
+                args.n,
+                keep=args.keep,
+                oversubscribe=args.oversubscribe,
+                progress=lambda up, what: status.say(f"Starting {args.n} engines: {up} up, {what}"),
+            )
+            self._desk.take(session)
+            status.done(f"{args.n} engines are up")
+        return session.status()
+
+    def _attach(self, args: Any) -> Table:
+        self._refuse_second()
+        from flexmagic.client.session import Session  # noqa: PLC0415
+
+        self._desk.take(Session.attach(args.name))
+        return self._desk.session.status()
+
+    def _refuse_second(self) -> None:
+        if self._desk.has_session:
+            msg = (
+                f"A cluster is running: {self._desk.session}. "
+                "Type %flexcluster status to see it, or %flexcluster stop before starting another."
+            )
+            raise ClusterError(msg)
+
+    def _status(self, _args: Any) -> Table:
+        return self._desk.session.status()
+
+    def _stop(self, _args: Any) -> None:
+        session = self._desk.drop()
+        with waiting(self._desk.shell, "Stopping the engines") as status:
+            session.shutdown_engines()
+            status.done(f"{session.world_size} engines are stopped")

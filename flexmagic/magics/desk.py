@@ -1,0 +1,115 @@
+"""What the magics of one notebook share: its session, and the ways to show and to wait."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from IPython.display import display
+
+from flexmagic.errors import ClusterError, FlexError
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from flexmagic.client.session import Session
+
+
+TICK = 0.2
+"""Seconds between two looks at the clock in a status line."""
+
+
+class Desk:
+    """The one session of a notebook, and how the magics speak to the user."""
+
+    def __init__(self, shell: InteractiveShell) -> None:
+        self.shell = shell
+        self._session: Session | None = None
+
+    @property
+    def session(self) -> Session:
+        """The session; raises :class:`ClusterError` before a start."""
+        if self._session is None:
+            msg = "No cluster is running. Type %flexcluster start -n 2."
+            raise ClusterError(msg)
+        return self._session
+
+    @property
+    def has_session(self) -> bool:
+        """Whether a cluster was started or attached to."""
+        return self._session is not None
+
+    def take(self, session: Session) -> None:
+        """Make a session the notebook's."""
+        self._session = session
+
+    def drop(self) -> Session:
+        """Give the session away; raises as :attr:`session` does."""
+        session, self._session = self.session, None
+        return session
+
+    def leave(self) -> None:
+        """End the session, if any, as the end of the notebook would."""
+        if self._session is not None:
+            with contextlib.suppress(FlexError):
+                self._session.leave()
+            self._session = None
+
+
+class StatusLine:
+    """One line that says what is being waited for, rewritten in place where that is possible."""
+
+    def __init__(self, shell: InteractiveShell, text: str) -> None:
+        self._started = time.perf_counter()
+        self._last = 0.0
+        self._text = text
+        self._handle: Any = None
+        self._in_kernel = hasattr(shell, "kernel")
+        self._in_terminal = not self._in_kernel and sys.stdout.isatty()
+        self._show(f"{text} …")
+
+    def say(self, text: str) -> None:
+        """Replace the line."""
+        if text != self._text:
+            self._text = text
+            self._show(f"{text} …")
+
+    def tick(self, _seconds: float) -> None:
+        """Show how long it has taken by now, a few times a second; not in a plain log."""
+        passed = time.perf_counter() - self._started
+        if passed - self._last > TICK and (self._in_kernel or self._in_terminal):
+            self._last = passed
+            self._show(f"{self._text} … {passed:.1f} s")
+
+    def done(self, text: str) -> None:
+        """The last word: what has been reached, and in how long."""
+        self._show(f"{text} ({time.perf_counter() - self._started:.1f} s)")
+        if self._in_terminal:
+            sys.stdout.write("\n")
+
+    def _show(self, line: str) -> None:
+        if self._in_terminal:
+            sys.stdout.write(f"\r\x1b[2K{line}")
+            sys.stdout.flush()
+        elif not self._in_kernel:
+            print(line)
+        else:
+            plain = {"text/plain": line}
+            if self._handle is None:
+                self._handle = display(plain, raw=True, display_id=True)
+            else:
+                self._handle.update(plain, raw=True)
+
+
+@contextlib.contextmanager
+def waiting(shell: InteractiveShell, text: str) -> Iterator[StatusLine]:
+    """A status line for the length of a block; an error ends the line before it is shown."""
+    line = StatusLine(shell, text)
+    try:
+        yield line
+    except BaseException:
+        line.done(f"{text}: not done")
+        raise

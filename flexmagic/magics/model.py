@@ -1,0 +1,70 @@
+"""``%flexmodel`` and ``%%flexmodel``: load a model over the ranks, or build one there; look at it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from flexmagic.errors import InputError
+from flexmagic.magics.arguments import parse, unquoted
+from flexmagic.magics.desk import Desk, waiting
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from flexmagic.client.table import Table
+
+
+@magics_class
+class ModelMagics(Magics):
+    """The model that the engines hold together."""
+
+    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
+        super().__init__(shell)
+        self._desk = desk
+
+    @magic_arguments()
+    @argument("path", nargs="?", help="folder or hub id of a Hugging Face causal language model")
+    @argument("--tp", type=int, help="tensor parallel over this many ranks (default: all of them)")
+    @argument("--dtype", help="float32, bfloat16, ... (default: what the model's configuration says)")
+    @argument("--attn", help="attention implementation; eager also returns the attention patterns")
+    @argument("--layout", action="store_true", help="show every site with its whole shape and layout")
+    @argument("--unwrap", action="store_true", help="let go of the model, without a trace on it")
+    @line_cell_magic
+    def flexmodel(self, line: str, cell: str | None = None) -> Table | None:
+        """Load a model split over the engines, build one in a cell, or show the one there is.
+
+        In a cell, the code runs on every engine and assigns ``model`` (a torch.nn.Module,
+        distributed in any way) and, if there is one, ``tokenizer``; ``rank``, ``world_size``,
+        ``device`` and ``mesh`` are at hand. Examples::
+
+            %flexmodel demo_notebooks/model --tp 2
+            %flexmodel              (the module tree, with shapes and layouts)
+            %flexmodel --layout     (every site)
+
+            %%flexmodel
+            model = MyModel().to(device)
+        """
+        args = parse(self.flexmodel, line)
+        if cell is not None:
+            if args.path:
+                msg = "A %%flexmodel cell builds the model itself and takes no path. Use %flexmodel PATH on one line."
+                raise InputError(msg)
+            with waiting(self._desk.shell, "Building the model") as status:
+                model = self._desk.session.load_cell(cell, first_line=2, progress=status.tick)
+                status.done(str(model))
+        elif args.path:
+            with waiting(self._desk.shell, f"Loading {args.path}") as status:
+                model = self._desk.session.load(
+                    unquoted(args.path), tp=args.tp, dtype=args.dtype, attn=args.attn, progress=status.tick
+                )
+                status.done(str(model))
+        elif args.unwrap:
+            left = self._desk.session.model.unwrap()
+            print("The engines have let go of the model." + (f" {left} hooks of others are on it." if left else ""))
+        else:
+            shown = self._desk.session.model
+            return shown.layout_table() if args.layout else shown.tree()
+        return None

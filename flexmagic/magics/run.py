@@ -1,0 +1,60 @@
+"""``%flexrun``: one forward under the enabled hooks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic_arguments import argument, magic_arguments
+
+from flexmagic.errors import InputError
+from flexmagic.magics.arguments import parse, sites, texts, unquoted
+from flexmagic.magics.desk import Desk
+
+if TYPE_CHECKING:
+    from IPython.core.interactiveshell import InteractiveShell
+
+    from flexmagic.client.run import Run
+
+
+@magics_class
+class RunMagics(Magics):
+    """Runs of the model."""
+
+    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
+        super().__init__(shell)
+        self._desk = desk
+
+    @magic_arguments()
+    @argument("prompt", nargs="*", help="a text in quotes; several make a batch")
+    @argument("--inputs", metavar="EXPR", help="instead of a text: ids, or a dict of the model's own arguments")
+    @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
+    @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
+    @line_magic
+    def flexrun(self, line: str) -> Run:
+        """Run the model once and return the :class:`Run`.
+
+        Captured are the sites of the enabled hooks, the model's outputs and what ``--capture``
+        names. Example::
+
+            run = %flexrun "The capital of France is" --capture model.layers.*.mlp
+            run["model.layers.3.mlp"]
+        """
+        args = parse(self.flexrun, line)
+        session = self._desk.session
+        _ = session.model  # without one, that is what to say first
+        return session.run(self._inputs(args), capture=sites(args.capture), seed=args.seed)
+
+    def _inputs(self, args: Any) -> Any:
+        prompts = texts(args.prompt)
+        if bool(prompts) == bool(args.inputs):
+            msg = 'Give a prompt or --inputs, one of them: %flexrun "The capital of France is"'
+            raise InputError(msg)
+        if prompts:
+            return prompts[0] if len(prompts) == 1 else prompts
+        assert self.shell is not None  # registered on one
+        try:
+            return self.shell.ev(unquoted(args.inputs))
+        except Exception as error:
+            msg = f"--inputs {args.inputs}: {type(error).__name__}: {error}"
+            raise InputError(msg) from None
