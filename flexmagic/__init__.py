@@ -66,13 +66,13 @@ def __getattr__(name: str) -> Any:
 
 def load_ipython_extension(shell: InteractiveShell) -> None:
     """Register the magics; nothing else happens until one of them is used."""
-    from flexmagic.magics import load  # noqa: PLC0415 - IPython is not needed by scripts
+    from flexmagic.magics import load
 
     load(shell)
 
 
 def unload_ipython_extension(shell: InteractiveShell) -> None:
     """Take the magics away again and end what they started."""
-    from flexmagic.magics import unload  # noqa: PLC0415
+    from flexmagic.magics import unload
 
     unload(shell)

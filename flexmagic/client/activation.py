@@ -14,8 +14,8 @@ from flexmagic.layout.sites import Site
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import torch
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from flexmagic.client.calls import Calls
     from flexmagic.layout.assemble import Read
@@ -81,7 +81,7 @@ class Activation:
         Returns an array of the indexed shape, dtype as :meth:`numpy` gives it. Raises
         :class:`~flexmagic.errors.InputError` for any other index.
         """
-        from flexmagic.engine.look import as_array  # noqa: PLC0415 - brings torch
+        from flexmagic.engine.look import as_array
 
         return as_array(self._read(index))
 
@@ -89,12 +89,12 @@ class Activation:
         """The whole tensor as an array; bf16 and fp8 become float32 of the same values."""
         return self[...]
 
-    def torch(self) -> torch.Tensor:
+    def torch(self) -> Tensor:
         """The whole tensor in its own dtype, on the CPU."""
         return self._read(...)
 
-    def _read(self, index: object) -> torch.Tensor:
-        from flexmagic.layout.assemble import normalise, window_of  # noqa: PLC0415 - brings torch
+    def _read(self, index: object) -> Tensor:
+        from flexmagic.layout.assemble import normalise, window_of
 
         window, rest = window_of(normalise(index, self.shape), self.shape)
         tensor = self._window(window)
@@ -104,10 +104,10 @@ class Activation:
             tensor = tensor.index_select(dim, _as_index(picked))
         return tensor[tuple(0 if isinstance(part, int) else slice(None) for part in rest)]
 
-    def _window(self, window: tuple[tuple[int, int], ...]) -> torch.Tensor:
-        import torch  # noqa: PLC0415
+    def _window(self, window: tuple[tuple[int, int], ...]) -> Tensor:
+        import torch
 
-        from flexmagic.layout.assemble import plan_read  # noqa: PLC0415
+        from flexmagic.layout.assemble import plan_read
 
         dtype = getattr(torch, self.dtype)
         out = torch.zeros([stop - start for start, stop in window], dtype=dtype)
@@ -131,7 +131,10 @@ class Activation:
             by_rank.setdefault(read.rank, []).append(at)
         run, site = self._origin.run, self._origin.site
         answers = self._calls.some(
-            {rank: (verb, (run, site, [parts[at] for at in mine], *more), {}) for rank, mine in by_rank.items()}
+            {
+                rank: (verb, (run, site, [parts[at] for at in mine], *more), {})
+                for rank, mine in by_rank.items()
+            }
         )
         out: list[Any] = [None] * len(reads)
         for rank, mine in by_rank.items():
@@ -144,7 +147,7 @@ class Activation:
     @property
     def info(self) -> Info:
         """What is known without touching data."""
-        from flexmagic.view.source import Info  # noqa: PLC0415 - the seam to the viewer
+        from flexmagic.view.source import Info
 
         return Info(
             site=self.site,
@@ -172,8 +175,8 @@ class Activation:
 
     def stats(self) -> Stats:
         """Counts, extremes, mean and standard deviation of the whole, merged from the ranks' own."""
-        from flexmagic.layout.assemble import plan_read  # noqa: PLC0415 - brings torch
-        from flexmagic.view.reduce import compute_stats, merge_stats  # noqa: PLC0415
+        from flexmagic.layout.assemble import plan_read
+        from flexmagic.view.reduce import compute_stats, merge_stats
 
         if self.layout.partial:
             return compute_stats(self.numpy())
@@ -189,9 +192,9 @@ class Activation:
         col_edges: NDArray[np.int64],
     ) -> Overview:
         """Two dims reduced to bins, each rank reducing its own part; see :class:`Source`."""
-        from flexmagic.engine.look import Window  # noqa: PLC0415 - brings torch
-        from flexmagic.layout.assemble import plan_read  # noqa: PLC0415
-        from flexmagic.view.reduce import merge_overviews, reduce_overview  # noqa: PLC0415
+        from flexmagic.engine.look import Window
+        from flexmagic.layout.assemble import plan_read
+        from flexmagic.view.reduce import merge_overviews, reduce_overview
 
         window = Window(rows, cols, dict(fixed), row_edges, col_edges)
         bounds = window.bounds(len(self.shape))
@@ -220,7 +223,7 @@ class Activation:
 
     def to_html(self, path: str | Path | None = None) -> str:
         """One self-contained HTML page with picture, header and numbers; written to ``path`` if given."""
-        from flexmagic.view.static import to_html  # noqa: PLC0415 - only when shown
+        from flexmagic.view.static import to_html
 
         return to_html(self, path)
 
@@ -230,15 +233,17 @@ class Activation:
         return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}>"
 
     def _ipython_display_(self) -> None:
-        from flexmagic.view.display import show  # noqa: PLC0415 - only when shown
+        from flexmagic.view.display import show
 
         siblings = self._siblings()
-        own = next((label for label, make in siblings.items() if label == _layer_label(self._origin.site)), None)
+        own = next(
+            (label for label, make in siblings.items() if label == _layer_label(self._origin.site)), None
+        )
         show(self, siblings or None, own)
 
 
-def _as_index(picked: range) -> torch.Tensor:
-    import torch  # noqa: PLC0415
+def _as_index(picked: range) -> Tensor:
+    import torch
 
     return torch.tensor(list(picked), dtype=torch.int64)
 
@@ -248,7 +253,7 @@ def _layer_label(site: Site) -> str:
 
 
 def _pieces(layout: Layout) -> tuple[Any, ...]:
-    from flexmagic.view.source import Piece  # noqa: PLC0415 - the seam to the viewer
+    from flexmagic.view.source import Piece
 
     out = []
     for rank, block in enumerate(layout.blocks):
@@ -261,6 +266,6 @@ def _pieces(layout: Layout) -> tuple[Any, ...]:
 
 
 def _with_edges(overview: Overview, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> Overview:
-    from dataclasses import replace  # noqa: PLC0415
+    from dataclasses import replace
 
     return replace(overview, row_edges=row_edges, col_edges=col_edges)

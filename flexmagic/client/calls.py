@@ -32,7 +32,9 @@ class Calls:
 
     def raw(self, function: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run a plain function of :mod:`engine_side` on every rank with its own arguments."""
-        pending = [view.apply_async(function, *args) for view, args in zip(self._views, per_rank, strict=True)]
+        pending = [
+            view.apply_async(function, *args) for view, args in zip(self._views, per_rank, strict=True)
+        ]
         return self._wait(dict(enumerate(pending)), None)
 
     def raw_one(self, rank: int, function: Callable[..., Any], *args: Any) -> Any:
@@ -45,12 +47,14 @@ class Calls:
 
     def all(self, verb: str, *args: Any, progress: Progress | None = None, **kwargs: Any) -> list[Any]:
         """The same verb on every rank; results in rank order, or the first refusal raised."""
-        out = self.some({rank: (verb, args, kwargs) for rank in range(self.world_size)}, progress)
+        out = self.some(dict.fromkeys(range(self.world_size), (verb, args, kwargs)), progress)
         return [out[rank] for rank in range(self.world_size)]
 
-    def some(self, requests: dict[int, tuple[str, Any, Any]], progress: Progress | None = None) -> dict[int, Any]:
+    def some(
+        self, requests: dict[int, tuple[str, Any, Any]], progress: Progress | None = None
+    ) -> dict[int, Any]:
         """Different verbs on different ranks at once."""
-        import cloudpickle  # noqa: PLC0415 - not needed to load the extension
+        import cloudpickle
 
         self._refuse_if_stuck()
         packed: dict[int, bytes] = {}

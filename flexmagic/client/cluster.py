@@ -34,8 +34,8 @@ class Devices:
 
 
 def local_devices() -> Devices:
-    """This host's GPUs, or its CPU cores if it has none."""
-    import torch  # noqa: PLC0415 - only a start needs it
+    """The GPUs of this host, or its CPU cores if it has none."""
+    import torch
 
     if torch.cuda.is_available():
         return Devices("GPU", torch.cuda.device_count())
@@ -50,7 +50,8 @@ def check_size(n: int, devices: Devices, *, oversubscribe: bool) -> None:
     if n > devices.count and not oversubscribe:
         have = f"{devices.count} {devices.kind}{'s' if devices.count != 1 else ''}"
         msg = (
-            f"{n} engines asked for, but this machine has {have}. Type %flexcluster start -n {devices.count}, "
+            f"{n} engines asked for, but this machine has {have}. "
+            f"Type %flexcluster start -n {devices.count}, "
             f"or let engines share them: %flexcluster start -n {n} --oversubscribe."
         )
         raise ClusterError(msg)
@@ -80,12 +81,14 @@ class Cluster:
         self._reaper: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    def start(cls, n: int, *, keep: bool, oversubscribe: bool, progress: Callable[[int, str], None]) -> Cluster:
+    def start(
+        cls, n: int, *, keep: bool, oversubscribe: bool, progress: Callable[[int, str], None]
+    ) -> Cluster:
         """Start a controller and ``n`` engines on this host; all or none.
 
         ``progress`` hears how many of the ``n`` engines are up. Raises :class:`ClusterError`.
         """
-        import ipyparallel as ipp  # noqa: PLC0415 - heavy; loading the extension needs none of it
+        import ipyparallel as ipp
 
         devices = local_devices()
         check_size(n, devices, oversubscribe=oversubscribe)
@@ -128,7 +131,11 @@ class Cluster:
             progress(len(self.client.ids), "waiting for the engines")
             gone = [name for name, engines in self._cluster.engines.items() if engines.state == "after"]
             if gone or waited > START_TIMEOUT:
-                what = f"{', '.join(gone)} ended at once" if gone else f"not all were up after {START_TIMEOUT:.0f} s"
+                what = (
+                    f"{', '.join(gone)} ended at once"
+                    if gone
+                    else f"not all were up after {START_TIMEOUT:.0f} s"
+                )
                 msg = f"The engines could not be started: {what}. Their logs are in {self.log_folder}."
                 raise ClusterError(msg)
             with contextlib.suppress(TimeoutError):
@@ -142,7 +149,7 @@ class Cluster:
 
         Raises :class:`ClusterError` if there is none, or several to choose from.
         """
-        import ipyparallel as ipp  # noqa: PLC0415
+        import ipyparallel as ipp
 
         manager = ipp.ClusterManager()
         manager.load_clusters()
@@ -151,7 +158,8 @@ class Cluster:
         if len(wanted) != 1:
             listed = ", ".join(sorted(wanted or found)) or "none"
             hint = "Type %flexcluster attach NAME." if found else "Type %flexcluster start -n 2."
-            msg = f"{'Several clusters are' if wanted else 'No such cluster is'} running. Running: {listed}. {hint}"
+            what = "Several clusters are" if wanted else "No such cluster is"
+            msg = f"{what} running. Running: {listed}. {hint}"
             raise ClusterError(msg)
         cluster = next(iter(wanted.values()))
         try:
@@ -182,7 +190,7 @@ class Cluster:
 
     def interrupt(self) -> None:
         """Send every engine what Ctrl-C sends."""
-        import signal  # noqa: PLC0415
+        import signal
 
         if self._cluster.engines:
             self._cluster.signal_engines_sync(signal.SIGINT)

@@ -17,7 +17,7 @@ def host_name() -> str:
 
 def seat() -> Any:
     """Where this engine sits, if it has joined a session; ``None`` otherwise."""
-    import sys  # noqa: PLC0415
+    import sys
 
     verbs = sys.modules.get("flexmagic.engine.verbs")
     return None if verbs is None else verbs.seat()
@@ -32,9 +32,9 @@ def offer_port(host: str) -> int:
 
 def call(verb: str, payload: bytes) -> Any:
     """Run one of :mod:`flexmagic.engine.verbs` with arguments pickled by value."""
-    import cloudpickle  # noqa: PLC0415 - an engine without a call needs none of this
+    import cloudpickle
 
-    from flexmagic.engine import verbs  # noqa: PLC0415
+    from flexmagic.engine import verbs
 
     args, kwargs = cloudpickle.loads(payload)
     return getattr(verbs, verb)(*args, **kwargs)
@@ -47,9 +47,9 @@ def join(rank: int, world_size: int, host: str, port: int, generation: int = 1) 
     if host == "127.0.0.1":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
-    from IPython import get_ipython  # noqa: PLC0415
+    from IPython import get_ipython
 
-    from flexmagic.engine import verbs  # noqa: PLC0415
+    from flexmagic.engine import verbs
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel

@@ -43,13 +43,17 @@ def _raise_for_edits(edits: Sequence[Sequence[Edit]]) -> None:
         if len({(e.site, e.hook, e.edited, e.sums) for e in per_rank}) > 1:
             first = per_rank[0]
             msg = (
-                f"hook {first.hook!r} left different values on the ranks at {first.site}, so the result would not "
-                "be that of one model. A hook on whole tensors must do the same on every rank: do not branch on "
-                "`rank`, and draw random numbers from torch. For a rank's own piece use --local."
+                f"hook {first.hook!r} left different values on the ranks at {first.site}, "
+                "so the result would not be that of one model. A hook on whole tensors must do the same on "
+                "every rank: do not branch on `rank`, and draw random numbers from torch. "
+                "For a rank's own piece use --local."
             )
             raise HookError(msg)
     if len({len(of_rank) for of_rank in edits}) > 1:
-        msg = "the ranks did not run the same hooks the same number of times, so the result is not that of one model"
+        msg = (
+            "the ranks did not run the same hooks the same number of times, "
+            "so the result is not that of one model"
+        )
         raise HookError(msg)
 
 

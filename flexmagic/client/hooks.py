@@ -156,7 +156,7 @@ class HookBook:
         return str(self.table())
 
     def _repr_html_(self) -> str:
-        return self.table()._repr_html_()  # noqa: SLF001 - our own class
+        return self.table()._repr_html_()
 
 
 def _state(hook: Hook) -> str:
@@ -177,11 +177,12 @@ def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> t
     """
     found: list[Site] = []
     for pattern in patterns:
-        check_paths(pattern, model.paths)
         if not model.surveyed:
+            check_paths(pattern, model.paths)
             continue
-        sites = resolve(pattern, model.rules)
-        _check_leaves(pattern, sites, captures_only=source.captures_only)
+        sites = sites_at(model, pattern)
+        if not source.captures_only:
+            _check_leaves(pattern, sites)
         refused = [site for site in sites if model.rules[site].refused]
         if refused and not source.local and not source.captures_only:
             msg = (
@@ -193,13 +194,20 @@ def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> t
     return tuple(dict.fromkeys(found))
 
 
-def _check_leaves(pattern: Site, sites: Sequence[Site], *, captures_only: bool) -> None:
+def sites_at(model: Model, pattern: Site) -> list[Site]:
+    """The surveyed sites that a pattern names; raises :class:`SiteError` if there is none."""
+    check_paths(pattern, model.paths)
+    sites = resolve(pattern, model.rules)
     if not sites:
-        msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see which sites there are."
+        msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see the sites."
         raise SiteError(msg)
+    return sites
+
+
+def _check_leaves(pattern: Site, sites: Sequence[Site]) -> None:
     paths = [site.path for site in sites]
     several = [site for site in sites if paths.count(site.path) > 1]
-    if several and not captures_only:
+    if several:
         first = [str(s) for s in several if s.path == several[0].path]
         msg = f"{pattern} holds several tensors: {', '.join(first)}. Name one, e.g. {first[0]}"
         raise SiteError(msg)

@@ -10,9 +10,11 @@ from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed.tensor.placement_types import Placement
 
     from flexmagic.client.calls import Calls
     from flexmagic.engine.verbs import ModelReport
+    from flexmagic.layout.layout import Layout
     from flexmagic.layout.mesh import Mesh
     from flexmagic.layout.survey import Rule
 
@@ -90,7 +92,9 @@ class Model:
         shapes, places = [], []
         for rule in rules:
             dims, _, place = rule.describe().partition("] ")
-            shapes.append(f"{rule.site.leaf} {dims.removeprefix('[')}".strip() if not rule.refused else "refused")
+            shapes.append(
+                f"{rule.site.leaf} {dims.removeprefix('[')}".strip() if not rule.refused else "refused"
+            )
             places.append(rule.refused or place)
         return "; ".join(shapes), "; ".join(dict.fromkeys(places))
 
@@ -100,9 +104,9 @@ class Model:
         Raises :class:`ModelError` for an unknown name, :class:`LayoutError` if the ranks hold
         different values and do not say how they join.
         """
-        import torch  # noqa: PLC0415 - loaded with the first tensor
+        import torch
 
-        from flexmagic.layout.assemble import assemble  # noqa: PLC0415
+        from flexmagic.layout.assemble import assemble
 
         if name not in self._first.parameters:
             msg = f"The model has no parameter {name!r}. Type %flexmodel --layout to see names."
@@ -144,24 +148,23 @@ def _parameter_layout(
     mesh: Mesh,
     shape: tuple[int, ...],
     dtype: str,
-    placements: tuple[object, ...],
+    placements: tuple[Placement, ...],
     pieces: dict[int, torch.Tensor],
-) -> object:
-    from torch.distributed.tensor.placement_types import Replicate, Shard  # noqa: PLC0415
+) -> Layout:
+    from torch.distributed.tensor.placement_types import Replicate, Shard
 
-    from flexmagic.layout.layout import Layout, contiguous_spans  # noqa: PLC0415
+    from flexmagic.layout.layout import Block, Layout, contiguous_spans
 
     split = [p for p in placements if not isinstance(p, Replicate)]
-    if not split:
-        blocks = tuple(tuple(((0, n),) for n in shape) for _ in pieces)
-    elif len(split) == 1 and type(split[0]) is Shard and len(pieces) == mesh.size:
-        dim = split[0].dim % len(shape)
+    whole: Block = tuple(((0, n),) for n in shape)
+    blocks: tuple[Block, ...] = (whole,) * len(pieces)
+    if split:
+        placement = split[0]
+        if len(split) > 1 or type(placement) is not Shard or len(pieces) != mesh.size:
+            msg = f"A parameter placed as {placements} cannot be joined yet."
+            raise LayoutError(msg)
+        dim = placement.dim % len(shape)
         spans = contiguous_spans([pieces[rank].shape[dim] for rank in sorted(pieces)])
-        blocks = tuple(
-            tuple(own if d == dim else ((0, n),) for d, n in enumerate(shape)) for own in spans
-        )
-    else:
-        msg = f"A parameter placed as {placements} cannot be joined yet."
-        raise LayoutError(msg)
+        blocks = tuple((*whole[:dim], own, *whole[dim + 1 :]) for own in spans)
     names = tuple(f"dim{d}" for d in range(len(shape)))
     return Layout(shape, names, dtype, mesh, tuple(split) or (Replicate(),), blocks)

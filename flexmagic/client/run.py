@@ -88,7 +88,9 @@ class Run:
         if refused and len(refused) == len(surveyed):
             return LayoutError(f"{refused[0]} is refused: {self._rules[refused[0]].refused}")
         if surveyed and not any(s in self._captured() for s in surveyed):
-            msg = f'This run did not capture {text}. Run again with --capture "{pattern.path}" or a hook there.'
+            msg = (
+                f'This run did not capture {text}. Run again with --capture "{pattern.path}" or a hook there.'
+            )
             return SiteError(msg)
         return error
 
@@ -119,7 +121,9 @@ class Run:
         """Run number, input size and what was captured."""
         rows = self.tokens or self.ids
         size = f"{len(rows)} × {len(rows[0])} tokens, " if rows else ""
-        return f"<Run {self.number}: {size}{len(self._captured())} sites captured, {self.seconds * 1000:.0f} ms>"
+        return (
+            f"<Run {self.number}: {size}{len(self._captured())} sites captured, {self.seconds * 1000:.0f} ms>"
+        )
 
 
 def _later(make: Callable[[Site], Activation], site: Site) -> Callable[[], Activation]:
@@ -133,8 +137,8 @@ def _shape(entry: tuple[tuple[int, ...], str] | None) -> tuple[int, ...] | None:
 def _nbytes(entry: tuple[tuple[int, ...], str] | None) -> int:
     if entry is None:
         return 0
-    import math  # noqa: PLC0415
+    import math
 
-    import torch  # noqa: PLC0415 - the element size of a dtype
+    import torch
 
     return math.prod(entry[0]) * int(getattr(torch, entry[1]).itemsize)

@@ -8,17 +8,17 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client import engine_side, failures
 from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.cluster import Cluster
-from flexmagic.client.hooks import Hook, HookBook, exact_sites
+from flexmagic.client.hooks import Hook, HookBook, exact_sites, sites_at
 from flexmagic.client.model import Model
 from flexmagic.client.run import Run
 from flexmagic.client.table import Table, size_text
-from flexmagic.errors import CellError, ClusterError, FlexError, InputError, ModelError, SiteError
-from flexmagic.layout.sites import Site, check_paths, resolve
+from flexmagic.errors import CellError, ClusterError, FlexError, ModelError
+from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
     from flexmagic.engine.code import HookSource
@@ -40,7 +40,7 @@ class Session:
         self._model: Model | None = None
         self._seats: list[Seat] = []
         self._printer: Callable[[str], None] = print
-        self.hooks = HookBook(self._send_hook, lambda name, number: self._forget_hook(name, number))
+        self.hooks = HookBook(self._send_hook, self._forget_hook)
         _OPEN.add(self)
 
     @classmethod
@@ -68,10 +68,14 @@ class Session:
         A model that it holds is found again. Its engines stay when this session ends.
         """
         session = cls._joined(Cluster.attach(name), lambda: None)
-        reports = session._calls.all("describe_model")
-        if all(report is not None for report in reports):
-            session._model = Model(session._calls, reports)
+        session.find_model()
         return session
+
+    def find_model(self) -> None:
+        """Take over the model that the engines hold already, if they hold one."""
+        reports = self._calls.all("describe_model")
+        if all(report is not None for report in reports):
+            self._model = Model(self._calls, reports)
 
     @classmethod
     def _joined(cls, cluster: Cluster, before: Callable[[], None]) -> Session:
@@ -96,7 +100,10 @@ class Session:
             self._seats = seats
             return
         if any(seats):
-            msg = "Some of these engines belong to a session of another size. Stop that cluster and start again."
+            msg = (
+                "Some of these engines belong to a session of another size. "
+                "Stop that cluster and start again."
+            )
             raise ClusterError(msg)
         hosts = self._calls.raw(engine_side.host_name, [()] * self.world_size)
         host = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
@@ -149,7 +156,7 @@ class Session:
             raise ModelError(msg)
         if callable(source):
             return self._build(self._cell("", source), progress)
-        from flexmagic.engine.distributed import LoadSpec  # noqa: PLC0415 - brings torch
+        from flexmagic.engine.distributed import LoadSpec
 
         spec = LoadSpec(str(source), tp, dtype, attn)
         self._calls.one(0, "check_model", spec)
@@ -161,7 +168,7 @@ class Session:
         return self._build(self._cell(text, None, first_line), progress)
 
     def _cell(self, text: str, function: Callable[..., Any] | None, first_line: int = 1) -> HookSource:
-        from flexmagic.engine.code import HookSource, check_cell  # noqa: PLC0415 - brings torch
+        from flexmagic.engine.code import HookSource, check_cell
 
         source = HookSource("model", 1, text, function, first_line)
         if function is None:
@@ -239,16 +246,13 @@ class Session:
         return Run(plan.run, self._calls, answers, model.rules, acted)
 
     def _plan(self, model: Model, patterns: list[Site], seed: int) -> tuple[Any, dict[Site, str]]:
-        from flexmagic.engine.runtime import RunPlan  # noqa: PLC0415 - brings torch
+        from flexmagic.engine.runtime import RunPlan
 
-        capture = [s for s, rule in model.rules.items() if s.path == "" and s.port == "output" and not rule.refused]
+        capture = [
+            s for s, rule in model.rules.items() if s.path == "" and s.port == "output" and not rule.refused
+        ]
         for pattern in patterns:
-            check_paths(pattern, model.paths)
-            found = resolve(pattern, model.rules)
-            if not found:
-                msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see which sites there are."
-                raise SiteError(msg)
-            capture += [site for site in found if not model.rules[site].refused]
+            capture += [site for site in sites_at(model, pattern) if not model.rules[site].refused]
         hooks, acted = [], dict[Site, str]()
         for hook in self.hooks.enabled:
             source = hook.current.source
@@ -275,13 +279,20 @@ class Session:
     def status(self) -> Table:
         """Each rank's engine, host, process, device, memory, part of the model and state."""
         vitals = self._calls.all("vitals")
+        ranks = zip(self._cluster.engines, self._seats, vitals, strict=True)
         rows = tuple(
             (
-                str(rank), str(engine), seat.host, str(seat.pid), seat.device, size_text(vital.memory),
-                f"{vital.model} {size_text(vital.parameter_bytes)}" if vital.model else "no model", "idle",
+                str(seat.rank),
+                str(engine),
+                seat.host,
+                str(seat.pid),
+                seat.device,
+                size_text(vital.memory),
+                f"{vital.model} {size_text(vital.parameter_bytes)}" if vital.model else "no model",
+                "idle",
             )
-            for rank, (engine, seat, vital) in enumerate(zip(self._cluster.engines, self._seats, vitals, strict=True))
-        )  # fmt: skip
+            for engine, seat, vital in ranks
+        )
         columns = ("rank", "engine", "host", "pid", "device", "memory", "model part", "state")
         return Table(columns, rows, f"Cluster {self.cluster_name}: {self.world_size} engines")
 
@@ -305,7 +316,7 @@ class Session:
         else:
             self.stop()
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         """The session itself."""
         return self
 

@@ -128,15 +128,15 @@ class HookView:
 class _Returns(ast.NodeTransformer):
     """Make a bare ``return`` hand back ``x``; functions defined inside keep their own returns."""
 
-    def visit_Return(self, node: ast.Return) -> ast.Return:  # noqa: N802 - ast's own naming
+    def visit_Return(self, node: ast.Return) -> ast.Return:
         if node.value is None:
             node.value = ast.copy_location(ast.Name("x", ast.Load()), node)
         return node
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
         return node
 
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AsyncFunctionDef:  # noqa: N802
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AsyncFunctionDef:
         return node
 
 
@@ -150,7 +150,9 @@ def _compile(source: HookSource) -> Any:
     return compile(ast.fix_missing_locations(template), source.filename, "exec")
 
 
-def failure(rank: int, error: BaseException, filename: str, *, site: str = "", source: HookSource | None = None) -> RankFailure:
+def failure(
+    rank: int, error: BaseException, filename: str, *, site: str = "", source: HookSource | None = None
+) -> RankFailure:
     """An exception from user code as data: its kind, message and the user's own line."""
     line = _user_line(error.__traceback__, filename)
     return RankFailure(

@@ -40,7 +40,7 @@ class Loaded:
 
 def check_source(spec: LoadSpec) -> Any:
     """The configuration at a path or hub id; raise :class:`ModelError` for what cannot be split so."""
-    from transformers import AutoConfig  # noqa: PLC0415 - takes seconds; engines without a model need none
+    from transformers import AutoConfig
 
     path = Path(spec.source).expanduser()
     if path.exists() and not (path / "config.json").is_file():
@@ -82,8 +82,8 @@ def load(spec: LoadSpec) -> Loaded:
 
     Tensor parallelism is transformers' own. Raises :class:`ModelError` with the loader's reason.
     """
-    from transformers import AutoModelForCausalLM  # noqa: PLC0415
-    from transformers.distributed import DistributedConfig  # noqa: PLC0415
+    from transformers import AutoModelForCausalLM
+    from transformers.distributed import DistributedConfig
 
     options: dict[str, Any] = {}
     if spec.dtype is not None:
@@ -108,7 +108,7 @@ def _expanded(source: str) -> str:
 
 
 def _tokenizer(source: str) -> Any:
-    from transformers import AutoTokenizer  # noqa: PLC0415
+    from transformers import AutoTokenizer
 
     try:
         with _quiet():
@@ -120,7 +120,7 @@ def _tokenizer(source: str) -> Any:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep the loader's bars and notes off the engine's output; errors still come as exceptions."""
-    from transformers.utils import logging as their_logging  # noqa: PLC0415
+    from transformers.utils import logging as their_logging
 
     level = their_logging.get_verbosity()
     their_logging.set_verbosity(logging.ERROR)
@@ -133,13 +133,13 @@ def _quiet() -> Iterator[None]:
 
 
 def local_part(parameter: torch.Tensor) -> torch.Tensor:
-    """This rank's own part of a parameter."""
+    """The rank's own part of a parameter."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
 
 
 @dataclass(frozen=True)
 class LocalWeight:
-    """This rank's part of one split weight: along ``dim``, ``size`` long of ``whole``.
+    """The rank's part of one split weight: along ``dim``, ``size`` long of ``whole``.
 
     ``in_order``: its DTensor says that the ranks' parts follow each other in rank order.
     """
@@ -163,7 +163,7 @@ def split_weights(model: nn.Module, whole: dict[str, tuple[int, ...]]) -> list[L
             plain = all(type(p) is Shard for p in parameter.placements if p.is_shard())
             plain = plain and all(p.is_shard() or p.is_replicate() for p in parameter.placements)
         else:
-            local, full, plain = parameter.shape, whole.get(name, parameter.shape), False
+            local, full, plain = parameter.shape, torch.Size(whole.get(name, parameter.shape)), False
         out += [
             LocalWeight(module, dim, n, plain)
             for dim, (n, total) in enumerate(zip(local, full, strict=False))

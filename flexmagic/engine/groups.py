@@ -6,14 +6,14 @@ can be mistaken for the present one.
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import gc
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
-STORE_TIMEOUT = datetime.timedelta(seconds=60)
+STORE_TIMEOUT = dt.timedelta(seconds=60)
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,16 @@ class Groups:
         self.place = place
         self.generation = generation
         store = dist.TCPStore(
-            host, port, place.world_size, is_master=place.rank == 0,
-            timeout=STORE_TIMEOUT, wait_for_workers=False,
+            host,
+            port,
+            place.world_size,
+            is_master=place.rank == 0,
+            timeout=STORE_TIMEOUT,
+            wait_for_workers=False,
         )
         self._store = dist.PrefixStore(f"flexmagic/{generation}", store)
         backend = "gloo" if place.device.type == "cpu" else "cpu:gloo,cuda:nccl"
-        dist.init_process_group(
-            backend, store=self._store, rank=place.rank, world_size=place.world_size
-        )
+        dist.init_process_group(backend, store=self._store, rank=place.rank, world_size=place.world_size)
         self.own = dist.new_group(backend=backend)
         self.agree_on_start()
 

@@ -37,7 +37,7 @@ def prepare(inputs: Any, model: nn.Module, tokenizer: Any, device: torch.device)
     else:
         ids = _as_ids(inputs, device)
         arguments = {"input_ids": ids}
-    if isinstance(ids, torch.Tensor) and ids.ndim == 2:  # noqa: PLR2004 - [batch, seq]
+    if isinstance(ids, torch.Tensor) and ids.ndim == 2:
         _check_ids(ids, model)
         rows = [[int(i) for i in row] for row in ids.tolist()]
     else:
@@ -68,10 +68,13 @@ def _as_ids(inputs: Any, device: torch.device) -> torch.Tensor:
     try:
         ids = torch.as_tensor(np.asarray(inputs) if not isinstance(inputs, torch.Tensor) else inputs)
     except (TypeError, ValueError) as error:
-        msg = f"{type(inputs).__name__} is no input: pass a text, token ids, or a dict of the model's arguments."
+        kind = type(inputs).__name__
+        msg = f"{kind} is no input: pass a text, token ids, or a dict of the model's arguments."
         raise InputError(msg) from error
     if ids.is_floating_point() or ids.ndim not in (1, 2) or ids.numel() == 0:
-        msg = f"Token ids are whole numbers of shape [seq] or [batch, seq], got {ids.dtype} {list(ids.shape)}."
+        msg = (
+            f"Token ids are whole numbers of shape [seq] or [batch, seq], got {ids.dtype} {list(ids.shape)}."
+        )
         raise InputError(msg)
     return ids.to(device=device, dtype=torch.int64).reshape(-1, ids.shape[-1])
 

@@ -9,7 +9,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class Instrument:
         self._handles: list[Any] = []
         self.outcome = Outcome()
 
-    def __enter__(self) -> Instrument:
+    def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
         wanted = self._capture.union(*(hook.sites for hook in self._hooks))
         modules = dict(self._model.named_modules())
@@ -143,7 +143,9 @@ class Instrument:
             self._captures.keep(self._run, site, changed)
         return value
 
-    def _apply(self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor) -> torch.Tensor:
+    def _apply(
+        self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor
+    ) -> torch.Tensor:
         """Run a site's hooks one after the other; returns ``local`` itself if none edited."""
         value = _Value(self._rules[site], self._exchange, local)
         for hook in hooks:
@@ -161,7 +163,9 @@ class Instrument:
                     value.put_whole(changed)
         return local if self.outcome.failures else value.piece()
 
-    def _guarded(self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor) -> torch.Tensor | None:
+    def _guarded(
+        self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor
+    ) -> torch.Tensor | None:
         """What the body left in ``x``, or ``None`` if it changed nothing or failed."""
         if self.outcome.failures:
             return None

@@ -50,7 +50,9 @@ class Window:
         return tuple(out)
 
 
-def overview(piece: torch.Tensor, local: tuple[slice, ...], result: tuple[slice, ...], window: Window) -> Overview:
+def overview(
+    piece: torch.Tensor, local: tuple[slice, ...], result: tuple[slice, ...], window: Window
+) -> Overview:
     """Reduce the part ``piece[local]`` that lies at ``result`` inside the window to the window's bins."""
     part = as_array(piece[local])
     other = tuple(dim for dim in range(part.ndim) if dim not in (window.rows, window.cols))

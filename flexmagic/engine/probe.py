@@ -79,18 +79,19 @@ class Notes:
 def note(local: torch.Tensor, original: torch.Tensor) -> Seen:
     """Shape, dtype, fingerprint and norm of a local tensor, and what a DTensor says of itself."""
     flat = local.reshape(-1)
-    values = torch.nan_to_num(flat.to(torch.float64), nan=-1e4, posinf=1e4, neginf=-2e4) if not flat.is_complex() else (
-        torch.view_as_real(flat).reshape(-1).to(torch.float64)
+    values = (
+        torch.nan_to_num(flat.to(torch.float64), nan=-1e4, posinf=1e4, neginf=-2e4)
+        if not flat.is_complex()
+        else (torch.view_as_real(flat).reshape(-1).to(torch.float64))
     )
-    is_dtensor = isinstance(original, DTensor)
     return Seen(
         shape=tuple(local.shape),
         dtype=dtype_name(local.dtype),
         fingerprint=tuple(_project(values.cpu())),
         norm=float(values.norm()),
         constant=bool((values == values[:1]).all()),
-        placements=tuple(original.placements) if is_dtensor else None,
-        whole=tuple(original.shape) if is_dtensor else None,
+        placements=tuple(original.placements) if isinstance(original, DTensor) else None,
+        whole=tuple(original.shape) if isinstance(original, DTensor) else None,
     )
 
 

@@ -65,11 +65,13 @@ class Runtime:
     loaded: Loaded | None = None
     built: Loaded | None = None
     rules: dict[Site, Rule] = field(default_factory=dict)
-    hooks: dict[tuple[str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(default_factory=dict)
+    hooks: dict[tuple[str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
+        default_factory=dict
+    )
 
     @property
     def place(self) -> Place:
-        """This process's rank, world size and device."""
+        """The process's rank, world size and device."""
         return self.groups.place
 
     @property
@@ -108,7 +110,9 @@ class Runtime:
         everyone: list[Any] = [None] * self.place.world_size
         dist.all_gather_object(everyone, mine, group=self.groups.own)
         weights = _joined([part[1] for part in everyone])
-        self.rules = infer(self.loaded.mesh, [part[0] for part in everyone], twin.sites if twin else None, weights)
+        self.rules = infer(
+            self.loaded.mesh, [part[0] for part in everyone], twin.sites if twin else None, weights
+        )
         self.captures.overwritten = set().union(*(part[2] for part in everyone))
 
     def define(self, source: HookSource) -> None:
@@ -169,6 +173,8 @@ def _joined(per_rank: list[list[Any]]) -> list[WeightSplit]:
         msg = "the ranks' models hold differently split weights"
         raise ModelError(msg)
     return [
-        WeightSplit(parts[0].module, parts[0].dim, tuple(p.size for p in parts), all(p.in_order for p in parts))
+        WeightSplit(
+            parts[0].module, parts[0].dim, tuple(p.size for p in parts), all(p.in_order for p in parts)
+        )
         for parts in zip(*per_rank, strict=True)
     ]

@@ -74,7 +74,11 @@ def _plain(config: PretrainedConfig) -> PretrainedConfig:
 def _shapes(fake: nn.Module, batch: int, seq: int) -> dict[Site, tuple[int, ...]]:
     shapes: dict[Site, tuple[int, ...]] = {}
     inputs = {"input_ids": torch.zeros(batch, seq, dtype=torch.long), **forward_options(fake)}
-    observe(fake, inputs, lambda site, tensor: shapes.setdefault(site, tuple(tensor.shape)) and None)
+
+    def look(site: Site, tensor: torch.Tensor) -> None:
+        shapes.setdefault(site, tuple(tensor.shape))
+
+    observe(fake, inputs, look)
     return shapes
 
 

@@ -82,14 +82,18 @@ class Seat:
 
 
 def seat() -> Seat | None:
-    """This process's seat, ``None`` before :func:`join`."""
+    """The process's seat, ``None`` before :func:`join`."""
     if _Slot.runtime is None:
         return None
     place = _Slot.runtime.place
-    return Seat(place.rank, place.world_size, socket.gethostname(), _Slot.runtime.process(), str(place.device))
+    return Seat(
+        place.rank, place.world_size, socket.gethostname(), _Slot.runtime.process(), str(place.device)
+    )
 
 
-def join(namespace: dict[str, Any], rank: int, world_size: int, host: str, port: int, generation: int) -> Seat:
+def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
+    namespace: dict[str, Any], rank: int, world_size: int, host: str, port: int, generation: int
+) -> Seat:
     """Make this process a rank: choose its device, connect the groups, keep the namespace."""
     torch.set_num_threads(1)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
@@ -141,11 +145,13 @@ def load_model(runtime: Runtime, spec: LoadSpec) -> ModelReport:
 
 @verb
 def build_model(runtime: Runtime, cell: HookSource, axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
-    """Run a user's cell that builds ``model``; adopted only by :func:`adopt_model`, once all ranks have one."""
+    """Run a user's cell that builds ``model``; :func:`adopt_model` takes it once all ranks have one."""
     place = runtime.place
     mesh = init_device_mesh(place.device.type, shape, mesh_dim_names=axes)
     names = {"rank": place.rank, "world_size": place.world_size, "device": place.device, "mesh": mesh}
-    previous = {key: runtime.namespace.pop(key) for key in ("model", "tokenizer") if key in runtime.namespace}
+    previous: dict[str, Any] = {
+        key: runtime.namespace.pop(key) for key in ("model", "tokenizer") if key in runtime.namespace
+    }
     try:
         if cell.function is not None:
             built, tokenizer = cell.function(**names), None
@@ -202,7 +208,9 @@ def _report(runtime: Runtime) -> ModelReport:
         mesh=runtime.loaded.mesh,
         modules=tuple((path, type(module).__name__) for path, module in model.named_modules()),
         rules=dict(runtime.rules),
-        parameters={n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()},
+        parameters={
+            n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()
+        },
         local_bytes=runtime.parameter_bytes(),
         has_tokenizer=runtime.loaded.tokenizer is not None,
     )
@@ -287,7 +295,7 @@ def overview(
 
 @verb
 def parameter(runtime: Runtime, name: str) -> Any:
-    """This rank's part of a parameter: raw bytes, local shape, and its DTensor placements if it is one."""
+    """The rank's part of a parameter: raw bytes, local shape, and its DTensor placements if it is one."""
     found = dict(runtime.model.named_parameters()).get(name)
     if found is None:
         msg = f"The model has no parameter {name!r}."

@@ -138,7 +138,7 @@ def normalise(index: object, shape: tuple[int, ...]) -> tuple[int | slice, ...]:
     """
     parts = list(index) if isinstance(index, tuple) else [index]
     if any(not (isinstance(p, (int, slice)) or p is Ellipsis) or isinstance(p, bool) for p in parts):
-        msg = "Index an activation with ints, slices and ..., e.g. a[0, -1, :10]. For more, take a.numpy() first."
+        msg = "Index with ints, slices and ..., e.g. a[0, -1, :10]; for more, take a.numpy() first."
         raise InputError(msg)
     if parts.count(Ellipsis) > 1 or len(parts) - parts.count(Ellipsis) > len(shape):
         msg = f"{len(parts)} indices for an activation of {len(shape)} dims"
@@ -158,9 +158,12 @@ def _one(part: int | slice, dim: int, n: int) -> int | slice:
     return part % n
 
 
-def window_of(index: tuple[int | slice, ...], shape: tuple[int, ...]) -> tuple[tuple[Span, ...], tuple[int | slice, ...]]:
+def window_of(
+    index: tuple[int | slice, ...], shape: tuple[int, ...]
+) -> tuple[tuple[Span, ...], tuple[int | slice, ...]]:
     """The smallest step-1 window that holds an index, and the index to apply to that window."""
-    window, rest = [], []
+    window: list[Span] = []
+    rest: list[int | slice] = []
     for part, n in zip(index, shape, strict=True):
         if isinstance(part, int):
             window.append((part, part + 1))

@@ -51,9 +51,7 @@ class Site:
     def matches(self, other: Site) -> bool:
         """Whether ``other``, a site without ``*``, is meant by this pattern."""
         return (
-            self.port == other.port
-            and self.leaf in ("", other.leaf)
-            and path_matches(self.path, other.path)
+            self.port == other.port and self.leaf in ("", other.leaf) and path_matches(self.path, other.path)
         )
 
     def __str__(self) -> str:

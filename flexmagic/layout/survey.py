@@ -100,9 +100,7 @@ class Rule:
         if any(len(shape) != len(self.dims) for shape in present):
             raise LayoutError(self._other(local))
         if self.sharded is not None:
-            whole[self.sharded] = sum(
-                {spans: sum(b - a for a, b in spans) for spans in self.spans}.values()
-            )
+            whole[self.sharded] = sum({spans: sum(b - a for a, b in spans) for spans in self.spans}.values())
         shape = tuple(whole)
         blocks = tuple(self._block(rank, shape) for rank in range(len(local)))
         layout = Layout(
@@ -114,9 +112,7 @@ class Rule:
         return layout
 
     def _block(self, rank: int, shape: tuple[int, ...]) -> Block:
-        return tuple(
-            self.spans[rank] if dim == self.sharded else ((0, n),) for dim, n in enumerate(shape)
-        )
+        return tuple(self.spans[rank] if dim == self.sharded else ((0, n),) for dim, n in enumerate(shape))
 
     def _other(self, local: Sequence[tuple[int, ...] | None]) -> str:
         return (
@@ -147,7 +143,8 @@ def infer(
     order = list(dict.fromkeys(site for of_rank in seen for site in of_rank))
     rules = {site: _infer_one(mesh, site, seen, expected, weights) for site in order}
     sums = [
-        (site, seen[0][site]) for site, rule in rules.items()
+        (site, seen[0][site])
+        for site, rule in rules.items()
         if not rule.refused and all(isinstance(p, Replicate) for p in rule.placements)
     ]
     rules = {site: _as_sum(rule, seen, expected, sums) for site, rule in rules.items()}
@@ -156,6 +153,8 @@ def infer(
 
 
 CONSTANT = "all its elements are equal on every rank, so a piece cannot be told from the whole"
+
+NO_TWIN = "the ranks hold different values, and no unsharded form of this model tells how they join"
 
 UNSETTLED = "the ranks hold different values of the full shape, and no site holds their sum"
 
@@ -194,9 +193,10 @@ def _from_dtensor(base: Rule, present: Sequence[Seen]) -> Rule:
         return replace(base, refused=f"DTensor placements {placements} are not supported yet")
     dims = tuple(Dim(f"dim{i}") for i in range(len(whole)))
     base = replace(base, dims=dims, placements=placements, how="DTensor")
-    if isinstance(placements[0], Replicate):
+    placement = placements[0]
+    if not isinstance(placement, Shard):
         return base
-    at = placements[0].dim % len(whole)
+    at = placement.dim % len(whole)
     sizes = [s.shape[at] for s in present]
     if sum(sizes) != whole[at]:
         return replace(base, refused=f"the pieces' lengths {sizes} do not add up to {whole[at]}")
@@ -212,39 +212,34 @@ def _from_dtensor(base: Rule, present: Sequence[Seen]) -> Rule:
 
 def _without_twin(base: Rule, present: Sequence[Seen]) -> Rule:
     if not _all_equal(present):
-        return replace(
-            base,
-            refused="the ranks hold different values, and there is no unsharded form of this model to tell how they join",
-        )
+        return replace(base, refused=NO_TWIN)
     if len(present) > 1 and present[0].constant:
         return replace(base, refused=CONSTANT)
     return replace(base, placements=(Replicate(),), how="equal on every rank")
 
 
-def _from_shapes(base: Rule, present: Sequence[Seen], want: tuple[int, ...], weights: Sequence[WeightSplit]) -> Rule:
+def _from_shapes(
+    base: Rule, present: Sequence[Seen], want: tuple[int, ...], weights: Sequence[WeightSplit]
+) -> Rule:
     shapes = [s.shape for s in present]
     differing = [d for d, n in enumerate(want) if any(shape[d] != n for shape in shapes)]
     if not differing:
         if _all_equal(present):
             return replace(base, placements=(Replicate(),), how="full shape, equal on every rank")
         return replace(base, refused=UNSETTLED)
-    if len(differing) > 1:
-        return replace(base, refused=f"local shapes {shapes} differ from {want} in more than one dim")
     at = differing[0]
     leaders = _leaders(present)
     sizes = [present[rank].shape[at] for rank in sorted(set(leaders))]
-    if sum(sizes) != want[at]:
-        return replace(
-            base, refused=f"the distinct pieces' lengths {sizes} along dim {at} do not add up to {want[at]}"
-        )
-    if base.dims[at].size is None:
-        return replace(base, refused=f"it is split along {base.dims[at].name}, whose length follows the input: not supported yet")
-    reason = _order_reason(base.site, at, len(want), want[at], weights)
+    reason = _split_reason(base, differing, shapes, sizes, want) or _order_reason(
+        base.site, at, len(want), want[at], weights
+    )
     if reason:
         return replace(base, refused=reason)
     by_leader = dict(zip(sorted(set(leaders)), contiguous_spans(sizes), strict=True))
     shared = len(set(leaders)) < len(leaders)
-    how = "pieces add up to the full length, weights in rank order" + (", some ranks share a piece" if shared else "")
+    how = "pieces add up to the full length, weights in rank order" + (
+        ", some ranks share a piece" if shared else ""
+    )
     return replace(
         base,
         placements=(Shard(at),),
@@ -252,6 +247,24 @@ def _from_shapes(base: Rule, present: Sequence[Seen], want: tuple[int, ...], wei
         spans=tuple(by_leader[leader] for leader in leaders),
         how=how,
     )
+
+
+def _split_reason(
+    base: Rule,
+    differing: Sequence[int],
+    shapes: Sequence[tuple[int, ...]],
+    sizes: Sequence[int],
+    want: tuple[int, ...],
+) -> str:
+    """Why local shapes are no plain split of the whole along one dim, or ``""`` where they are."""
+    at = differing[0]
+    if len(differing) > 1:
+        return f"local shapes {list(shapes)} differ from {want} in more than one dim"
+    if sum(sizes) != want[at]:
+        return f"the distinct pieces' lengths {list(sizes)} along dim {at} do not add up to {want[at]}"
+    if base.dims[at].size is None:
+        return f"it is split along {base.dims[at].name}, whose length follows the input: not supported yet"
+    return ""
 
 
 def _order_reason(site: Site, at: int, ndim: int, length: int, weights: Sequence[WeightSplit]) -> str:
@@ -293,15 +306,21 @@ def _as_sum(
     norm = sum(p.norm for p in pieces)
     for site, whole in sums:
         if whole.shape == pieces[0].shape and _near(total, whole.fingerprint, max(norm, whole.norm)):
-            return replace(rule, refused="", placements=(Partial(),), how=f"the ranks' values add up to {site}")
+            return replace(
+                rule, refused="", placements=(Partial(),), how=f"the ranks' values add up to {site}"
+            )
     return rule
 
 
 def _as_copy(rule: Rule, seen: Sequence[Mapping[Site, Seen]]) -> Rule:
     """A constant tensor of a model of which every other tensor and every weight is whole everywhere."""
-    if rule.refused != CONSTANT or any(of_rank[rule.site].shape != seen[0][rule.site].shape for of_rank in seen):
+    if rule.refused != CONSTANT or any(
+        of_rank[rule.site].shape != seen[0][rule.site].shape for of_rank in seen
+    ):
         return rule
-    return replace(rule, refused="", placements=(Replicate(),), how="equal on every rank, as all of the model is")
+    return replace(
+        rule, refused="", placements=(Replicate(),), how="equal on every rank, as all of the model is"
+    )
 
 
 def _all_equal(present: Sequence[Seen]) -> bool:
@@ -318,4 +337,6 @@ def _near(a: Sequence[float], b: Sequence[float], norm: float) -> bool:
 
 def _leaders(present: Sequence[Seen]) -> list[int]:
     """For each rank the first rank with the same piece."""
-    return [next(first for first in range(rank + 1) if _same(present[first], s)) for rank, s in enumerate(present)]
+    return [
+        next(first for first in range(rank + 1) if _same(present[first], s)) for rank, s in enumerate(present)
+    ]

@@ -29,7 +29,9 @@ class ClusterMagics(Magics):
 
     @magic_arguments()
     @argument("action", nargs="?", default="status", help="start, attach, status (the default) or stop")
-    @argument("name", nargs="?", help="attach: the id or profile of the running cluster, if there are several")
+    @argument(
+        "name", nargs="?", help="attach: the id or profile of the running cluster, if there are several"
+    )
     @argument("-n", type=int, default=2, help="start: how many engines, one per rank")
     @argument("--keep", action="store_true", help="start: leave the engines running when the notebook ends")
     @argument("--oversubscribe", action="store_true", help="start: let several engines share a device")
@@ -54,7 +56,7 @@ class ClusterMagics(Magics):
 
     def _start(self, args: Any) -> Table:
         self._refuse_second()
-        from flexmagic.client.session import Session  # noqa: PLC0415 - loading the extension is light
+        from flexmagic.client.session import Session
 
         with waiting(self._desk.shell, f"Starting {args.n} engines") as status:
             session = Session.start(
@@ -69,7 +71,7 @@ class ClusterMagics(Magics):
 
     def _attach(self, args: Any) -> Table:
         self._refuse_second()
-        from flexmagic.client.session import Session  # noqa: PLC0415
+        from flexmagic.client.session import Session
 
         self._desk.take(Session.attach(args.name))
         return self._desk.session.status()

@@ -50,7 +50,7 @@ class ModelMagics(Magics):
         args = parse(self.flexmodel, line)
         if cell is not None:
             if args.path:
-                msg = "A %%flexmodel cell builds the model itself and takes no path. Use %flexmodel PATH on one line."
+                msg = "A %%flexmodel cell builds the model itself and takes no path."
                 raise InputError(msg)
             with waiting(self._desk.shell, "Building the model") as status:
                 model = self._desk.session.load_cell(cell, first_line=2, progress=status.tick)
@@ -63,7 +63,10 @@ class ModelMagics(Magics):
                 status.done(str(model))
         elif args.unwrap:
             left = self._desk.session.model.unwrap()
-            print("The engines have let go of the model." + (f" {left} hooks of others are on it." if left else ""))
+            print(
+                "The engines have let go of the model."
+                + (f" {left} hooks of others are on it." if left else "")
+            )
         else:
             shown = self._desk.session.model
             return shown.layout_table() if args.layout else shown.tree()

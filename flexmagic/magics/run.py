@@ -27,7 +27,9 @@ class RunMagics(Magics):
 
     @magic_arguments()
     @argument("prompt", nargs="*", help="a text in quotes; several make a batch")
-    @argument("--inputs", metavar="EXPR", help="instead of a text: ids, or a dict of the model's own arguments")
+    @argument(
+        "--inputs", metavar="EXPR", help="instead of a text: ids, or a dict of the model's own arguments"
+    )
     @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
     @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
     @line_magic
@@ -55,6 +57,6 @@ class RunMagics(Magics):
         assert self.shell is not None  # registered on one
         try:
             return self.shell.ev(unquoted(args.inputs))
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - the user's expression may raise anything
             msg = f"--inputs {args.inputs}: {type(error).__name__}: {error}"
             raise InputError(msg) from None

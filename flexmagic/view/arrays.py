@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Labels = dict[int, "Sequence[str] | Sequence[Sequence[str]]"]
 
 
-def info_of(array: NDArray[Any], site: str = "array", **facts: Any) -> Info:  # noqa: ANN401 - fields of Info
+def info_of(array: NDArray[Any], site: str = "array", **facts: Any) -> Info:
     """Return the :class:`Info` of an array that one rank owns; ``facts`` override any field."""
     known: dict[str, Any] = {
         "dims": tuple(f"dim{d}" for d in range(array.ndim)),
@@ -100,8 +100,8 @@ class ArraySource:
         """Return the texts of ``dim``, of the row of the batch that ``fixed`` names."""
         texts: Any = self._labels.get(dim)
         if texts and not isinstance(texts[0], str):
-            return texts[(fixed or {}).get(0, 0)]  # type: ignore[no-any-return]
-        return texts  # type: ignore[no-any-return]
+            return texts[(fixed or {}).get(0, 0)]
+        return texts
 
     def _boxes(
         self, rows: int, cols: int, fixed: dict[int, int]

@@ -129,7 +129,7 @@ def _named(source: Source, picture: Picture, dim: int, start: int, stop: int) ->
 
 def _probe_bin(source: Source, picture: Picture, row: int, col: int) -> str:
     plane, grid, overview = picture.plane, picture.grid, picture.overview
-    assert overview is not None  # noqa: S101 - only called for overviews
+    assert overview is not None
     spans = {
         plane.rows: (int(grid.row_edges[row]), int(grid.row_edges[row + 1])),
         plane.cols: (int(grid.col_edges[col]), int(grid.col_edges[col + 1])),
@@ -168,6 +168,5 @@ def _owner_text(picture: Picture, row: int, col: int) -> str:
 def bar(picture: Picture, steps: int = 5) -> tuple[tuple[float, str], ...]:
     """Return (share, text) of the numbers printed along the colour bar."""
     return tuple(
-        (i / (steps - 1), short(colors.value_at(i / (steps - 1), picture.scale)))
-        for i in range(steps)
+        (i / (steps - 1), short(colors.value_at(i / (steps - 1), picture.scale))) for i in range(steps)
     )

@@ -23,9 +23,7 @@ def title(info: Info) -> str:
 
 def shape_text(info: Info) -> str:
     """Return every dim with its name: ``(batch 1, seq 16, hidden 512)``."""
-    dims = ", ".join(
-        f"{visible(name, 40)} {n:,}" for name, n in zip(info.dims, info.shape, strict=True)
-    )
+    dims = ", ".join(f"{visible(name, 40)} {n:,}" for name, n in zip(info.dims, info.shape, strict=True))
     return f"({dims})" if dims else "a single number"
 
 

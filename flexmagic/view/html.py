@@ -11,7 +11,7 @@ from flexmagic.view import header
 from flexmagic.view.caption import caption
 from flexmagic.view.picture import Look, compose
 from flexmagic.view.plane import default_plane
-from flexmagic.view.png import to_png
+from flexmagic.view.png import PAGE_WIDTH, to_png
 from flexmagic.view.text import body
 from flexmagic.view.words import visible
 
@@ -56,13 +56,13 @@ def _page(source: Source) -> str:
     picture = base64.b64encode(to_png(source)).decode()
     said = caption(compose(source, Look())) if 0 not in info.shape else ()
     pairs = header.stats_pairs(source.stats()) if 0 not in info.shape else ()
+    spoken = html.escape(" ".join([header.title(info), *said]))
     rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in pairs)
     parts = [
         f"<h1>{title}</h1>",
         _list("ul", header.facts(info), "facts"),
         *(f'<p class="warning">{html.escape(text)}</p>' for text in header.warnings(info)),
-        f'<p><img alt="{html.escape(" ".join([header.title(info), *said]))}" width="824" '
-        f'src="data:image/png;base64,{picture}"></p>',
+        f'<p><img alt="{spoken}" width="{PAGE_WIDTH}" src="data:image/png;base64,{picture}"></p>',
         *(f"<p>{html.escape(text)}</p>" for text in said),
         f"<h2>Statistics</h2><table>{rows}</table>" if rows else "",
         "<h2>Who owns what</h2>" + _list("ul", header.ownership(info)) if info.pieces else "",

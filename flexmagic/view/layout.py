@@ -45,7 +45,7 @@ class Layout:
     height: int
 
 
-def lay_out(  # noqa: PLR0913 - every argument takes or leaves room
+def lay_out(
     info: Info,
     plane: Plane,
     width: int,

@@ -30,7 +30,7 @@ def font(size: int, *, bold: bool = False) -> Font:
         except OSError:
             continue
     found = ImageFont.load_default(size)
-    assert isinstance(found, ImageFont.FreeTypeFont)  # noqa: S101 - with a size it always is
+    assert isinstance(found, ImageFont.FreeTypeFont)
     return found
 
 
@@ -44,12 +44,7 @@ def drawable(text: str, pen: Font) -> str:
     """Return ``text`` with what the font cannot draw as escapes, so that nothing is an empty box."""
     size = int(pen.size)
     return "".join(
-        char
-        if _has(char, size=size)
-        else "_"
-        if char == SPACE
-        else f"\\u{ord(char):04x}"
-        for char in text
+        char if _has(char, size=size) else "_" if char == SPACE else f"\\u{ord(char):04x}" for char in text
     )
 
 
@@ -88,10 +83,10 @@ def pattern(code: int, height: int, width: int, scale: int) -> NDArray[np.uint8]
     """
     y, x = np.mgrid[0:height, 0:width] // scale
     stripes = {
-        colors.NAN: (x + y) % 4 < 2,  # noqa: PLR2004
-        colors.POSINF: x % 4 < 2,  # noqa: PLR2004
-        colors.NEGINF: y % 4 < 2,  # noqa: PLR2004
-        colors.HOLE: (x + y) % 8 < 2,  # noqa: PLR2004
+        colors.NAN: (x + y) % 4 < 2,
+        colors.POSINF: x % 4 < 2,
+        colors.NEGINF: y % 4 < 2,
+        colors.HOLE: (x + y) % 8 < 2,
     }[code]
     out = np.empty((height, width, 3), dtype=np.uint8)
     out[:] = STRIPES[code]

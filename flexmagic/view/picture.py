@@ -151,7 +151,7 @@ def compose(source: Source, look: Look) -> Picture:
         reducer=reducer,
         scale=scale,
         codes=codes,
-        counts=_count(codes, tile, mask, overview),
+        counts=_count(codes, mask, overview),
         layout=layout,
         col_ribbon=col_ribbon,
         row_ribbon=row_ribbon,
@@ -190,9 +190,7 @@ def _fetch(
 ) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None, Overview | None]:
     """Read the tile, or the overview where there are fewer cells than values."""
     if not grid.exact:
-        overview = source.overview(
-            plane.rows, plane.cols, dict(plane.fixed), grid.row_edges, grid.col_edges
-        )
+        overview = source.overview(plane.rows, plane.cols, dict(plane.fixed), grid.row_edges, grid.col_edges)
         mask = overview.n > 0
         return None, None if mask.all() else mask, overview
     index = index_of(info, plane, grid)
@@ -202,9 +200,7 @@ def _fetch(
     return tile.reshape(grid.shape), None if mask is None else mask.reshape(grid.shape), None
 
 
-def _cells(
-    tile: NDArray[Any] | None, overview: Overview | None, reducer: str
-) -> NDArray[np.float64]:
+def _cells(tile: NDArray[Any] | None, overview: Overview | None, reducer: str) -> NDArray[np.float64]:
     """Return what is drawn, ``(R, C)`` float64; bins with nothing finite are NaN."""
     if overview is None:
         return as_real(np.asarray(tile))
@@ -231,7 +227,6 @@ def _codes(
 
 def _count(
     codes: NDArray[np.uint8],
-    tile: NDArray[Any] | None,
     mask: NDArray[np.bool_] | None,
     overview: Overview | None,
 ) -> Counts:
@@ -243,7 +238,7 @@ def _count(
         values = int(overview.n.sum())
         odd = {name: int(getattr(overview, name).sum()) for name in _MARKS}
     else:
-        values = int(np.size(tile)) if mask is None else int(mask.sum())
+        values = int(codes.size) if mask is None else int(mask.sum())
         odd = marks
     return Counts(
         cells=int(codes.size),

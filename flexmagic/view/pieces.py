@@ -64,8 +64,7 @@ def owners(info: Info, position: Sequence[int]) -> tuple[tuple[int, tuple[int, .
         if all(start <= at < stop for at, (start, stop) in zip(position, piece.spans, strict=True)):
             origin = piece.local or (0,) * len(piece.spans)
             local = tuple(
-                at - start + base
-                for at, (start, _), base in zip(position, piece.spans, origin, strict=True)
+                at - start + base for at, (start, _), base in zip(position, piece.spans, origin, strict=True)
             )
             found.append((piece.rank, local))
     return tuple(sorted(found))

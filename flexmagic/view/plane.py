@@ -92,9 +92,7 @@ def make_plane(info: Info, rows: int, cols: int, fixed: Mapping[int, int]) -> Pl
     if not (0 <= rows < ndim and 0 <= cols < ndim) or rows == cols:
         return default_plane(info)
     others = (d for d in range(ndim) if d not in (rows, cols))
-    return Plane(
-        rows, cols, {d: min(max(fixed.get(d, 0), 0), max(info.shape[d] - 1, 0)) for d in others}
-    )
+    return Plane(rows, cols, {d: min(max(fixed.get(d, 0), 0), max(info.shape[d] - 1, 0)) for d in others})
 
 
 def extent(info: Info, plane: Plane) -> tuple[int, int]:
@@ -140,6 +138,4 @@ def _edges(window: Span, bins: int) -> NDArray[np.int64]:
 def index_of(info: Info, plane: Plane, grid: Grid) -> Index:
     """Return the index that reads the window of the plane, in the order of the tensor's dims."""
     spans = {plane.rows: grid.rows, plane.cols: grid.cols}
-    return tuple(
-        slice(*spans[d]) if d in spans else plane.fixed[d] for d in range(len(info.shape))
-    )
+    return tuple(slice(*spans[d]) if d in spans else plane.fixed[d] for d in range(len(info.shape)))

@@ -29,6 +29,7 @@ KEY = "flexmagic-picture"
 
 _SCALE = 2  # pixels per CSS pixel: sharp on dense screens
 _MARGIN = 12
+PAGE_WIDTH = WIDTH + 2 * _MARGIN
 _INK, _SOFT, _RULE, _ALARM = (20, 20, 20), (80, 80, 80), (200, 200, 200), (255, 244, 206)
 _LEAST_MARK = 5
 
@@ -101,7 +102,7 @@ class _Page:
 def _compose_page(
     info: Info, stats: Stats | None, picture: Picture | None, scale: int = _SCALE
 ) -> Image.Image:
-    page = _Page(WIDTH + 2 * _MARGIN, scale)
+    page = _Page(PAGE_WIDTH, scale)
     page.lines(header.title(info), 15, bold=True)
     page.lines("  \N{MIDDLE DOT}  ".join(header.facts(info)), 11)
     for warning in header.warnings(info):
@@ -143,9 +144,7 @@ def _map(page: _Page, picture: Picture, top: int) -> None:
             x0, y0, x1, y1 = box
             pixels[y0:y1, x0:x1] = pens.pattern(colors.HOLE, y1 - y0, x1 - x0, s)
     page.image.paste(Image.fromarray(pixels), ((_MARGIN + lay.left) * s, (top + lay.top) * s))
-    page.box(
-        _MARGIN + lay.left - 1, top + lay.top - 1, lay.map_width + 2, lay.map_height + 2, outline=_RULE
-    )
+    page.box(_MARGIN + lay.left - 1, top + lay.top - 1, lay.map_width + 2, lay.map_height + 2, outline=_RULE)
     for hole in picture.holes:
         box = _pixels_of(picture, hole.rows, hole.cols, s)
         if box is not None:
@@ -164,12 +163,10 @@ def _mark(pixels: NDArray[np.uint8], marked: NDArray[np.bool_], code: int, scale
     """Lay a mark's pattern over its cells."""
     if marked.any():
         over = _area(pixels, marked, scale)
-        pixels[over] = pens.pattern(code, *over.shape, scale)[over]
+        pixels[over] = pens.pattern(code, pixels.shape[0], pixels.shape[1], scale)[over]
 
 
-def _area(
-    pixels: NDArray[np.uint8], marked: NDArray[np.bool_], scale: int
-) -> NDArray[np.bool_]:
+def _area(pixels: NDArray[np.uint8], marked: NDArray[np.bool_], scale: int) -> NDArray[np.bool_]:
     """Return the pixels of marked cells, each cell at least 5 CSS pixels wide and high."""
     height, width = pixels.shape[:2]
     cells = Image.fromarray(marked.astype(np.uint8) * 255)
@@ -210,7 +207,9 @@ def _ribbons(page: _Page, picture: Picture, top: int) -> None:
             if stop <= start:
                 continue
             if upright:
-                _segment(page, segment, (x - layout.RIBBON - layout.GAP, y + start), stop - start, upright=True)
+                _segment(
+                    page, segment, (x - layout.RIBBON - layout.GAP, y + start), stop - start, upright=True
+                )
             else:
                 _segment(page, segment, (x + start, y - layout.RIBBON - layout.GAP), stop - start)
 

@@ -7,6 +7,7 @@ are linear in the data and hold a single row of bins at a time, so memory stays 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -53,30 +54,29 @@ def reduce_overview(
         if len(edges) and (edges[0] < 0 or edges[-1] > size or np.any(np.diff(edges) < 0)):
             msg = f"bin edges {edges[0]}..{edges[-1]} must ascend within 0..{size}"
             raise ValueError(msg)
-    bins = (max(len(row_edges) - 1, 0), max(len(col_edges) - 1, 0))
-    total, square, extremum = (np.zeros(bins) for _ in range(3))
-    n, nan, posinf, neginf = (np.zeros(bins, dtype=np.int32) for _ in range(4))
-    filled = np.flatnonzero(np.diff(col_edges) > 0) if bins[1] else np.zeros(0, dtype=np.int64)
-    if filled.size:
-        # Bins that are not empty tile the window without gaps, so their starts are all reduceat needs.
-        starts = col_edges[filled] - col_edges[0]
-        window = values[:, col_edges[0] : col_edges[-1]]
-        widths = np.diff(col_edges)[filled]
-        for r in np.flatnonzero(np.diff(row_edges) > 0):
-            x = as_real(window[row_edges[r] : row_edges[r + 1]])
-            finite = np.isfinite(x)
-            if not finite.all():
-                for counts, mark in ((nan, np.isnan(x)), (posinf, x == np.inf), (neginf, x == -np.inf)):
-                    counts[r, filled] = np.add.reduceat(mark.sum(axis=0), starts)
-            kept = np.where(finite, x, 0.0)
-            high = np.maximum.reduceat(np.where(finite, x, -np.inf).max(axis=0), starts)
-            low = np.minimum.reduceat(np.where(finite, x, np.inf).min(axis=0), starts)
-            n[r, filled] = widths * len(x)
-            total[r, filled] = np.add.reduceat(kept.sum(axis=0), starts)
-            with np.errstate(over="ignore"):
-                square[r, filled] = np.add.reduceat((kept * kept).sum(axis=0), starts)
-            extremum[r, filled] = np.where(high >= -low, high, low)
-    return _finish(row_edges, col_edges, total, square, extremum, (n, nan, posinf, neginf))
+    sums = _Sums.empty(max(len(row_edges) - 1, 0), max(len(col_edges) - 1, 0))
+    filled = np.flatnonzero(np.diff(col_edges) > 0)
+    if not filled.size:
+        return sums.finish(row_edges, col_edges)
+    # Bins that are not empty tile the window without gaps: their starts are all reduceat needs.
+    starts = col_edges[filled] - col_edges[0]
+    window = values[:, col_edges[0] : col_edges[-1]]
+    for r in np.flatnonzero(np.diff(row_edges) > 0):
+        x = as_real(window[row_edges[r] : row_edges[r + 1]])
+        finite = np.isfinite(x)
+        if not finite.all():
+            marks = ((sums.nan, np.isnan(x)), (sums.posinf, x == np.inf), (sums.neginf, x == -np.inf))
+            for counts, mark in marks:
+                counts[r, filled] = np.add.reduceat(mark.sum(axis=0), starts)
+        kept = np.where(finite, x, 0.0)
+        high = np.maximum.reduceat(np.where(finite, x, -np.inf).max(axis=0), starts)
+        low = np.minimum.reduceat(np.where(finite, x, np.inf).min(axis=0), starts)
+        sums.n[r, filled] = np.diff(col_edges)[filled] * len(x)
+        sums.total[r, filled] = np.add.reduceat(kept.sum(axis=0), starts)
+        with np.errstate(over="ignore"):
+            sums.square[r, filled] = np.add.reduceat((kept * kept).sum(axis=0), starts)
+        sums.extremum[r, filled] = np.where(high >= -low, high, low)
+    return sums.finish(row_edges, col_edges)
 
 
 def merge_overviews(parts: Sequence[Overview]) -> Overview:
@@ -88,50 +88,62 @@ def merge_overviews(parts: Sequence[Overview]) -> Overview:
     if not parts or any(part.n.shape != parts[0].n.shape for part in parts):
         msg = "overviews can be merged only if there is one and all have the same bins"
         raise ValueError(msg)
-    total, square = np.zeros(parts[0].n.shape), np.zeros(parts[0].n.shape)
+    sums = _Sums.empty(*parts[0].n.shape)
     high, low = np.full(parts[0].n.shape, -np.inf), np.full(parts[0].n.shape, np.inf)
     for part in parts:
         count = part.finite
-        total += part.mean.astype(np.float64) * count
-        square += np.square(part.rms.astype(np.float64)) * count
+        sums.total += part.mean.astype(np.float64) * count
+        sums.square += np.square(part.rms.astype(np.float64)) * count
         high = np.where(count > 0, np.maximum(high, part.extremum), high)
         low = np.where(count > 0, np.minimum(low, part.extremum), low)
-    counts = tuple(
-        np.sum([getattr(part, name) for part in parts], axis=0, dtype=np.int32)
-        for name in ("n", "nan", "posinf", "neginf")
-    )
-    extremum = np.where(high >= -low, high, low)
-    return _finish(parts[0].row_edges, parts[0].col_edges, total, square, extremum, counts)
+        sums.n += part.n
+        sums.nan += part.nan
+        sums.posinf += part.posinf
+        sums.neginf += part.neginf
+    sums.extremum = np.where(high >= -low, high, low)
+    return sums.finish(parts[0].row_edges, parts[0].col_edges)
 
 
-def _finish(  # noqa: PLR0913 - the six accumulators are one value, split only here
-    row_edges: NDArray[np.int64],
-    col_edges: NDArray[np.int64],
-    total: NDArray[np.float64],
-    square: NDArray[np.float64],
-    extremum: NDArray[np.float64],
-    counts: tuple[NDArray[np.int32], ...],
-) -> Overview:
-    """Divide sums by counts and saturate to float32."""
-    n, nan, posinf, neginf = counts
-    finite = n - nan - posinf - neginf
-    divisor = np.maximum(finite, 1)
+@dataclass
+class _Sums:
+    """What is added up before dividing: all ``(R, C)``, sums float64, counts int32."""
 
-    def narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
-        inside = np.clip(np.where(finite > 0, values, 0.0), -FLOAT32_MAX, FLOAT32_MAX)
-        return inside.astype(np.float32)
+    total: NDArray[np.float64]
+    square: NDArray[np.float64]
+    extremum: NDArray[np.float64]
+    n: NDArray[np.int32]
+    nan: NDArray[np.int32]
+    posinf: NDArray[np.int32]
+    neginf: NDArray[np.int32]
 
-    return Overview(
-        row_edges=row_edges,
-        col_edges=col_edges,
-        mean=narrow(total / divisor),
-        rms=narrow(np.sqrt(square / divisor)),
-        extremum=narrow(extremum),
-        n=n,
-        nan=nan,
-        posinf=posinf,
-        neginf=neginf,
-    )
+    @classmethod
+    def empty(cls, rows: int, cols: int) -> _Sums:
+        """Return zeros for so many bins."""
+        shape = (rows, cols)
+        total, square, extremum = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        n, nan, posinf, neginf = (np.zeros(shape, dtype=np.int32) for _ in range(4))
+        return cls(total, square, extremum, n, nan, posinf, neginf)
+
+    def finish(self, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> Overview:
+        """Divide by the counts and saturate to float32."""
+        finite = self.n - self.nan - self.posinf - self.neginf
+        divisor = np.maximum(finite, 1)
+
+        def narrow(values: NDArray[np.float64]) -> NDArray[np.float32]:
+            inside = np.clip(np.where(finite > 0, values, 0.0), -FLOAT32_MAX, FLOAT32_MAX)
+            return inside.astype(np.float32)
+
+        return Overview(
+            row_edges=row_edges,
+            col_edges=col_edges,
+            mean=narrow(self.total / divisor),
+            rms=narrow(np.sqrt(self.square / divisor)),
+            extremum=narrow(self.extremum),
+            n=self.n,
+            nan=self.nan,
+            posinf=self.posinf,
+            neginf=self.neginf,
+        )
 
 
 def compute_stats(values: NDArray[Any]) -> Stats:

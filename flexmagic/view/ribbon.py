@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -85,7 +86,7 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
     cuts = sorted({edge for piece in pieces for edge in piece.spans[dim]})
     owners = [
         tuple(sorted({p.rank for p in pieces if p.spans[dim][0] <= a and b <= p.spans[dim][1]}))
-        for a, b in zip(cuts, cuts[1:], strict=False)
+        for a, b in pairwise(cuts)
     ]
     groups = sorted(set(owners))
     alone = all(len(group) <= 1 for group in groups)
@@ -93,7 +94,7 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
     lost = set(info.missing_ranks)
     return tuple(
         Segment(a, b, group, known[group], missing=lost.issuperset(group))
-        for a, b, group in zip(cuts, cuts[1:], owners, strict=False)
+        for a, b, group in zip(cuts[:-1], cuts[1:], owners, strict=True)
         if group
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 from flexmagic.view import header
 from flexmagic.view.pieces import present
 from flexmagic.view.plane import Plane, default_plane, extent
-from flexmagic.view.words import number, token
+from flexmagic.view.words import number, short, token, visible
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,10 +44,9 @@ def body(source: Source) -> str:
     cells = _table(source, info, plane)
     widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
     lines = [
-        "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True))
-        for row in cells
+        "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells
     ]
-    at = ", ".join(f"{info.dims[d]} {i}" for d, i in sorted(plane.fixed.items()))
+    at = ", ".join(f"{visible(info.dims[d], 40)} {i}" for d, i in sorted(plane.fixed.items()))
     return "\n".join([stats, *([f"  at {at}:"] if at else []), *lines])
 
 
@@ -58,9 +57,10 @@ def _table(source: Source, info: Info, plane: Plane) -> list[list[str]]:
     blocks = [[_read(source, info, plane, r, c) for c in cols] for r in rows]
     table: list[list[str]] = []
     if plane.cols >= 0:
-        name = info.dims[plane.cols]
+        name = visible(info.dims[plane.cols], 40)
         head = [[str(i) for i in range(*c)] for c in cols]
-        corner = f"{info.dims[plane.rows]} \\ {name}" if plane.rows >= 0 else name
+        down = visible(info.dims[plane.rows], 40) if plane.rows >= 0 else ""
+        corner = f"{down} \\ {name}" if down else name
         table.append([corner, *_join(head)])
     for block, (start, stop) in zip(blocks, rows, strict=True):
         if table and len(rows) > 1 and start:
@@ -97,9 +97,13 @@ def _read(
     tile = tile.reshape(shape)
     reached = np.ones(shape, dtype=bool) if mask is None else mask.reshape(shape)
     return [
-        [
-            number(value, info.dtype) if there else HOLE_TEXT
-            for value, there in zip(values, line, strict=True)
-        ]
+        [_brief(value, info.dtype) if there else HOLE_TEXT for value, there in zip(values, line, strict=True)]
         for values, line in zip(tile, reached, strict=True)
     ]
+
+
+def _brief(value: Any, dtype: str) -> str:
+    """Return a value for the table: exact where it is no float, four digits where it is."""
+    if isinstance(value, np.floating) and np.isfinite(value):
+        return short(float(value))
+    return number(value, dtype)

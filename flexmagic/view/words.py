@@ -59,20 +59,23 @@ def token(text: str, limit: int = 24) -> str:
     """Return a token as shown beside a row: escaped, its outer spaces marked, cut to ``limit``."""
     shown = visible(text[:limit], limit)
     lead = len(shown) - len(shown.lstrip(" "))
-    tail = len(shown) - len(shown.rstrip(" ")) if lead < len(shown) else 0
-    shown = SPACE * lead + shown[lead : len(shown) - tail] + SPACE * tail
     rest = len(text) - limit
+    uncut = lead < len(shown) and rest <= 0
+    tail = len(shown) - len(shown.rstrip(" ")) if uncut else 0
+    shown = SPACE * lead + shown[lead : len(shown) - tail] + SPACE * tail
     return shown + (f"\N{HORIZONTAL ELLIPSIS}+{rest:,}" if rest > 0 else "")
 
 
 def _escape(char: str) -> str:
     code = ord(char)
-    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"  # noqa: PLR2004
+    return f"\\x{code:02x}" if code <= 0xFF else f"\\u{code:04x}" if code <= 0xFFFF else f"\\U{code:08x}"
 
 
 def number(value: Any, dtype: str) -> str:
-    """Return a value in the precision of ``dtype`` (torch's name): the shortest text that tells
-    it from its neighbours. Integers and bools are exact, complex values have both parts.
+    """Return a value in the precision of ``dtype`` (torch's name for it).
+
+    That is the shortest text which tells it from its neighbours. Integers and bools are exact,
+    complex values have both parts.
     """
     if isinstance(value, (bool, np.bool_)):
         return str(bool(value))
@@ -111,7 +114,7 @@ def size(count: int) -> str:
     """Return a number of bytes with its unit."""
     amount = float(count)
     for unit in ("B", "kB", "MB", "GB"):
-        if amount < 1000:  # noqa: PLR2004
+        if amount < 1000:
             return f"{amount:.3g} {unit}"
         amount /= 1000
     return f"{amount:.3g} TB"
@@ -131,7 +134,5 @@ def ranks(numbers: Sequence[int]) -> str:
             runs[-1][1] = rank
         else:
             runs.append([rank, rank])
-    texts = [
-        str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}\N{EN DASH}{b}" for a, b in runs
-    ]
+    texts = [str(a) if a == b else f"{a}, {b}" if b == a + 1 else f"{a}\N{EN DASH}{b}" for a, b in runs]
     return ("rank " if len(ordered) == 1 else "ranks ") + ", ".join(texts)
