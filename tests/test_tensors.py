@@ -1,0 +1,57 @@
+from collections import OrderedDict, namedtuple
+
+import pytest
+import torch
+
+from flexmagic.engine.tensors import checksum, leaves, replace_leaf
+
+Pair = namedtuple("Pair", "left right")
+A, B, C = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
+
+
+def test_leaves_are_the_tensors_and_the_way_to_each():
+    value = (A, None, {"k": [B, "text"], "not a name": A}, Pair(C, object()))
+    assert [(where, t.item()) for where, t in leaves(value)] == [("[0]", 0), ("[2].k[0]", 1), ("[3][0]", 2)]
+    assert [where for where, _ in leaves(A)] == [""]
+    assert list(leaves(object())) == []
+
+
+@pytest.mark.parametrize(
+    ("value", "where"),
+    [
+        (A, ""),
+        ((A, B), "[1]"),
+        ([A, (B,)], "[1][0]"),
+        (Pair(A, B), "[1]"),
+        (OrderedDict(logits=A, hidden=(B, C)), ".hidden[1]"),
+    ],
+)
+def test_replacing_a_leaf_changes_nothing_else(value, where):
+    before = list(leaves(value))
+    new = torch.full((1,), 9.0)
+    changed = replace_leaf(value, where, new)
+    assert type(changed) is type(value)
+    assert dict(leaves(changed))[where] is new
+    assert all(t is dict(leaves(changed))[w] for w, t in before if w != where)
+    assert list(leaves(value)) == before
+
+
+def test_a_model_output_keeps_its_class():
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    output = CausalLMOutputWithPast(logits=A, hidden_states=(B, C))
+    changed = replace_leaf(output, ".logits", C)
+    assert isinstance(changed, CausalLMOutputWithPast)
+    assert changed.logits is C
+    assert changed["logits"] is C
+    assert output.logits is A
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
+def test_checksums_are_equal_for_equal_bits_and_differ_otherwise(dtype):
+    x = (torch.arange(37) % 5).to(dtype)
+    assert checksum(x) == checksum(x.clone())
+    other = x.clone()
+    other[5] = ~other[5] if dtype == torch.bool else other[5] + 1
+    assert checksum(x) != checksum(other)
+    assert checksum(torch.empty(0, 3)) == (0, 0)
