@@ -138,6 +138,7 @@ def compose(source: Source, look: Look) -> Picture:
     grid = _grid(info, plane, look, layout)
     reducer = "1:1" if grid.exact else look.reducer if look.reducer in REDUCERS else REDUCERS[0]
     tile, mask, overview = _fetch(source, info, plane, grid)
+    info = source.info  # a rank may have died meanwhile; what it owned must not be drawn as data
     values = _cells(tile, overview, reducer)
     if mask is not None:
         values = np.where(mask, values, np.nan)
@@ -153,8 +154,8 @@ def compose(source: Source, look: Look) -> Picture:
         codes=codes,
         counts=_count(codes, mask, overview),
         layout=layout,
-        col_ribbon=col_ribbon,
-        row_ribbon=row_ribbon,
+        col_ribbon=ribbons(info, plane)[0],
+        row_ribbon=ribbons(info, plane)[1],
         holes=holes(info, plane),
         row_labels=row_labels,
         col_labels=col_labels,
@@ -191,10 +192,11 @@ def _fetch(
     """Read the tile, or the overview where there are fewer cells than values."""
     if not grid.exact:
         overview = source.overview(plane.rows, plane.cols, dict(plane.fixed), grid.row_edges, grid.col_edges)
-        mask = overview.n > 0
-        return None, None if mask.all() else mask, overview
+        reached = overview.n > 0
+        return None, None if reached.all() else reached, overview
     index = index_of(info, plane, grid)
-    tile, mask = source.read(index), present(info, index)
+    tile = source.read(index)
+    mask = present(source.info, index)  # asked afterwards: a rank may have died meanwhile
     if plane.rows > plane.cols:
         tile, mask = tile.T, None if mask is None else mask.T
     return tile.reshape(grid.shape), None if mask is None else mask.reshape(grid.shape), None

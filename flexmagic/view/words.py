@@ -18,15 +18,18 @@ if TYPE_CHECKING:
 SPACE = "\N{OPEN BOX}"
 """Stands for a space at either end of a token, where it matters and cannot be seen."""
 
-SIGNIFICANT_BITS = {
-    "bfloat16": 8,
-    "float16": 11,
-    "float32": 24,
-    "float64": 53,
-    "float8_e4m3fn": 4,
-    "float8_e4m3fnuz": 4,
-    "float8_e5m2": 3,
-    "float8_e5m2fnuz": 3,
+_NUMPY_FLOATS: dict[str, type[np.floating[Any]]] = {
+    "float16": np.float16,
+    "float32": np.float32,
+    "float64": np.float64,
+}
+# What numpy does not have: bits of the significand, and the power of two of the smallest step.
+_NARROW_FLOATS = {
+    "bfloat16": (8, -133),
+    "float8_e4m3fn": (4, -9),
+    "float8_e4m3fnuz": (4, -10),
+    "float8_e5m2": (3, -16),
+    "float8_e5m2fnuz": (3, -17),
 }
 _SHORT = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\\": "\\\\", SPACE: "\\u2423"}
 _UNSAFE = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
@@ -86,18 +89,35 @@ def number(value: Any, dtype: str) -> str:
         imag = number(float(value.imag), part)
         sign = "" if imag.startswith(("-", "+")) else "+"
         return f"{number(float(value.real), part)}{sign}{imag}j"
-    x = float(value)
+    return _real(float(value), dtype)
+
+
+def _real(x: float, dtype: str) -> str:
+    """Return the shortest text that tells ``x`` from its neighbours in ``dtype``."""
     if not math.isfinite(x):
         return "NaN" if math.isnan(x) else ("+Inf" if x > 0 else "-Inf")
-    bits = SIGNIFICANT_BITS.get(dtype, 24)
-    # A quarter of the gap between neighbours: safe also where the gap halves, at powers of two.
-    gap = math.ldexp(1.0, math.frexp(x)[1] - bits)
-    most = math.ceil(1 + bits * math.log10(2))
-    texts = (f"{x:.{digits}g}" for digits in range(1, most))
-    text = next((t for t in texts if abs(float(t) - x) < gap / 4), f"{x:.{most}g}")
-    if "e" in text and _PLAIN_FROM <= abs(x) < _PLAIN_TO:
-        return np.format_float_positional(float(text), trim="-")
-    return text
+    if dtype not in _NARROW_FLOATS:
+        return _plain(_NUMPY_FLOATS.get(dtype, np.float32)(x))
+    if x.is_integer() and abs(x) < _PLAIN_TO:
+        return str(int(x)) if x else ("-0" if math.copysign(1, x) < 0 else "0")
+    bits, least = _NARROW_FLOATS[dtype]
+    fraction, exponent = math.frexp(abs(x))
+    step = math.ldexp(1.0, max(exponent - bits, least))
+    # Below a power of two the neighbours stand twice as close.
+    below = step / 4 if fraction == 0.5 else step / 2
+    for digits in range(1, math.ceil(1 + bits * math.log10(2))):
+        text = f"{x:.{digits}g}"
+        away = abs(float(text)) - abs(x)
+        if -below < away < step / 2:
+            return _plain(np.float64(text))
+    return _plain(np.float64(f"{x:.{math.ceil(1 + bits * math.log10(2))}g}"))
+
+
+def _plain(x: np.floating[Any]) -> str:
+    """Return the shortest text of a numpy float, without an exponent where it is of usual size."""
+    if x == 0 or _PLAIN_FROM <= abs(float(x)) < _PLAIN_TO:
+        return np.format_float_positional(x, trim="-")
+    return np.format_float_scientific(x, trim="-")
 
 
 def short(value: float) -> str:

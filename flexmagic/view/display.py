@@ -1,0 +1,79 @@
+"""What showing a tensor means in a terminal, in a live notebook and in a saved one.
+
+A notebook gets three outputs in a row: the live view, the header as text, and the picture. They
+are separate because a converter shows only the richest form of one output, and where widget state
+was stored that is the widget, which needs a network; the saved page would be blank offline. A live
+view that has data hides the other two.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+import uuid
+from typing import TYPE_CHECKING, Any
+
+from IPython import get_ipython
+from IPython.display import display
+
+from flexmagic.view.png import PAGE_WIDTH, to_png
+from flexmagic.view.text import body, heading, to_text
+from flexmagic.view.widget import TensorView
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flexmagic.view.source import Source
+
+_WIDGET = "application/vnd.jupyter.widget-view+json"
+_PNG_SIZE = slice(16, 24)
+
+
+def show(
+    source: Source,
+    siblings: Mapping[str, Callable[[], Source]] | None = None,
+    selected: str | None = None,
+) -> TensorView | None:
+    """Show a tensor wherever one is: as text in a terminal, live and as a picture in a notebook.
+
+    ``siblings`` are other tensors to choose from, by label, opened when chosen; ``selected`` is the
+    label of ``source`` among them. Returns the live view where there is one. Raises what the
+    source raises.
+    """
+    if not in_notebook():
+        print(to_text(source))  # noqa: T201 - this is the display of a terminal
+        return None
+    key = uuid.uuid4().hex
+    still, drawn = picture(source, key)
+    view = TensorView(source, siblings, selected, picture_key=key)
+    display(live(view), raw=True)
+    display({"text/plain": heading(source.info)}, raw=True)
+    display(still, raw=True, metadata=drawn)
+    return view
+
+
+def in_notebook() -> bool:
+    """Return whether what is displayed reaches a front end: IPython runs inside a kernel."""
+    return getattr(get_ipython(), "kernel", None) is not None
+
+
+def live(view: TensorView) -> dict[str, Any]:
+    """Return the output that front ends turn into the live view.
+
+    Its text is empty: where there are no widgets, the two outputs after it say everything.
+    """
+    reference = {"version_major": 2, "version_minor": 0, "model_id": view.model_id}
+    return {_WIDGET: reference, "text/plain": ""}
+
+
+def picture(source: Source, key: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the still output and its metadata: a PNG, and statistics and some values as text."""
+    png = to_png(source, key=key)
+    data = {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": body(source)}
+    return data, {"image/png": _drawn_size(png)}
+
+
+def _drawn_size(png: bytes) -> dict[str, int]:
+    """Return the size at which to draw a PNG, in CSS pixels: it has more pixels than that."""
+    width, height = struct.unpack(">II", png[_PNG_SIZE])
+    return {"width": PAGE_WIDTH, "height": round(height * PAGE_WIDTH / width)}

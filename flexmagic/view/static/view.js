@@ -1,0 +1,374 @@
+// Part of the live view: joined with its neighbours into one ES module, in the order ask, paint, view.
+
+/** The controls, the canvas and the words around it; turns what a person does into questions. */
+class View {
+  constructor(model, el) {
+    this.el = el;
+    this.state = { fixed: {}, reducer: "extremum", scale: "linear" };
+    this.twin = new StaticTwin(el, model.get("picture_key"));
+    this.build();
+    this.painter = new Painter(this.canvas);
+    this.asker = new Asker(model, (m, b) => this.answered(m, b), (kind) => this.late(kind));
+    this.resized = new ResizeObserver(() => this.room() !== this.asked && this.look());
+    this.resized.observe(el);
+    this.themed = new MutationObserver(() => this.paint());
+    this.themed.observe(document.body, { attributes: true });
+    this.dark = matchMedia("(prefers-color-scheme: dark)");
+    this.repaint = () => this.paint();
+    this.dark.addEventListener("change", this.repaint);
+    this.look();
+  }
+  close() {
+    this.asker.close();
+    this.twin.close();
+    this.resized.disconnect();
+    this.themed.disconnect();
+    this.dark.removeEventListener("change", this.repaint);
+  }
+
+  // --- what stands on the page
+
+  build() {
+    const button = (text, label, click) =>
+      make("button", { type: "button", "aria-label": label, title: label, onclick: click }, text);
+    this.title = make("span", { class: "fxm-site" });
+    this.facts = make("ul", { class: "fxm-facts" });
+    this.notes = make("div", { class: "fxm-notes" });
+    this.choices = make("span", { class: "fxm-choices" });
+    this.hold = make("input", { type: "checkbox", onchange: () => this.holdLimits() });
+    this.bar = make("div", { class: "fxm-bar" }, this.choices,
+      make("label", { title: "Keep the present colour limits" }, this.hold, " hold limits"),
+      make("span", { class: "fxm-zoom", role: "group", "aria-label": "Zoom" },
+        button("−", "Zoom out", () => this.zoom(2)), button("+", "Zoom in", () => this.zoom(0.5)),
+        button("Whole", "Show all of it", () => this.whole())));
+    this.canvas = make("canvas", {
+      class: "fxm-canvas", tabindex: "0", role: "application", "aria-roledescription": "map of values",
+      onkeydown: (e) => this.key(e), onwheel: (e) => this.wheel(e), onpointerdown: (e) => this.grab(e),
+      onpointermove: (e) => this.hover(e), onpointerup: (e) => this.release(e), onpointerleave: () => this.leave(),
+      ondblclick: (e) => { this.point(e); this.zoom(0.5); }, onfocus: () => this.focus(), onblur: () => this.paint(),
+    });
+    this.number = make("output", { class: "fxm-number" });
+    this.read = make("div", { class: "fxm-read", role: "status", "aria-live": "polite" });
+    this.legend = make("div", { class: "fxm-legend" });
+    this.caption = make("div", { class: "fxm-caption" });
+    this.owners = make("ul");
+    this.stats = make("div", { class: "fxm-stats" });
+    this.error = make("div", { class: "fxm-error", role: "alert" });
+    this.status = make("div", { class: "fxm-status" });
+    this.body = make("div", { class: "fxm-body" }, this.bar,
+      make("div", { class: "fxm-stage" }, this.canvas, this.number), this.read, this.legend, this.caption,
+      make("details", {}, make("summary", {}, "Who owns what"), this.owners),
+      make("div", { class: "fxm-help" }, "Click the map, then: arrows read, + and − or the wheel zoom, Shift+arrows or dragging pan, 0 shows all."));
+    // The notebook's own shortcuts (0 0 restarts a kernel) must not fire from within.
+    this.root = make("section", { class: "fxm", "data-lm-suppress-shortcuts": "true" },
+      make("header", {}, this.title, this.facts), this.notes, this.stats, this.error, this.body, this.status);
+    this.root.hidden = true;
+    this.el.append(this.root);
+  }
+  room() {
+    return Math.floor(this.el.getBoundingClientRect().width) - 26;
+  }
+
+  // --- questions and answers
+
+  look() {
+    const width = this.room();
+    this.asked = width;
+    this.asker.ask("look", { ...this.state, width: width > 0 ? width : 800 });
+  }
+  late(kind) {
+    if (kind !== "look") return;
+    if (!this.picture && this.twin.find().length) return; // the static picture stands in
+    this.root.hidden = false;
+    this.status.textContent = "Waiting for the kernel: it is busy, or not running.";
+  }
+  answered(message, buffers) {
+    this.status.textContent = "";
+    if (message.kind === "probe") return this.said(message);
+    this.root.hidden = false;
+    this.error.textContent = message.kind === "error" ? message.text : "";
+    if (message.kind === "error") return undefined;
+    this.twin.hide();
+    this.header(message);
+    const nothing = message.empty ?? null;
+    this.body.hidden = nothing !== null;
+    if (nothing !== null) {
+      this.status.textContent = nothing;
+      return undefined;
+    }
+    this.take(message, buffers);
+    return undefined;
+  }
+  take(picture, [codes, palette]) {
+    const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
+    const wish = this.painter.window;
+    this.picture = picture;
+    this.painter.load(picture, bytes(codes), new Uint8Array(bytes(palette)));
+    if (this.asker.waits("look")) {
+      this.painter.window = wish; // a later question is on its way: do not jump back to this one
+    } else {
+      const { layer, rows, cols, fixed, window: shown } = picture;
+      Object.assign(this.state, { layer, rows, cols, fixed, row_window: shown.rows, col_window: shown.cols });
+    }
+    this.controls();
+    this.colorBar();
+    this.caption.replaceChildren(...picture.caption.map((text) => make("p", {}, text)));
+    const single = picture.number !== null;
+    this.canvas.hidden = single;
+    this.bar.classList.toggle("fxm-single", single);
+    this.number.textContent = single ? picture.number : "";
+    this.canvas.setAttribute("aria-label", `${picture.title}: ${picture.caption.join(" ")}`);
+    if (this.cursor) this.move(this.cursor.at);
+    else this.paint();
+    // Facts about the geometry, for whoever tests or scripts the page.
+    this.root.dataset.map = JSON.stringify(picture.layout);
+    this.root.dataset.window = JSON.stringify(picture.window);
+    this.root.dataset.cells = JSON.stringify(picture.cells);
+    this.root.dataset.look = String(picture.id);
+  }
+  header(message) {
+    this.title.textContent = message.title;
+    this.facts.replaceChildren(...message.facts.map((text) => make("li", {}, text)));
+    this.notes.replaceChildren(...message.warnings.map((text) => make("p", { role: "note" }, text)));
+    this.owners.replaceChildren(...message.owners.map((text) => make("li", {}, text)));
+    const marked = new Set(["NaN", "+Inf", "-Inf"]);
+    this.stats.replaceChildren(...message.stats.map(([name, text]) =>
+      make("span", { class: marked.has(name) && text !== "0" ? "fxm-odd" : null }, make("span", {}, `${name} `), text)));
+  }
+  controls() {
+    const p = this.picture;
+    const signature = JSON.stringify([p.layers, p.dims, p.rows, p.cols, p.exact]);
+    if (signature !== this.signature) {
+      this.signature = signature;
+      this.choices.replaceChildren(...this.makeControls(p));
+    }
+    for (const input of this.choices.querySelectorAll("[data-dim]")) {
+      if (input !== document.activeElement) input.value = p.fixed[input.dataset.dim];
+    }
+    const set = (name, value) => {
+      const select = this.choices.querySelector(`[data-name='${name}']`);
+      if (select) select.value = String(value);
+    };
+    set("layer", p.layer);
+    set("rows", p.rows);
+    set("cols", p.cols);
+    set("reducer", this.state.reducer);
+    set("scale", this.state.scale);
+  }
+  makeControls(p) {
+    const select = (name, text, options, change) => make("label", {}, `${text} `,
+      make("select", { "data-name": name, onchange: (e) => change(e.target.value) },
+        ...options.map(([value, shown]) => make("option", { value }, shown))));
+    const dims = p.dims.map((dim, i) => [i, `${dim.name} (${dim.size})`]);
+    const nodes = [];
+    if (p.layers.length > 1) {
+      nodes.push(select("layer", "layer", p.layers.map((text, i) => [i, text]), (v) => this.change({ layer: Number(v) })));
+    }
+    if (p.dims.length > 1) {
+      nodes.push(select("rows", "rows", dims, (v) => this.turn("rows", Number(v))),
+        select("cols", "columns", dims, (v) => this.turn("cols", Number(v))));
+    }
+    for (const d of Object.keys(p.fixed)) {
+      const last = p.dims[d].size - 1;
+      nodes.push(make("label", {}, `${p.dims[d].name} `, make("input", {
+        type: "number", min: 0, max: last, "data-dim": d, "aria-description": `0 to ${last}`,
+        onchange: (e) => this.fix(d, clamp(Math.trunc(Number(e.target.value)) || 0, 0, last)),
+      }), ` of ${last + 1}`));
+    }
+    const named = { extremum: "signed extremum", mean: "mean", rms: "rms" };
+    const reducer = select("reducer", "overview by", p.reducers.map((r) => [r, named[r]]), (v) => this.change({ reducer: v }, false));
+    if (p.exact) reducer.append(" (not needed: 1:1)");
+    nodes.push(reducer, select("scale", "scale", p.scales.map((s) => [s, s]), (v) => this.change({ scale: v }, false)));
+    return nodes;
+  }
+  colorBar() {
+    const colors = this.painter, stops = [];
+    for (let i = 0; i <= 16; i++) stops.push(colors.color(Math.round(FIRST + ((LAST - FIRST) * i) / 16)));
+    const ramp = make("div", { class: "fxm-ramp" });
+    ramp.style.background = `linear-gradient(to right, ${stops.join(",")})`;
+    const swatch = (color) => {
+      const node = make("span", { class: "fxm-swatch" });
+      node.style.background = color;
+      return node;
+    };
+    const stripes = (angle, a, b, width) =>
+      `repeating-linear-gradient(${angle}deg, ${a} 0 ${width}px, ${b} ${width}px ${2 * width}px)`;
+    const key = (color, text) => make("span", { class: "fxm-key" }, swatch(color), text);
+    this.legend.replaceChildren(
+      make("div", { class: "fxm-scale" },
+        make("div", { class: "fxm-line" }, swatch(colors.color(UNDER)), ramp, swatch(colors.color(OVER))),
+        make("div", { class: "fxm-numbers" }, ...this.picture.bar.map(([, text]) => make("span", {}, text)))),
+      make("span", { class: "fxm-key" }, "ends: clipped"),
+      key(stripes(135, "#000", "rgb(255,221,51)", 2), "NaN"),
+      key(stripes(90, colors.color(POSINF), "#fff", 2), "+Inf"),
+      key(stripes(0, colors.color(NEGINF), "#fff", 2), "-Inf"),
+      key(stripes(135, "rgb(186,186,186)", "rgb(110,110,110)", 3), "missing"));
+  }
+  paint() {
+    if (!this.picture || this.picture.number !== null) return;
+    this.painter.paint(this.cursor, document.activeElement === this.canvas);
+  }
+
+  // --- what a person changes
+
+  change(part, afresh = true) {
+    Object.assign(this.state, part);
+    if (afresh) Object.assign(this.state, { row_window: null, col_window: null });
+    this.look();
+  }
+  turn(which, dim) {
+    const other = which === "rows" ? "cols" : "rows";
+    const part = { [which]: dim };
+    if (this.state[other] === dim) part[other] = this.state[which];
+    this.change(part);
+  }
+  fix(dim, at) {
+    this.change({ fixed: { ...this.state.fixed, [dim]: at } }, false);
+  }
+  holdLimits() {
+    this.change({ limits: this.hold.checked ? this.picture.limits : null }, false);
+  }
+  whole() {
+    this.setWindow([0, this.picture.extent[0]], [0, this.picture.extent[1]]);
+  }
+  /** Zoom around the cursor (or the middle): first along the dim whose cells are the smaller. */
+  zoom(factor) {
+    const lay = this.picture.layout, shown = this.painter.window;
+    const wide = lay.map_width / (shown.cols[1] - shown.cols[0]);
+    const tall = lay.map_height / (shown.rows[1] - shown.rows[0]);
+    const only = factor < 1 && wide < 0.8 * tall ? "cols" : factor < 1 && tall < 0.8 * wide ? "rows" : null;
+    const next = {};
+    for (const [along, n] of [["rows", 0], ["cols", 1]]) {
+      const [start, stop] = shown[along], whole = this.picture.extent[n];
+      const at = this.cursor ? clamp(this.cursor.at[along], start, stop) : (start + stop) / 2;
+      const size = only && only !== along ? stop - start : clamp(Math.round((stop - start) * factor), Math.min(4, whole), whole);
+      const from = clamp(Math.round(at - ((at - start) / (stop - start)) * size), 0, whole - size);
+      next[along] = [from, from + size];
+    }
+    this.setWindow(next.rows, next.cols);
+  }
+  pan(rows, cols) {
+    const next = {};
+    for (const [along, n, by] of [["rows", 0, rows], ["cols", 1, cols]]) {
+      const [start, stop] = this.painter.window[along], size = stop - start;
+      const from = clamp(Math.round(start + by), 0, Math.max(this.picture.extent[n] - size, 0));
+      next[along] = [from, from + size];
+    }
+    this.setWindow(next.rows, next.cols);
+  }
+  /** Show another part: at once from what is here, and properly when the answer comes. */
+  setWindow(rows, cols) {
+    const shown = this.painter.window;
+    if (String([rows, cols]) === String([shown.rows, shown.cols])) return;
+    this.painter.window = { rows, cols };
+    this.paint();
+    this.change({ row_window: rows, col_window: cols }, false);
+  }
+
+  // --- pointer and keys
+
+  point(event) {
+    const x = clamp(event.offsetX, this.picture.layout.left, this.picture.layout.left + this.picture.layout.map_width - 0.01);
+    const y = clamp(event.offsetY, this.picture.layout.top, this.picture.layout.top + this.picture.layout.map_height - 0.01);
+    this.move({ rows: this.painter.position("rows", y), cols: this.painter.position("cols", x) });
+  }
+  inside(event) {
+    const lay = this.picture.layout;
+    return event.offsetX >= lay.left && event.offsetX < lay.left + lay.map_width
+      && event.offsetY >= lay.top && event.offsetY < lay.top + lay.map_height;
+  }
+  hover(event) {
+    if (!this.picture) return;
+    if (this.held) {
+      const { x, y, window: from } = this.held, lay = this.picture.layout;
+      this.painter.window = from;
+      const cols = ((x - event.offsetX) / lay.map_width) * (from.cols[1] - from.cols[0]);
+      const rows = ((y - event.offsetY) / lay.map_height) * (from.rows[1] - from.rows[0]);
+      this.pan(rows, cols);
+    } else if (this.inside(event)) this.point(event);
+  }
+  grab(event) {
+    if (!this.inside(event)) return;
+    this.held = { x: event.offsetX, y: event.offsetY, window: { ...this.painter.window } };
+    this.canvas.setPointerCapture(event.pointerId);
+  }
+  release(event) {
+    this.held = null;
+    this.canvas.releasePointerCapture(event.pointerId);
+  }
+  leave() {
+    if (document.activeElement === this.canvas) return;
+    this.cursor = null;
+    this.paint();
+  }
+  focus() {
+    const shown = this.painter.window;
+    if (!this.cursor) this.move({ rows: shown.rows[0] + 0.5, cols: shown.cols[0] + 0.5 });
+    this.paint();
+  }
+  /** Put the cursor on the cell at a position, and ask what is there. */
+  move(at) {
+    const row = this.painter.cell("rows", at.rows), col = this.painter.cell("cols", at.cols);
+    const [r, c] = [this.painter.span("rows", row), this.painter.span("cols", col)];
+    this.cursor = { row, col, at: { rows: (r[0] + r[1]) / 2, cols: (c[0] + c[1]) / 2 } };
+    this.paint();
+    const asking = `${this.picture.id} ${row} ${col}`;
+    if (asking === this.asking) return;
+    this.asking = asking;
+    this.asker.ask("probe", { picture: this.picture.id, row, col });
+  }
+  said(message) {
+    if (message.text) this.read.textContent = message.text;
+  }
+  wheel(event) {
+    // Without focus or Ctrl the wheel belongs to the page.
+    if (!this.picture || !this.inside(event) || !(event.ctrlKey || document.activeElement === this.canvas)) return;
+    const shown = this.painter.window, [rows, cols] = this.picture.extent;
+    const all = shown.rows[1] - shown.rows[0] >= rows && shown.cols[1] - shown.cols[0] >= cols;
+    if (event.deltaY > 0 && all) return;
+    event.preventDefault();
+    this.point(event);
+    this.zoom(event.deltaY < 0 ? 0.7 : 1 / 0.7);
+  }
+  key(event) {
+    if (!this.picture || event.ctrlKey || event.metaKey || event.altKey) return;
+    const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], PageUp: [-10, 0], PageDown: [10, 0] };
+    const shown = this.painter.window;
+    if (event.key in steps) {
+      const [down, across] = steps[event.key];
+      const far = (along) => (shown[along][1] - shown[along][0]) / 4;
+      if (event.shiftKey) this.pan(down * Math.max(far("rows"), 1), across * Math.max(far("cols"), 1));
+      else this.step(down, across);
+    } else if (event.key === "Home" || event.key === "End") {
+      const end = event.key === "Home" ? shown.cols[0] + 0.5 : shown.cols[1] - 0.5;
+      this.move({ rows: this.cursor.at.rows, cols: end });
+    } else if (event.key === "+" || event.key === "=") this.zoom(0.5);
+    else if (event.key === "-" || event.key === "_") this.zoom(2);
+    else if (event.key === "0") this.whole();
+    else if (event.key === "Escape") this.canvas.blur();
+    else return;
+    event.preventDefault();
+    event.stopPropagation();
+  }
+  /** Move the cursor by cells; at the edge of what is shown, take the window along. */
+  step(down, across) {
+    const next = { ...this.cursor.at }, by = { rows: 0, cols: 0 };
+    for (const [along, n, cells] of [["rows", 0, down], ["cols", 1, across]]) {
+      const [start, stop] = this.painter.window[along];
+      const one = (this.picture.window[along][1] - this.picture.window[along][0]) / this.picture.cells[n];
+      next[along] = clamp(next[along] + cells * one, 0, this.picture.extent[n] - one / 2);
+      if (cells && (next[along] < start || next[along] >= stop)) by[along] = Math.sign(cells) * Math.max((stop - start) / 4, 1);
+    }
+    if (by.rows || by.cols) {
+      this.cursor.at = next;
+      this.pan(by.rows, by.cols);
+    } else this.move(next);
+  }
+}
+
+function render({ model, el }) {
+  const view = new View(model, el);
+  return () => view.close();
+}
+
+export default { render };

@@ -1,0 +1,141 @@
+"""The live view: an anywidget canvas that asks, and Python that answers with what is looked at.
+
+Data travel as binary buffers of custom messages, never as synced traits, so a saved notebook holds
+none of it. Nothing is sent unless a browser asked: a widget to which a running cell publishes
+would stop answering until that cell ends.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import anywidget
+import traitlets
+
+from flexmagic.errors import FlexError
+from flexmagic.view import protocol
+from flexmagic.view.caption import probe
+from flexmagic.view.picture import compose
+from flexmagic.view.scale import palette
+from flexmagic.view.words import visible
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from flexmagic.view.picture import Picture
+    from flexmagic.view.source import Source, Stats
+
+_STATIC = Path(__file__).parent / "static"
+_MOST_VIEWS = 16
+
+
+class TensorView(anywidget.AnyWidget):
+    """A live view of one tensor, or of the one chosen among its siblings.
+
+    ``siblings`` maps a label (a layer) to a function that returns its source; they are called when
+    somebody chooses them. ``selected`` is the label of ``source``. ``picture_key`` marks the static
+    picture beside this view, which the canvas hides once it shows live data.
+    """
+
+    # One ES module from three files, joined as they are: no build step, nothing fetched.
+    _esm = "\n".join((_STATIC / f"{part}.js").read_text("utf-8") for part in ("ask", "paint", "view"))
+    _css = (_STATIC / "canvas.css").read_text("utf-8")
+    picture_key = traitlets.Unicode("").tag(sync=True)
+
+    def __init__(
+        self,
+        source: Source,
+        siblings: Mapping[str, Callable[[], Source]] | None = None,
+        selected: str | None = None,
+        picture_key: str = "",
+    ) -> None:
+        label = selected if selected is not None else source.info.site
+        self._openers = dict(siblings or {})
+        self._openers.setdefault(label, lambda: source)
+        self._labels = list(self._openers)
+        self._sources = {label: source}
+        self._start = self._labels.index(label)
+        self._stats: dict[tuple[str, tuple[int, ...]], Stats] = {}
+        self._shown: OrderedDict[str, tuple[int, Source, Picture]] = OrderedDict()
+        # Front ends may deliver messages on several threads, while a cell runs too.
+        self._lock = threading.Lock()
+        super().__init__(picture_key=picture_key)
+        self.on_msg(self._answer)
+        self._answer_where_asked()
+
+    def _answer_where_asked(self) -> None:
+        """Let questions be answered on the channel they come by, also while this cell still runs.
+
+        ipykernel 7 routes questions to the loop that last published on a comm, which for a new
+        widget is the one that runs the cell; forgetting it leaves the front end's own choice.
+        """
+        if self.comm is not None and hasattr(self.comm, "_reply_subshell_id"):
+            del self.comm._reply_subshell_id  # noqa: SLF001 - there is no public way
+
+    def _answer(self, _: Any, question: protocol.Message, __: list[bytes]) -> None:
+        """Answer one question of a browser: always, with a sentence if it cannot be answered."""
+        head = {key: question.get(key) for key in ("view", "id", "kind")} | {"asked": question.get("kind")}
+        try:
+            with self._lock:
+                content, buffers = self._reply(question)
+        except FlexError as error:
+            content, buffers = {"kind": "error", "text": visible(str(error), 2000)}, []
+        except Exception as error:  # noqa: BLE001 - a browser that waits must hear what went wrong
+            text = f"{type(error).__name__}: {error}"
+            content, buffers = {"kind": "error", "text": visible(text, 2000)}, []
+        self.send(head | content, buffers)
+
+    def _reply(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
+        if question.get("kind") == "probe":
+            return self._probe(question), []
+        if question.get("kind") == "look":
+            return self._look(question)
+        text = f"the view was asked for {question.get('kind')!r}, which it does not know"
+        raise FlexError(text)
+
+    def _look(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
+        layer = question.get("layer")
+        known = isinstance(layer, int) and 0 <= layer < len(self._labels)
+        number = layer if known and isinstance(layer, int) else self._start
+        source = self._source(self._labels[number])
+        info = source.info
+        content = {
+            "kind": "picture",
+            "layers": [visible(label) for label in self._labels],
+            "layer": number,
+        }
+        if 0 in info.shape:
+            content |= protocol.about(info, source, None) | protocol.nothing_to_draw(info)
+            return content, []
+        picture = compose(source, protocol.read_look(question))
+        stats = self._stats_of(self._labels[number], source)
+        content |= protocol.describe(source, picture) | protocol.about(info, source, stats)
+        view = str(question.get("view"))
+        self._shown[view] = (int(question.get("id") or 0), source, picture)
+        self._shown.move_to_end(view)
+        while len(self._shown) > _MOST_VIEWS:
+            self._shown.popitem(last=False)
+        return content, [picture.codes.tobytes(), palette(picture.scale.kind).tobytes()]
+
+    def _probe(self, question: protocol.Message) -> protocol.Message:
+        """Read a cell of the picture this view shows: from what has travelled already."""
+        number, source, picture = self._shown.get(str(question.get("view")), (None, None, None))
+        if source is None or picture is None or number != question.get("picture"):
+            return {"kind": "probe", "text": ""}
+        row, col = int(question["row"]), int(question["col"])
+        return {"kind": "probe", "row": row, "col": col, "text": probe(source, picture, row, col)}
+
+    def _source(self, label: str) -> Source:
+        if label not in self._sources:
+            self._sources[label] = self._openers[label]()
+        return self._sources[label]
+
+    def _stats_of(self, label: str, source: Source) -> Stats:
+        """Return the statistics, computed once for as long as the same ranks answer."""
+        key = (label, source.info.missing_ranks)
+        if key not in self._stats:
+            self._stats[key] = source.stats()
+        return self._stats[key]
