@@ -142,6 +142,17 @@ def test_the_demo_notices_a_difference(monkeypatch, capsys):
     assert np.isnan(largest_difference(whole * np.nan, whole))
 
 
+def test_the_readmes_script_runs():
+    [script] = re.findall(
+        r"```python\n(from flexmagic import Session.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"\(1, \d+, 256\) \(1, \d+, \d+\)\n", done.stdout)
+
+
 # --- the page ----------------------------------------------------------------------------------------
 
 PIXEL = (

@@ -51,8 +51,8 @@ BELOW["flexmagic.cli"] = BELOW["flexmagic_kernel"] | {"flexmagic_kernel"}
 BELOW["flexmagic"] = BELOW["flexmagic.magics"] | {"flexmagic.magics"}
 
 LAZILY = {
-    # a handle shows itself when a notebook displays it, and only then is the viewer needed
-    "flexmagic.client.activation": {"flexmagic.view.display"},
+    # a handle shows itself when it is displayed or written, and only then is the viewer needed
+    "flexmagic.client.activation": {"flexmagic.view.display", "flexmagic.view.html"},
 }
 
 NOTEBOOK = {"IPython", "ipykernel", "ipywidgets", "anywidget", "jupyter_client"}
