@@ -44,7 +44,7 @@ lint: setup-test run-lint ## ruff and mypy
 run-lint:
 	@failed=0; \
 	$(BIN)/ruff check --quiet . || failed=1; \
-	$(BIN)/ruff format --quiet --check . || { echo "Not formatted: run $(BIN)/ruff format"; failed=1; }; \
+	$(BIN)/ruff format --quiet --check --output-format concise . || { echo "Not formatted: run $(BIN)/ruff format"; failed=1; }; \
 	$(BIN)/mypy --no-error-summary || failed=1; \
 	[ $$failed = 0 ] && echo "lint: clean" || echo "lint: failed"; exit $$failed
 

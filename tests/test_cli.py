@@ -113,6 +113,7 @@ def percentages(line: str) -> list[float]:
     return [float(number) for number in re.findall(r"([\d.]+)%", line)]
 
 
+@pytest.mark.engines
 def test_the_demo_tells_its_story():
     done = flexmagic("demo", "--no-notebook")
     assert done.returncode == 0, done.stderr
@@ -142,6 +143,7 @@ def test_the_demo_notices_a_difference(monkeypatch, capsys):
     assert np.isnan(largest_difference(whole * np.nan, whole))
 
 
+@pytest.mark.engines
 def test_the_readmes_script_runs():
     [script] = re.findall(
         r"```python\n(from flexmagic import Session.*?)```", (ROOT / "README.md").read_text(), re.DOTALL
