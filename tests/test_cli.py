@@ -8,6 +8,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import psutil
 import pytest
 
 from flexmagic.cli.main import main
@@ -189,7 +190,9 @@ def test_the_page_needs_nothing_from_elsewhere(write_notebook, tmp_path):
 
     from flexmagic.cli.page import write_page
 
-    notebook = write_notebook("import os, sys\nprint(sys.executable, os.getcwd())", PIXEL, WIDGET)
+    notebook = write_notebook(
+        "import os, sys\nprint(sys.executable, os.getcwd(), os.getpid())", PIXEL, WIDGET
+    )
     before = notebook.read_bytes()
     page = tmp_path / "new" / "page.html"
     write_page(notebook, page)
@@ -197,7 +200,9 @@ def test_the_page_needs_nothing_from_elsewhere(write_notebook, tmp_path):
 
     soup = BeautifulSoup(page.read_text(), "html.parser")
     said = soup.get_text()
-    assert f"{sys.executable} {tmp_path}" in said
+    ran = re.search(rf"{re.escape(f'{sys.executable} {tmp_path}')} (\d+)", said)
+    assert ran
+    assert not psutil.pid_exists(int(ran[1])), "the notebook's kernel must end with it"
     assert "the still picture" in said
     assert soup.find("img", src=re.compile("^data:image/png;base64,"))
     fetched = [

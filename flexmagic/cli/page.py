@@ -53,7 +53,7 @@ def write_page(notebook: Path, page: Path, *, seconds: int = 600) -> None:
         resources={"metadata": {"path": str(notebook.parent)}},
     )
     try:
-        client.execute()
+        client.execute(cleanup_kc=True)  # the manager is ours, so nbclient would leave the kernel running
     except nbclient.exceptions.CellExecutionError as error:
         msg = f"{notebook.name} failed in a cell:\n{error}"
         raise FlexError(msg) from None
