@@ -57,10 +57,10 @@ clean: ## remove what tests and builds left behind (.venv stays; remove it by ha
 # .venv.creating stands while .venv is being made: found later, it means that .venv is only half there.
 venv:
 	@if [ ! -e .venv.creating ] && $(PY) -m pip --version >/dev/null 2>&1; then exit 0; fi; \
-	found=; for p in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+	found=; for p in $(or $(PYTHON),python3.13 python3.12 python3.11 python3); do \
 	  if $$p -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then found=$$p; break; fi; \
 	done; \
-	if [ -z "$$found" ]; then echo "flexmagic needs Python 3.11 or newer with its venv module; none was found. Install one, or say make PYTHON=/path/to/python3." >&2; exit 2; fi; \
+	if [ -z "$$found" ]; then echo "flexmagic needs Python 3.11 or newer with its venv module; $(or $(PYTHON),python3) is none. Install one, or say make PYTHON=/path/to/python3." >&2; exit 2; fi; \
 	echo "Set-up: making .venv with $$found (a few seconds)"; \
 	touch .venv.creating && $$found -m venv --clear .venv && rm .venv.creating
 
