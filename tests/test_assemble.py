@@ -1,5 +1,7 @@
 """Assembling, splitting and reading parts of a whole: numpy or the whole itself is the oracle."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -54,7 +56,7 @@ def layouts(draw):
     dim = draw(st.integers(0, ndim - 1))
     cuts = sorted(draw(st.lists(st.integers(0, shape[dim]), min_size=0, max_size=6)))
     edges = [0, *cuts, shape[dim]]
-    segments = [(a, b) for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    segments = [(a, b) for a, b in itertools.pairwise(edges) if a < b]
     owners = draw(st.lists(st.integers(0, ranks - 1), min_size=len(segments), max_size=len(segments)))
     order = draw(st.permutations(range(len(segments))))
     spans = [tuple(segments[i] for i in order if owners[i] == rank) for rank in range(ranks)]

@@ -83,14 +83,11 @@ def test_an_exception_is_data_with_the_users_line():
 
 
 def test_an_exception_that_cannot_travel_is_told_without_it():
-    class Odd(Exception):
+    class OddError(Exception):
         def __init__(self, a, b):
             super().__init__("odd")
 
-    try:
-        raise Odd(1, 2)
-    except Odd as error:
-        found = failure(0, error, "nowhere")
+    found = failure(0, OddError(1, 2), "nowhere")
     assert found.cause is None
     assert found.message == "odd"
 

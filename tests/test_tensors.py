@@ -1,11 +1,17 @@
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from flexmagic.engine.tensors import checksum, leaves, replace_leaf
 
-Pair = namedtuple("Pair", "left right")
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
 A, B, C = torch.zeros(1), torch.ones(1), torch.full((1,), 2.0)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flexmagic.client.calls import Calls
+    from flexmagic.engine.captures import RunKey
     from flexmagic.layout.assemble import Read
     from flexmagic.layout.layout import Layout
     from flexmagic.view.source import Info, Overview, Stats
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 class Origin:
     """Which run a capture belongs to and what is known of it beside its layout."""
 
-    run: int
+    run: RunKey
     site: Site
     hooks: str
     tokens: tuple[tuple[str, ...], ...]
@@ -158,7 +159,7 @@ class Activation:
             placements=self.layout.describe_placements(),
             pieces=_pieces(self.layout),
             hook=self._origin.hooks,
-            run=f"run {self._origin.run}",
+            run=f"run {self._origin.run[1]}",
             nbytes=self._origin.nbytes,
             partial=self.layout.partial,
             warnings=self._origin.warnings,

@@ -76,7 +76,10 @@ class Hook:
 class HookBook:
     """All hooks of a session in the order in which they were first registered."""
 
-    def __init__(self, send: Callable[[HookSource], None], forget: Callable[[str, int], None]) -> None:
+    def __init__(
+        self, owner: str, send: Callable[[HookSource], None], forget: Callable[[str, int], None]
+    ) -> None:
+        self._owner = owner
         self._send = send
         self._forget = forget
         self._hooks: dict[str, Hook] = {}
@@ -105,7 +108,7 @@ class HookBook:
         number = self._last_version.get(name, 0) + 1
         text = code if isinstance(code, str) else ""
         function = None if isinstance(code, str) else code
-        source = HookSource(name, number, textwrap.dedent(text), function, first_line, local)
+        source = HookSource(name, number, textwrap.dedent(text), function, first_line, local, self._owner)
         check(source)
         exact_sites(model, patterns, source)
         self._send(source)

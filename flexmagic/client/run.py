@@ -11,6 +11,7 @@ from flexmagic.layout.sites import Site, one_of, path_matches
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
+    from flexmagic.engine.captures import RunKey
     from flexmagic.engine.verbs import RunAnswer
     from flexmagic.layout.survey import Rule
 
@@ -22,18 +23,23 @@ class Run:
 
     def __init__(
         self,
-        number: int,
+        key: RunKey,
         calls: Calls,
         answers: list[RunAnswer],
         rules: Mapping[Site, Rule],
         hooks: Mapping[Site, str],
     ) -> None:
-        self.number = number
+        self._key = key
         self._calls = calls
         self._answers = answers
         self._rules = rules
         self._hooks = hooks
         self._local = [answer.reply.local for answer in answers]
+
+    @property
+    def number(self) -> int:
+        """The run's number in its session, counted from 1."""
+        return self._key[1]
 
     @property
     def sites(self) -> list[str]:
@@ -100,7 +106,7 @@ class Run:
         warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
         nbytes = sum(_nbytes(local.get(site)) for local in self._local)
         tokens = tuple(tuple(row) for row in self.tokens)
-        origin = Origin(self.number, site, self._hooks.get(site, ""), tokens, nbytes, warnings)
+        origin = Origin(self._key, site, self._hooks.get(site, ""), tokens, nbytes, warnings)
         return Activation(self._calls, origin, layout, lambda: self._siblings(site))
 
     def _siblings(self, site: Site) -> dict[str, Callable[[], Activation]]:
@@ -115,7 +121,7 @@ class Run:
 
     def release(self) -> None:
         """Free this run's captures on the engines; looking at them then says so."""
-        self._calls.all("release", self.number)
+        self._calls.all("release", self._key)
 
     def __repr__(self) -> str:
         """Run number, input size and what was captured."""

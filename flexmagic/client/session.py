@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import uuid
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +41,8 @@ class Session:
         self._model: Model | None = None
         self._seats: list[Seat] = []
         self._printer: Callable[[str], None] = print
-        self.hooks = HookBook(self._send_hook, self._forget_hook)
+        self._id = uuid.uuid4().hex
+        self.hooks = HookBook(self._id, self._send_hook, self._forget_hook)
         _OPEN.add(self)
 
     @classmethod
@@ -214,7 +216,7 @@ class Session:
 
     def _forget_hook(self, name: str, number: int) -> None:
         with contextlib.suppress(ClusterError):  # a rank that is gone has forgotten it too
-            self._calls.all("forget_hook", name, number)
+            self._calls.all("forget_hook", self._id, name, number)
 
     def run(
         self,
@@ -241,9 +243,9 @@ class Session:
         try:
             failures.raise_for([answer.reply for answer in answers])
         except FlexError:
-            self._calls.all("release", plan.run)
+            self._calls.all("release", plan.key)
             raise
-        return Run(plan.run, self._calls, answers, model.rules, acted)
+        return Run(plan.key, self._calls, answers, model.rules, acted)
 
     def _plan(self, model: Model, patterns: list[Site], seed: int) -> tuple[Any, dict[Site, str]]:
         from flexmagic.engine.runtime import RunPlan
@@ -263,7 +265,7 @@ class Session:
                 for site in sites:
                     after = f"{source.name} v{source.version}"
                     acted[site] = f"{acted[site]}, {after}" if site in acted else f"after {after}"
-        return RunPlan(next(self._runs), seed, tuple(hooks), tuple(dict.fromkeys(capture))), acted
+        return RunPlan(self._id, next(self._runs), seed, tuple(hooks), tuple(dict.fromkeys(capture))), acted
 
     def _print(self, answers: list[RunAnswer]) -> None:
         """Show what hooks printed: once if all ranks printed the same, else by rank."""

@@ -12,6 +12,9 @@ from flexmagic.layout.sites import Site
 
 DEFAULT_BUDGET = 2 << 30
 
+RunKey = tuple[str, int]
+"""The session that asked for a run, and the run's number there."""
+
 
 @dataclass
 class Capture:
@@ -41,17 +44,17 @@ class Captures:
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
         self.budget = budget
         self.overwritten: set[Site] = set()
-        self._runs: OrderedDict[int, dict[Site, Capture]] = OrderedDict()
-        self._evicted: set[int] = set()
+        self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
+        self._evicted: set[RunKey] = set()
 
-    def keep(self, run: int, site: Site, local: torch.Tensor) -> None:
+    def keep(self, run: RunKey, site: Site, local: torch.Tensor) -> None:
         """Keep this rank's piece of a site for a run."""
         piece = local.detach()
         if site in self.overwritten:
             piece = piece.clone()
         self._runs.setdefault(run, {})[site] = Capture(piece, piece._version)  # noqa: SLF001
 
-    def finish(self, run: int) -> dict[Site, Capture]:
+    def finish(self, run: RunKey) -> dict[Site, Capture]:
         """Close a run: drop what was overwritten (it is copied from the next run on) and old runs."""
         kept = self._runs.setdefault(run, {})
         for site in [s for s, capture in kept.items() if not capture.intact]:
@@ -63,21 +66,21 @@ class Captures:
             self._evicted.add(oldest)
         return kept
 
-    def get(self, run: int, site: Site) -> torch.Tensor:
+    def get(self, run: RunKey, site: Site) -> torch.Tensor:
         """The piece; raises :class:`SiteError` that says why there is none."""
         if run in self._evicted:
-            msg = f"run {run} was evicted: captures went over the budget of {self.budget:,} bytes per rank"
+            msg = f"run {run[1]} was evicted: captures went over the budget of {self.budget:,} bytes per rank"
             raise SiteError(msg)
         capture = self._runs.get(run, {}).get(site)
         if capture is None:
-            msg = f"run {run} has no capture of {site} on this rank"
+            msg = f"run {run[1]} has no capture of {site} on this rank"
             raise SiteError(msg)
         if not capture.intact:
-            msg = f"something wrote into the tensor of {site} after run {run}; run again"
+            msg = f"something wrote into the tensor of {site} after run {run[1]}; run again"
             raise SiteError(msg)
         return capture.tensor
 
-    def drop(self, run: int) -> None:
+    def drop(self, run: RunKey) -> None:
         """Forget a run."""
         self._runs.pop(run, None)
 

@@ -24,7 +24,7 @@ class HookSource:
     """A hook as it travels: text (a cell's body) or a function, never both.
 
     ``first_line`` is the line of the user's cell on which ``text`` starts. ``local``: the hook
-    gets each rank's own piece instead of the whole.
+    gets each rank's own piece instead of the whole. ``owner``: the session it belongs to.
     """
 
     name: str
@@ -33,6 +33,7 @@ class HookSource:
     function: Callable[..., Any] | None = None
     first_line: int = 1
     local: bool = False
+    owner: str = ""
 
     @property
     def filename(self) -> str:

@@ -48,8 +48,12 @@ def check_source(spec: LoadSpec) -> Any:
         raise ModelError(msg)
     try:
         config = AutoConfig.from_pretrained(str(path) if path.exists() else spec.source)
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # noqa: BLE001 - configurations check themselves and raise what they like
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        if path.exists():
+            msg = f"The configuration in {spec.source} is not valid: {lines[-1].strip()}"
+            raise ModelError(msg) from None
+        first = lines[0]
         msg = (
             f"{spec.source} is neither a folder with a model nor a model id that can be reached: {first} "
             "Type %flexmodel with the path of a folder that holds config.json and *.safetensors."

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from flexmagic.engine.captures import Captures
+from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, failure
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.tensors import (
@@ -79,7 +79,7 @@ class Instrument:
         exchange: Exchange,
         captures: Captures,
         *,
-        run: int,
+        run: RunKey,
         seed: int,
         hooks: list[ActiveHook],
         capture: frozenset[Site],
@@ -184,7 +184,7 @@ class Instrument:
             with contextlib.redirect_stdout(printed), self._same_draws(hook, site):
                 result = hook.call(names)
             _check_result(result, shape, dtype, x.device)
-        except Exception as error:  # noqa: BLE001 - user code may raise anything; it becomes data
+        except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
             where = failure(
                 self._exchange.rank, error, hook.source.filename, site=str(site), source=hook.source
             )

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from flexmagic.engine.captures import Captures
+from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded, local_part, split_weights
 from flexmagic.engine.exchange import Exchange, RunStopped
@@ -32,13 +32,20 @@ from flexmagic.layout.survey import Rule, WeightSplit, infer
 class RunPlan:
     """One run as the client asks for it: plain data, the same on every rank.
 
-    ``hooks``: name, version and exact sites, in the order in which they act.
+    ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
+    name, version and exact sites, in the order in which they act.
     """
 
-    run: int
+    owner: str
+    number: int
     seed: int
     hooks: tuple[tuple[str, int, tuple[Site, ...]], ...] = ()
     capture: tuple[Site, ...] = ()
+
+    @property
+    def key(self) -> RunKey:
+        """What the run's captures are kept under."""
+        return self.owner, self.number
 
 
 @dataclass(frozen=True)
@@ -65,7 +72,7 @@ class Runtime:
     loaded: Loaded | None = None
     built: Loaded | None = None
     rules: dict[Site, Rule] = field(default_factory=dict)
-    hooks: dict[tuple[str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
+    hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
 
@@ -117,17 +124,18 @@ class Runtime:
 
     def define(self, source: HookSource) -> None:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
-        self.hooks[source.name, source.version] = (source, build(source, self.namespace))
+        self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
         """One forward with the plan's hooks and captures."""
         active = [
-            ActiveHook(*self.hooks[name, version], frozenset(sites)) for name, version, sites in plan.hooks
+            ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites))
+            for name, version, sites in plan.hooks
         ]
         exchange = Exchange(self.groups.own, self.place.rank, self.place.world_size)
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
-            run=plan.run, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
+            run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
         )  # fmt: skip
         error = ""
         started = time.perf_counter()
@@ -139,7 +147,7 @@ class Runtime:
                 instrument.outcome.stopped = stop.reason or "another rank's hook failed"
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
-        kept = self.captures.finish(plan.run)
+        kept = self.captures.finish(plan.key)
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())
         return RunReply(instrument.outcome, local, nbytes, time.perf_counter() - started, error)

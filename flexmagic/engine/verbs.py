@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from flexmagic.engine import distributed, look
+from flexmagic.engine.captures import RunKey
 from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.groups import Groups, Place
@@ -159,7 +160,7 @@ def build_model(runtime: Runtime, cell: HookSource, axes: tuple[str, ...], shape
             runtime.namespace.update(names)
             exec(compile(shifted(cell), cell.filename, "exec"), runtime.namespace)  # noqa: S102 - the user's cell
             built, tokenizer = runtime.namespace.get("model"), runtime.namespace.get("tokenizer")
-    except Exception as error:  # noqa: BLE001 - user code may raise anything; it becomes data
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; it becomes data
         _restore(runtime, previous)
         where = failure(place.rank, error, cell.filename, source=cell)
         msg = "the cell failed"
@@ -232,7 +233,11 @@ def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
     """Survey a model with the user's own input: for models whose input cannot be guessed."""
     assert runtime.loaded is not None  # the client has a model
     prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
-    runtime.survey(prepared.arguments)
+    try:
+        runtime.survey(prepared.arguments)
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
+        msg = f"The model's own forward failed: {type(error).__name__}: {error}"
+        raise ModelError(msg) from None
     return _report(runtime)
 
 
@@ -243,9 +248,9 @@ def define_hook(runtime: Runtime, source: HookSource) -> None:
 
 
 @verb
-def forget_hook(runtime: Runtime, name: str, version: int) -> None:
+def forget_hook(runtime: Runtime, owner: str, name: str, version: int) -> None:
     """Drop one version of a hook."""
-    runtime.hooks.pop((name, version), None)
+    runtime.hooks.pop((owner, name, version), None)
 
 
 @dataclass(frozen=True)
@@ -267,14 +272,14 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer:
 
 
 @verb
-def read(runtime: Runtime, run_id: int, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
+def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
     """Raw bytes of slices of a captured piece."""
     piece = runtime.captures.get(run_id, site)
     return [look.slice_bytes(piece, part) for part in parts]
 
 
 @verb
-def stats(runtime: Runtime, run_id: int, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
+def stats(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
     """Counts and moments of slices of a captured piece."""
     piece = runtime.captures.get(run_id, site)
     return [look.stats(piece, part) for part in parts]
@@ -283,7 +288,7 @@ def stats(runtime: Runtime, run_id: int, site: Site, parts: list[tuple[slice, ..
 @verb
 def overview(
     runtime: Runtime,
-    run_id: int,
+    run_id: RunKey,
     site: Site,
     parts: list[tuple[tuple[slice, ...], tuple[slice, ...]]],
     window: look.Window,
@@ -307,7 +312,7 @@ def parameter(runtime: Runtime, name: str) -> Any:
 
 
 @verb
-def release(runtime: Runtime, run_id: int) -> None:
+def release(runtime: Runtime, run_id: RunKey) -> None:
     """Forget a run's captures."""
     runtime.captures.drop(run_id)
 
