@@ -30,12 +30,12 @@ LOGITS = ":output.logits"
 ROUNDING = 1e-5
 """The largest relative difference in float32 that another order of summation explains."""
 
-EDITED = "model.layers.0.self_attn:output[0]"
+EDITED = "model.layers.*.self_attn:output[0]"
 READ = "model.layers.*.mlp"
 
 
 def silence(x: Any, _h: Any) -> None:
-    """At the last word, let this module say nothing; `x: [batch, seq, feature]`."""
+    """At the last word, let an attention say nothing; `x: [batch, seq, feature]`."""
     x[:, -1] *= 0
 
 
@@ -80,7 +80,8 @@ def _report(session: flexmagic.Session, path: Path) -> None:
 
     session.hook(EDITED, silence, name="silence")
     after = session.run(PROMPT, capture=SITES)
-    _say(f"A hook that edits, on {EDITED}: x[:, -1] *= 0, and the next word changes.\n")
+    _say(f"A hook that edits, on {EDITED}: x[:, -1] *= 0.")
+    _say("The last word can no longer look back at the names, and the model guesses something else:\n")
 
     expected_before = one.run(PROMPT, SITES)
     expected_after = one.run(PROMPT, SITES, (EDITED, silence))

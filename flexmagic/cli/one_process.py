@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flexmagic.layout.sites import path_matches
+
 Edit = Callable[[torch.Tensor, Any], Any]
 
 
@@ -38,14 +40,15 @@ class OneProcess:
     ) -> tuple[NDArray[Any], dict[str, NDArray[Any]]]:
         """One forward of ``prompt``.
 
-        ``edit``: a site and a function that changes its tensor in place. Returns the logits,
-        `[batch, seq, vocab]`, and the tensor at each of ``sites``, in the model's own dtype.
+        ``edit``: a site, with ``*`` for one part of the path, and a function that changes the tensor
+        there in place. Returns the logits, `[batch, seq, vocab]`, and the tensor at each of
+        ``sites``, in the model's own dtype.
         """
         seen: dict[str, NDArray[Any]] = {}
         handles = []
         if edit is not None:
-            site, change = edit
-            handles.append(self._at(site, lambda x: change(x, None)))
+            pattern, change = edit
+            handles += [self._at(site, lambda x: change(x, None)) for site in self._expand(pattern)]
         handles += [self._at(site, _keep(seen, site)) for site in sites]
         try:
             with torch.no_grad():
@@ -54,6 +57,10 @@ class OneProcess:
             for handle in handles:
                 handle.remove()
         return logits.numpy(), seen
+
+    def _expand(self, pattern: str) -> list[str]:
+        path, colon, port = pattern.partition(":")
+        return [name + colon + port for name, _ in self._model.named_modules() if path_matches(path, name)]
 
     def _at(self, site: str, look: Callable[[torch.Tensor], Any]) -> Any:
         """Hook ``look`` to a site: the output of its module, or the input; of several values the first."""
