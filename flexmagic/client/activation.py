@@ -224,7 +224,7 @@ class Activation:
 
     def to_html(self, path: str | Path | None = None) -> str:
         """One self-contained HTML page with picture, header and numbers; written to ``path`` if given."""
-        from flexmagic.view.static import to_html
+        from flexmagic.view.html import to_html
 
         return to_html(self, path)
 

@@ -24,8 +24,7 @@ def load(shell: InteractiveShell) -> None:
     """Register all magics on a shell, once."""
     if getattr(shell, _DESK, None) is not None:
         return
-    desk = Desk(shell)
-    setattr(shell, _DESK, desk)
+    setattr(shell, _DESK, desk := Desk(shell))
     for family in FAMILIES:
         shell.register_magics(family(shell, desk))
     shell.input_transformers_cleanup.append(allow_empty_body)
@@ -42,5 +41,19 @@ def unload(shell: InteractiveShell) -> None:
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)
         shell.magics_manager.registry.pop(family.__name__, None)
+    _forget_parallel_magics(shell, desk.magics_before)
     shell.input_transformers_cleanup.remove(allow_empty_body)
     delattr(shell, _DESK)
+
+
+def _forget_parallel_magics(shell: InteractiveShell, before: set[tuple[str, str]]) -> None:
+    """Remove ``%px`` and its kin, which a connection to the engines has registered."""
+    manager = shell.magics_manager
+    for name in [name for name in manager.registry if name == "ParallelMagics"]:
+        if ("registry", name) not in before:
+            del manager.registry[name]
+    for kind, magics in manager.magics.items():
+        for name, magic in list(magics.items()):
+            owner = type(getattr(magic, "__self__", None)).__module__
+            if owner.startswith("ipyparallel.") and (kind, name) not in before:
+                del magics[name]

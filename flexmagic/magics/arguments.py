@@ -19,6 +19,9 @@ def parse(magic: Any, line: str) -> Namespace:
     """The options of a magic's line; raises :class:`InputError` in one sentence for what is wrong."""
     try:
         return parse_argstring(magic, line)
+    except ValueError as error:  # an open quote
+        msg = f"{error}: put a text that holds an apostrophe in double quotes."
+        raise InputError(msg) from None
     except UsageError as error:
         name = magic.argcmd_name if hasattr(magic, "argcmd_name") else magic.__name__
         said = str(error).strip().splitlines()[-1] if str(error).strip() else "wrong options"

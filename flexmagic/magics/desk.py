@@ -27,6 +27,9 @@ class Desk:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self.shell = shell
+        manager = shell.magics_manager
+        self.magics_before = {(kind, name) for kind, magics in manager.magics.items() for name in magics}
+        self.magics_before |= {("registry", name) for name in manager.registry}
         self._session: Session | None = None
 
     @property

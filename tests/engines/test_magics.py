@@ -1,0 +1,246 @@
+"""The magics in an IPython shell over real engines: what a user types, and what comes back."""
+
+import pytest
+import torch
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
+
+from flexmagic import ClusterError, FlexError, InputError, Run
+
+from .conftest import MODEL, PROMPT, clear
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.fixture
+def shell():
+    """A fresh shell with the extension loaded and nothing started."""
+    InteractiveShell.clear_instance()
+    shell = InteractiveShell.instance()
+    before = snapshot(shell)
+    shell.run_line_magic("load_ext", "flexmagic")
+    yield shell
+    shell._flexmagic_desk._session = None  # the engines are the other tests' too
+    shell.run_line_magic("unload_ext", "flexmagic")
+    assert snapshot(shell) == before
+    InteractiveShell.clear_instance()
+
+
+def snapshot(shell):
+    magics = {kind: sorted(names) for kind, names in shell.magics_manager.magics.items()}
+    return magics, len(shell.input_transformers_cleanup), sorted(k for k in vars(shell) if "flex" in k)
+
+
+@pytest.fixture
+def desk(shell, loaded):
+    """The shell at the shared session, the shipped model loaded."""
+    shell._flexmagic_desk.take(loaded)
+    return shell
+
+
+def typed(shell, cell):
+    """Run a cell as typed; returns its value, raises its error."""
+    with capture_output() as said:
+        result = shell.run_cell(cell)
+    typed.said = said.stdout
+    result.raise_error()
+    return result.result
+
+
+def failing(shell, cell):
+    """The text a user sees for a cell that fails."""
+    with pytest.raises(FlexError):
+        typed(shell, cell)
+    return typed.said
+
+
+def test_the_ten_lines_of_the_readme(desk):
+    typed(desk, "%%flexhook model.layers.*.mlp --name damp\nx[:, -1] *= 0.5")
+    run = typed(desk, f'run = %flexrun "{PROMPT}"\nrun')
+    assert isinstance(run, Run)
+    activation = typed(desk, 'run["model.layers.3.mlp"]')
+    assert activation.shape == (1, len(run.tokens[0]), 256)
+    assert "after damp v1" in typed.said
+    assert "tp: Replicate" in typed.said
+
+
+def test_before_a_start_and_before_a_model_the_next_step_is_said(shell, session):
+    for cell in (
+        '%flexrun "x"',
+        "%flexmodel",
+        "%%flexhook a\nx",
+        "%flexhook",
+        "%flexcluster",
+        "%flexcluster stop",
+    ):
+        assert "Type %flexcluster start" in failing(shell, cell)
+    assert "Traceback" not in typed.said
+    shell._flexmagic_desk.take(session)
+    if session._model is not None and session._model.alive:
+        session.model.unwrap()
+    for cell in ('%flexrun "x"', "%flexmodel", "%%flexhook a\nx"):
+        assert "Type %flexmodel PATH" in failing(shell, cell)
+
+
+def test_a_second_start_is_a_message_not_a_second_cluster(desk, loaded):
+    said = failing(desk, "%flexcluster start -n 2")
+    assert "A cluster is running" in said
+    assert "%flexcluster stop" in said
+    assert desk._flexmagic_desk.session is loaded
+
+
+def test_an_empty_body_only_captures(desk):
+    for cell in (
+        "%%flexhook model.layers.1.mlp",
+        "%%flexhook model.layers.1.mlp\n",
+        "%flexhook model.layers.1.mlp",
+    ):
+        hook = typed(desk, cell)
+        assert hook.current.source.captures_only
+        run = typed(desk, f'run = %flexrun "{PROMPT}"\nrun')
+        assert "model.layers.1.mlp:output" in run.sites
+    assert len(typed(desk, "%flexhook").rows) == 1
+
+
+def test_running_the_cell_again_replaces_and_the_list_switches(desk):
+    typed(desk, "%%flexhook model.layers.0.mlp --name h\nx *= 2")
+    typed(desk, "%%flexhook model.layers.0.mlp --name h\nx *= 3")
+    assert [row[:2] for row in typed(desk, "%flexhook").rows] == [("h", "v2")]
+    assert typed(desk, "%flexhook --undo h").rows[0][1] == "v1"
+    assert typed(desk, "%flexhook --disable h").rows[0][-1] == "disabled"
+    assert typed(desk, "%flexhook --enable h").rows[0][-1] == "enabled"
+    assert typed(desk, "%flexhook --remove h").rows == ()
+    assert "no hook 'h'" in failing(desk, "%flexhook --remove h")
+
+
+def test_errors_show_the_users_line_and_no_frame_of_ours(desk):
+    said = failing(desk, "%%flexhook model.layers.0.mlp --name bad\nx *= 2\nx +")
+    assert "line 3" in said
+    assert "    x +" in said
+    typed(desk, "%%flexhook model.layers.0.mlp --name bad\nx *= 2\nx += nope")
+    said = failing(desk, f'%flexrun "{PROMPT}"')
+    assert "line 3, on every rank" in said
+    assert "x += nope" in said
+    for word in ("Traceback", "site-packages", "session.py", "File "):
+        assert word not in said
+
+
+def test_options_that_are_wrong_are_one_sentence(desk):
+    assert "%flexhook? for its options" in failing(desk, "%flexhook --nonsense")
+    assert "no action 'frob'" in failing(desk, "%flexcluster frob")
+    assert "invalid int" in failing(desk, "%flexcluster start -n two")
+    assert "Give a prompt or --inputs" in failing(desk, "%flexrun")
+    assert "takes no path" in failing(desk, "%%flexmodel some/path\nmodel = 1")
+    assert "NameError" in failing(desk, "%flexrun --inputs unknown_name")
+
+
+def test_prompts_in_all_their_quotes(desk):
+    both = typed(desk, 'r = %flexrun "John\'s store" \'The "dog"\'\nr')
+    assert "'" in "".join(both.tokens[0])
+    assert "".join(both.tokens[1]).count('"') == 2
+    assert "".join(typed(desk, "r = %flexrun John's store\nr").tokens[0]) == "".join(both.tokens[0])
+    assert "double quotes" in failing(desk, '%flexrun "John')
+    bare = typed(desk, "r = %flexrun The capital of France is\nr")
+    quoted = typed(desk, 'r = %flexrun "The capital of France is"\nr')
+    assert bare.ids == quoted.ids
+    desk.user_ns["batch"] = [[1, 2, 3]]
+    assert typed(desk, "r = %flexrun --inputs batch\nr").ids == [[1, 2, 3]]
+
+
+def test_ordinary_python_around_the_magics(desk):
+    """%%time, exec, a function, a loop and a one-line body."""
+    assert typed(desk, f'%time r = get_ipython().run_line_magic("flexrun", \'"{PROMPT}"\')\nr').sites
+    typed(
+        desk,
+        "def go(scale):\n"
+        "    get_ipython().run_cell_magic('flexhook', 'model.layers.0.mlp --name h', f'x *= {scale}')\n"
+        f"    return get_ipython().run_line_magic('flexrun', '\"{PROMPT}\"').logits.torch()\n"
+        "results = [go(s) for s in (1, 2)]\n"
+        "exec('again = go(2)')",
+    )
+    results, again = desk.user_ns["results"], desk.user_ns["again"]
+    assert not torch.equal(*results)
+    assert torch.equal(results[1], again)
+
+
+def test_hooks_see_what_px_defined_on_the_engines(desk, loaded):
+    loaded._cluster.client[:].execute("strength = 0.25", block=True)
+    typed(desk, "%%flexhook model.layers.0.mlp --name h\nx *= strength\nprint('used', strength)")
+    typed(desk, f'r = %flexrun "{PROMPT}"\nr')
+    assert typed.said.count("used 0.25") == 1
+
+
+def test_ranks_that_print_different_things_are_told_apart(desk):
+    typed(desk, "%%flexhook model.layers.0.mlp --name h\nprint('I am', rank)")
+    typed(desk, f'r = %flexrun "{PROMPT}"')
+    assert typed.said.splitlines()[:2] == ["[rank 0] I am 0", "[rank 1] I am 1"]
+
+
+def test_the_model_is_shown_as_a_tree_and_as_layouts(desk):
+    tree = typed(desk, "%flexmodel")
+    assert tree.columns == ("module", "class", "output", "layout")
+    assert any(row[0].strip() == "up_proj" and row[3] == "tp: Shard(dim=2)" for row in tree.rows)
+    table = typed(desk, "%flexmodel --layout")
+    assert len(table.rows) > 100
+    assert all(row[3] for row in table.rows)
+    assert "gathered" not in str(table)
+
+
+def test_a_cell_that_builds_a_model(desk, loaded):
+    clear(loaded)
+    typed(
+        desk,
+        "%%flexmodel\n"
+        "torch.manual_seed(0)\n"
+        "from torch.nn import Linear, ReLU, Sequential\n"
+        "model = Sequential(Linear(4, 8), ReLU(), Linear(8, 2)).to(device)\n"
+        "assert mesh.size() == world_size == 2",
+    )
+    assert "Sequential" in typed.said
+    desk.user_ns["batch"] = {"input": torch.randn(3, 4)}
+    typed(desk, "%%flexhook 1 --name relu\nx[:, 0] = 5")
+    run = typed(desk, "run = %flexrun --inputs batch --capture 0\nrun")
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    with torch.no_grad():
+        hidden = model[1](model[0](desk.user_ns["batch"]["input"]))
+        hidden[:, 0] = 5
+        assert torch.allclose(run[":output"].torch(), model[2](hidden), atol=1e-6)
+    said = failing(desk, "%%flexmodel\nmodel = None\nmodel.layers")
+    assert "line 3, on every rank" in said
+    assert "model.layers" in said
+    typed(desk, "%flexmodel --unwrap")
+
+
+def test_a_wrong_path_says_so_and_the_status_line_ends(desk):
+    said = failing(desk, "%flexmodel /nowhere --tp 2")
+    assert "not done" in said
+    assert "config.json" in said
+
+
+def test_loading_twice_and_reloading_change_nothing(shell):
+    before = snapshot(shell)
+    shell.run_line_magic("load_ext", "flexmagic")
+    shell.run_line_magic("reload_ext", "flexmagic")
+    assert snapshot(shell) == before
+
+
+def test_a_start_from_the_magic_shows_progress_and_a_table(shell):
+    with pytest.raises(ClusterError):
+        typed(shell, "%flexcluster stop")
+    table = typed(shell, "%flexcluster start -n 1")
+    assert "1 up" in typed.said
+    assert "1 engines are up" in typed.said or "1 engine is up" in typed.said
+    assert len(table.rows) == 1
+    typed(shell, f"%flexmodel {MODEL}")
+    assert "LlamaForCausalLM" in typed.said
+    run = typed(shell, f'r = %flexrun "{PROMPT}"\nr')
+    assert run.logits.layout.replicated
+    typed(shell, "%flexcluster stop")
+    assert not shell._flexmagic_desk.has_session
+
+
+def test_an_input_error_is_not_a_traceback(desk):
+    with pytest.raises(InputError):
+        typed(desk, '%flexrun ""')
+    assert "InputError: The prompt is empty" in typed.said
