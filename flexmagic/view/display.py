@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from IPython import get_ipython
 from IPython.display import display
 
+from flexmagic.errors import FlexError
 from flexmagic.view.png import PAGE_WIDTH, to_png
-from flexmagic.view.text import body, heading, to_text
+from flexmagic.view.text import body, heading
 from flexmagic.view.widget import TensorView
+from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -37,11 +39,11 @@ def show(
     """Show a tensor wherever one is: as text in a terminal, live and as a picture in a notebook.
 
     ``siblings`` are other tensors to choose from, by label, opened when chosen; ``selected`` is the
-    label of ``source`` among them. Returns the live view where there is one. Raises what the
-    source raises.
+    label of ``source`` among them. Returns the live view where there is one. What cannot be read
+    is said where the picture would be, and the live view offers to try again.
     """
     if not in_notebook():
-        print(to_text(source))  # noqa: T201 - this is the display of a terminal
+        print(heading(source.info), _body(source), sep="\n")  # noqa: T201 - a terminal's display
         return None
     key = uuid.uuid4().hex
     still, drawn = picture(source, key)
@@ -68,9 +70,20 @@ def live(view: TensorView) -> dict[str, Any]:
 
 def picture(source: Source, key: str = "") -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the still output and its metadata: a PNG, and statistics and some values as text."""
-    png = to_png(source, key=key)
-    data = {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": body(source)}
+    try:
+        png = to_png(source, key=key)
+    except FlexError:
+        return {"text/plain": _body(source)}, {}
+    data = {"image/png": base64.b64encode(png).decode("ascii"), "text/plain": _body(source)}
     return data, {"image/png": _drawn_size(png)}
+
+
+def _body(source: Source) -> str:
+    """Return statistics and some values as text, or why they cannot be read."""
+    try:
+        return body(source)
+    except FlexError as error:
+        return f"  {type(error).__name__}: {visible(str(error), 2000)}"
 
 
 def _drawn_size(png: bytes) -> dict[str, int]:

@@ -60,6 +60,7 @@ class TensorView(anywidget.AnyWidget):
         self._start = self._labels.index(label)
         self._stats: dict[tuple[str, tuple[int, ...]], Stats] = {}
         self._shown: OrderedDict[str, tuple[int, Source, Picture]] = OrderedDict()
+        self._newest: OrderedDict[str, int] = OrderedDict()
         # Front ends may deliver messages on several threads, while a cell runs too.
         self._lock = threading.Lock()
         super().__init__(picture_key=picture_key)
@@ -76,7 +77,13 @@ class TensorView(anywidget.AnyWidget):
             del self.comm._reply_subshell_id  # noqa: SLF001 - there is no public way
 
     def _answer(self, _: Any, question: protocol.Message, __: list[bytes]) -> None:
-        """Answer one question of a browser: always, with a sentence if it cannot be answered."""
+        """Answer one question of a browser, with a sentence if it cannot be answered.
+
+        A question that waited behind a running cell while later ones were answered is dropped: the
+        browser no longer wants it, and it would only move data.
+        """
+        if question.get("kind") == "look" and self._is_stale(question):
+            return
         head = {key: question.get(key) for key in ("view", "id", "kind")} | {"asked": question.get("kind")}
         try:
             with self._lock:
@@ -87,6 +94,15 @@ class TensorView(anywidget.AnyWidget):
             text = f"{type(error).__name__}: {error}"
             content, buffers = {"kind": "error", "text": visible(text, 2000)}, []
         self.send(head | content, buffers)
+
+    def _is_stale(self, question: protocol.Message) -> bool:
+        view, number = str(question.get("view")), int(question.get("id") or 0)
+        with self._lock:
+            if number < self._newest.get(view, 0):
+                return True
+            self._newest[view] = number
+            _keep_last(self._newest, view)
+        return False
 
     def _reply(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
         if question.get("kind") == "probe":
@@ -115,9 +131,7 @@ class TensorView(anywidget.AnyWidget):
         content |= protocol.describe(source, picture) | protocol.about(info, source, stats)
         view = str(question.get("view"))
         self._shown[view] = (int(question.get("id") or 0), source, picture)
-        self._shown.move_to_end(view)
-        while len(self._shown) > _MOST_VIEWS:
-            self._shown.popitem(last=False)
+        _keep_last(self._shown, view)
         return content, [picture.codes.tobytes(), palette(picture.scale.kind).tobytes()]
 
     def _probe(self, question: protocol.Message) -> protocol.Message:
@@ -126,7 +140,8 @@ class TensorView(anywidget.AnyWidget):
         if source is None or picture is None or number != question.get("picture"):
             return {"kind": "probe", "text": ""}
         row, col = int(question["row"]), int(question["col"])
-        return {"kind": "probe", "row": row, "col": col, "text": probe(source, picture, row, col)}
+        text = probe(source, picture, row, col)
+        return {"kind": "probe", "picture": number, "row": row, "col": col, "text": text}
 
     def _source(self, label: str) -> Source:
         if label not in self._sources:
@@ -139,3 +154,10 @@ class TensorView(anywidget.AnyWidget):
         if key not in self._stats:
             self._stats[key] = source.stats()
         return self._stats[key]
+
+
+def _keep_last(known: OrderedDict[str, Any], view: str) -> None:
+    """Move a view to the end, and forget the ones nobody used for longest."""
+    known.move_to_end(view)
+    while len(known) > _MOST_VIEWS:
+        known.popitem(last=False)

@@ -12,6 +12,12 @@ sys.path.insert(0, str(Path(__file__).parent))  # tests are no package; this fol
 lab = pytest.importorskip("lab", reason="needs selenium and nbformat: pip install 'flexmagic[test]'")
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.browser)
+
+
 @pytest.fixture(scope="session")
 def browser():
     if lab.find_browser() is None:
@@ -22,10 +28,8 @@ def browser():
 
 
 @pytest.fixture(scope="session")
-def server():
+def server(browser):
     pytest.importorskip("jupyterlab", reason="needs JupyterLab: pip install 'flexmagic[lab]'")
-    if lab.find_browser() is None:
-        pytest.skip(lab.MISSING)
     started = lab.LabServer()
     yield started
     started.close()

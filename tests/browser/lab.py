@@ -284,7 +284,10 @@ class Notebook:
         self.server, self.browser = server, browser
 
     def open(self, path: Path | str, timeout: float = 60) -> Notebook:
-        """Open a notebook under the server's folder and wait for its kernel to be idle."""
+        """Open a notebook under the server's folder and wait for its kernel to be idle.
+
+        A notebook that names no kernel gets none.
+        """
         name = Path(path).name
         address = f"{self.server.url}/lab/tree/{name}?reset&token={self.server.token}"
         self.browser.driver.get(address)
@@ -297,7 +300,15 @@ class Notebook:
             timeout,
             f"{name} to open",
         )
-        self.wait_idle(timeout)
+        asks = wait_for(lambda: self.status() == "idle" or self.browser.all(".jp-Dialog select"), timeout)
+        if asks is not True:
+            script = (
+                "const list = arguments[0];"
+                "list.value = [...list.options].find((o) => o.text === 'No Kernel').value;"
+                "list.dispatchEvent(new Event('change', {bubbles: true}))"
+            )
+            self.browser.js(script, asks[0])
+            self.browser.one(".jp-Dialog .jp-mod-accept").click()
         return self
 
     def run_all(self, timeout: float = 60) -> None:
@@ -306,26 +317,32 @@ class Notebook:
         self.browser.js_async("await window.jupyterapp.commands.execute('notebook:run-all-cells')")
         self.wait_idle(timeout)
         for number in range(self.count()):
-            for output in self.outputs(number):
-                if output["output_type"] == "error":
-                    raise AssertionError(f"cell {number}: {output['ename']}: {output['evalue']}")
+            self.check(number)
 
     def start(self, number: int) -> None:
         """Start one cell and return at once."""
         self.browser.js(
             f"{_PANEL} panel.content.activeCellIndex = arguments[0]; panel.content.deselectAll();"
+            "panel.content.activeCell.model.executionCount = null;"
             "window.jupyterapp.commands.execute('notebook:run-cell')",
             number,
         )
 
     def run(self, number: int, timeout: float = 60) -> list[dict[str, Any]]:
-        """Run one cell and return its outputs."""
+        """Run one cell and return its outputs; raise ``AssertionError`` with its error."""
         self.start(number)
-        wait_for(lambda: self.status() == "idle" and self.executed(number), timeout, f"cell {number}")
+        wait_for(lambda: self.executed(number), timeout, f"cell {number}")
+        self.check(number)
         return self.outputs(number)
 
+    def check(self, number: int) -> None:
+        """Raise ``AssertionError`` if a cell ended with an error."""
+        for output in self.outputs(number):
+            if output["output_type"] == "error":
+                raise AssertionError(f"cell {number}: {output['ename']}: {output['evalue']}")
+
     def executed(self, number: int) -> bool:
-        """Return whether a cell has run to its end."""
+        """Return whether a cell was run since it was opened, and to its end."""
         script = f"{_PANEL} const cell = panel.content.widgets[arguments[0]];"
         return bool(
             self.browser.js(
@@ -344,8 +361,21 @@ class Notebook:
         )
 
     def wait_idle(self, timeout: float = 60) -> None:
-        """Wait until the kernel has nothing to do."""
-        wait_for(lambda: self.status() == "idle", timeout, "the kernel to be idle")
+        """Wait until the kernel has started and has run everything it was sent.
+
+        Its status alone would not do: that also says idle when a view was answered beside a
+        running cell.
+        """
+        wait_for(lambda: self.status() in ("idle", "busy"), timeout, "the kernel to start")
+        self.browser.driver.set_script_timeout(timeout)
+        empty = "kernel.requestExecute({code: '', silent: true, store_history: false}).done"
+        self.browser.js_async(f"{_PANEL} const kernel = panel.sessionContext.session.kernel; await {empty}")
+
+    def interrupt(self, timeout: float = 30) -> None:
+        """Interrupt the running cell and wait until the kernel takes the next one."""
+        kernel = "panel.sessionContext.session.kernel"
+        self.browser.js_async(f"{_PANEL} await {kernel}.interrupt()")
+        self.wait_idle(timeout)
 
     def wait_output(self, number: int, text: str, timeout: float = 60) -> None:
         """Wait until ``text`` stands in the outputs of a cell."""
@@ -430,7 +460,10 @@ class TensorCanvas:
         """Return the RGBA of a pixel of the canvas, given in CSS pixels."""
         script = (
             "const [canvas, x, y] = arguments; const d = devicePixelRatio || 1;"
-            "return [...canvas.getContext('2d').getImageData(Math.floor(x*d), Math.floor(y*d), 1, 1).data]"
+            "const copy = document.createElement('canvas'); copy.width = copy.height = 1;"
+            "const context = copy.getContext('2d', {willReadFrequently: true});"
+            "context.drawImage(canvas, -Math.floor(x * d), -Math.floor(y * d));"
+            "return [...context.getImageData(0, 0, 1, 1).data]"
         )
         return tuple(self.browser.js(script, self.canvas, x, y))
 
@@ -440,10 +473,10 @@ class TensorCanvas:
 
     def hover(self, row: int, col: int) -> str:
         """Move the pointer to a cell and return the read-out once it is about that cell."""
-        before = self.text("read")
-        x, y = self.center(row, col)
-        self.pointer(x, y)
-        return str(wait_for(lambda: (t := self.text("read")) != before and t, 10, "a new read-out"))
+        self.pointer(*self.center(row, col))
+        wanted = [self.data("look"), row, col]
+        wait_for(lambda: self.data("read") == wanted, 10, f"a read-out of {wanted}")
+        return self.text("read")
 
     def pointer(self, x: float, y: float) -> None:
         """Move the pointer over the canvas, in its CSS pixels."""

@@ -2,7 +2,7 @@
 // one byte per cell that comes back, and says what Python says about it. All text is set as text,
 // never as markup, because tokens and names are hostile.
 
-const LATE_MS = 1500, LOST_MS = 10000;
+const FIRST_MS = 250, FIRST_TRIES = 3, LATE_MS = 1500, LOST_MS = 10000;
 
 /** Make an element; `on…` attributes are listeners, children are elements or text. */
 function make(tag, attributes = {}, ...children) {
@@ -23,6 +23,8 @@ class Asker {
     this.model = model;
     this.view = Math.random().toString(36).slice(2) + Date.now().toString(36);
     this.count = 0;
+    this.tries = 0;
+    this.heard = false;
     this.answered = answered;
     this.late = late;
     this.open = { look: {}, probe: {} };
@@ -43,13 +45,22 @@ class Asker {
     clearTimeout(slot.timer);
     const question = slot.next;
     Object.assign(slot, { id: ++this.count, sent: performance.now(), next: null });
-    slot.timer = setTimeout(() => this.late(kind), LATE_MS);
+    // A page's very first question may go out before the notebook has opened the way that stays
+    // free while a cell runs; then it waits for that cell, so it is asked again.
+    const again = !this.heard && this.tries < FIRST_TRIES;
+    slot.timer = setTimeout(() => {
+      if (!again) return this.late(kind);
+      this.tries += 1;
+      slot.next ??= question;
+      return this.send(kind);
+    }, again ? FIRST_MS * 2 ** this.tries : LATE_MS);
     this.model.send({ ...question, kind, view: this.view, id: slot.id });
   }
   receive(message, buffers) {
     const slot = message.view === this.view ? this.open[message.asked] : undefined;
     if (!slot || message.id !== slot.id) return; // another view's, or too late
     clearTimeout(slot.timer);
+    this.heard = true;
     slot.id = 0;
     if (slot.next) this.send(message.asked);
     this.answered(message, buffers);

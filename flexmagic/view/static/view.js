@@ -54,7 +54,8 @@ class View {
     this.owners = make("ul");
     this.stats = make("div", { class: "fxm-stats" });
     this.error = make("div", { class: "fxm-error", role: "alert" });
-    this.status = make("div", { class: "fxm-status" });
+    this.again = button("Try again", "Ask once more", () => this.look());
+    this.status = make("div", { class: "fxm-status", role: "status" });
     this.body = make("div", { class: "fxm-body" }, this.bar,
       make("div", { class: "fxm-stage" }, this.canvas, this.number), this.read, this.legend, this.caption,
       make("details", {}, make("summary", {}, "Who owns what"), this.owners),
@@ -86,8 +87,11 @@ class View {
     this.status.textContent = "";
     if (message.kind === "probe") return this.said(message);
     this.root.hidden = false;
-    this.error.textContent = message.kind === "error" ? message.text : "";
-    if (message.kind === "error") return undefined;
+    this.error.replaceChildren();
+    if (message.kind === "error") {
+      this.error.append(message.text, this.again);
+      return undefined;
+    }
     this.twin.hide();
     this.header(message);
     const nothing = message.empty ?? null;
@@ -318,7 +322,9 @@ class View {
     this.asker.ask("probe", { picture: this.picture.id, row, col });
   }
   said(message) {
-    if (message.text) this.read.textContent = message.text;
+    if (!message.text) return; // about a picture that is gone
+    this.read.textContent = message.text;
+    this.root.dataset.read = JSON.stringify([message.picture, message.row, message.col]);
   }
   wheel(event) {
     // Without focus or Ctrl the wheel belongs to the page.
