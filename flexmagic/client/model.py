@@ -77,13 +77,37 @@ class Model:
         return Table(("site", "whole shape", "layout", "how it is known"), tuple(rows), str(self))
 
     def tree(self) -> Table:
-        """The modules with the shape and layout of what each returns."""
-        rows = []
-        for path, kind in self._first.modules:
+        """The modules with the shape and layout of what each returns; numbered layers alike are one."""
+        kinds = dict(self._first.modules)
+        rows: list[tuple[str, ...]] = []
+        skipped: set[str] = set()
+        for path, kind in kinds.items():
+            if any(path == s or path.startswith(s + ".") for s in skipped):
+                continue
+            alike = self._alike(path, kinds)
+            skipped.update(alike)
+            label = path.rpartition(".")[2] or "(model)"
+            last = f" … {alike[-1].rpartition('.')[2]}" if alike else ""
             depth = path.count(".") + bool(path)
-            label = "  " * depth + (path.rpartition(".")[2] or "(model)")
-            rows.append((label, kind, *self._output(path)))
+            rows.append(("  " * depth + label + last, kind, *self._output(path)))
         return Table(("module", "class", "output", "layout"), tuple(rows), str(self))
+
+    def _alike(self, path: str, kinds: dict[str, str]) -> list[str]:
+        """The numbered modules that follow this one without a gap and are the same inside."""
+        parent, _, number = path.rpartition(".")
+        out: list[str] = []
+        if number.isdigit():
+            at = int(number) + 1
+            while (after := f"{parent}.{at}" if parent else str(at)) in kinds:
+                if self._inside(after, kinds) != self._inside(path, kinds):
+                    break
+                out.append(after)
+                at += 1
+        return out
+
+    def _inside(self, path: str, kinds: dict[str, str]) -> list[tuple[str, ...]]:
+        within = [p for p in kinds if p == path or p.startswith(path + ".")]
+        return [(p[len(path) :], kinds[p], *self._output(p)) for p in within]
 
     def _output(self, path: str) -> tuple[str, str]:
         rules = [r for s, r in self.rules.items() if s.path == path and s.port == "output"]

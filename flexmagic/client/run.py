@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.activation import Activation, Origin
+from flexmagic.client.table import Table
 from flexmagic.errors import LayoutError, SiteError
 from flexmagic.layout.sites import Site, one_of, path_matches
 
@@ -73,6 +74,24 @@ class Run:
     def logits(self) -> Activation:
         """The model's logits, ``[batch, seq, vocab]``; raises :class:`SiteError` for a model without."""
         return self[str(LOGITS)]
+
+    def top(self, k: int = 5, *, row: int = 0, position: int = -1) -> Table:
+        """The ``k`` likeliest next tokens after a position of a batch row, with probability and logit.
+
+        Only that position's logits travel. Without a tokenizer the token ids stand for themselves.
+        """
+        import numpy as np
+
+        logits = self.logits[row, position].astype(np.float64)
+        weights = np.exp(logits - logits.max())
+        probabilities = weights / weights.sum()
+        best = np.argsort(-logits, kind="stable")[:k]
+        texts = self._calls.one(0, "decode", [[int(i)] for i in best])
+        rows = tuple(
+            (repr(text), f"{probabilities[i]:.1%}", f"{logits[i]:.3f}")
+            for i, text in zip(best, texts, strict=True)
+        )
+        return Table(("next token", "probability", "logit"), rows)
 
     def __getitem__(self, site: str) -> Activation:
         """The activation at a site.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import html
 from dataclasses import dataclass
 
+_CELL = "text-align:left;white-space:pre-wrap"
+"""Blanks count: they indent a tree."""
+
 
 @dataclass(frozen=True)
 class Table:

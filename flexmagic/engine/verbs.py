@@ -272,6 +272,13 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer:
 
 
 @verb
+def decode(runtime: Runtime, ids: list[list[int]]) -> list[str]:
+    """Token ids as texts, one per list; without a tokenizer the ids themselves."""
+    tokenizer = runtime.loaded.tokenizer if runtime.loaded is not None else None
+    return [" ".join(map(str, i)) if tokenizer is None else tokenizer.decode(i) for i in ids]
+
+
+@verb
 def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
     """Raw bytes of slices of a captured piece."""
     piece = runtime.captures.get(run_id, site)
