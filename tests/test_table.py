@@ -15,7 +15,7 @@ def test_text_is_aligned_and_html_is_escaped_with_its_indents():
     assert "&lt;script&gt;" in page
     assert "Title &amp; more" in page
     assert "white-space:pre-wrap" in page
-    assert str(Table(("a",), ())) == "a\n─"
+    assert str(Table(("ab",), ())) == "ab\n──"
 
 
 def test_sizes_are_read_at_a_glance():

@@ -36,9 +36,7 @@ class Table:
     def _repr_html_(self) -> str:
         head = "".join(f"<th style='text-align:left'>{html.escape(cell)}</th>" for cell in self.columns)
         body = "".join(
-            "<tr>"
-            + "".join(f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row)
-            + "</tr>"
+            "<tr>" + "".join(f"<td style='{_CELL}'>{html.escape(cell)}</td>" for cell in row) + "</tr>"
             for row in self.rows
         )
         caption = f"<p><b>{html.escape(self.title)}</b></p>" if self.title else ""
