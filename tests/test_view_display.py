@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flexmagic.errors import ClusterError
 from flexmagic.view.arrays import ArraySource, info_of
 from flexmagic.view.display import show
 
 ROOT = str(Path(__file__).resolve().parents[1])
 CELL = """
 import numpy as np
+from flexmagic.errors import ClusterError
 from flexmagic.view.arrays import ArraySource, info_of
 from flexmagic.view.display import show
 x = np.arange(48, dtype="float32").reshape(1, 6, 8)
@@ -44,6 +46,28 @@ def test_a_terminal_gets_text(capsys):
     x = np.zeros((2, 3))
     assert show(ArraySource(x, info_of(x, site="mlp"))) is None
     assert capsys.readouterr().out.startswith("mlp\n  (dim0 2, dim1 3) | float64")
+
+
+def test_a_failed_read_is_a_sentence(capsys):
+    class Dead(ArraySource):
+        def stats(self):
+            raise ClusterError("rank 1 died. Next: %flexcluster recover")
+
+    show(Dead(np.zeros((2, 3))))
+    assert "ClusterError: rank 1 died. Next: %flexcluster recover" in capsys.readouterr().out
+
+
+def test_statistics_are_asked_for_once(capsys):
+    class Counting(ArraySource):
+        asked = 0
+
+        def stats(self):
+            self.asked += 1
+            return super().stats()
+
+    one = Counting(np.zeros((2, 3)))
+    show(one)
+    assert one.asked == 1
 
 
 def test_three_outputs_in_a_row_each_with_text(executed):

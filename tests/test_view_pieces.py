@@ -1,5 +1,7 @@
 """Who owns what: masks, owners, ribbons and holes."""
 
+import time
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,18 @@ def test_partly_replicated_boxes_leave_only_the_rest_as_a_hole():
     pieces = [Piece(0, ((0, 2), (0, 16), (0, 4))), Piece(1, ((0, 2), (0, 16), (2, 7)))]
     (hole,) = holes(info(pieces, missing=(1,)), Plane(1, 2, {0: 0}))
     assert hole.cols == (4, 7)
+
+
+def test_thousands_of_interleaved_stretches_are_quick_and_neighbours_join():
+    whole = ((0, 2), (0, 16))
+    shape = (2, 16, 8192)
+    pieces = [Piece(c // 2 % 2, (*whole, (c, c + 1)), (0, 0, c // 2)) for c in range(8192)]
+    many = Info("m", shape, DIMS, "float32", pieces=tuple(pieces))
+    start = time.perf_counter()
+    cols, _ = ribbons(many, Plane(1, 2, {0: 0}))
+    assert time.perf_counter() - start < 1
+    assert [(s.start, s.stop, s.ranks) for s in cols[:2]] == [(0, 2, (0,)), (2, 4, (1,))]
+    assert len(cols) == 4096
 
 
 def test_missing_ranks_are_named_in_the_ribbon():

@@ -75,6 +75,15 @@ def test_a_failed_read_is_a_sentence_and_the_next_one_works():
     assert asked.ask(kind="look", width=800)[0]["kind"] == "picture"
 
 
+def test_a_question_that_waited_too_long_is_dropped():
+    asked = Asked(source(noise()))
+    asked.ask(kind="look", id=5)
+    asked.ask(kind="look", id=3)
+    assert len(asked.answers) == 1
+    asked.ask(kind="look", id=1, view="another")
+    assert len(asked.answers) == 2
+
+
 def test_nonsense_is_answered_too():
     asked = Asked(source(noise()))
     assert asked.ask(kind="dance")[0]["kind"] == "error"

@@ -34,11 +34,11 @@ _INK, _SOFT, _RULE, _ALARM = (20, 20, 20), (80, 80, 80), (200, 200, 200), (255, 
 _LEAST_MARK = 5
 
 
-def to_png(source: Source, *, look: Look | None = None, key: str = "") -> bytes:
+def to_png(source: Source, *, look: Look | None = None, key: str = "", stats: Stats | None = None) -> bytes:
     """Return a PNG of the tensor, readable on white, of at most 300 kB.
 
-    It moves one overview (or one small tile) and the statistics. ``key`` marks the file, so that a
-    live view can find it. Raises what the source raises.
+    It moves one overview (or one small tile), and the statistics unless they are given. ``key``
+    marks the file, so that a live view can find it. Raises what the source raises.
     """
     info = source.info
     look = look or Look(width=WIDTH)
@@ -46,7 +46,7 @@ def to_png(source: Source, *, look: Look | None = None, key: str = "") -> bytes:
     note.add_text(KEY, key)
     if 0 in info.shape:
         return _encode(_compose_page(info, None, None), note)
-    stats, picture = source.stats(), compose(source, look)
+    stats, picture = stats or source.stats(), compose(source, look)
     for scale in (_SCALE, 1):
         data = _encode(_compose_page(info, stats, picture, scale), note)
         if len(data) <= MOST_BYTES:

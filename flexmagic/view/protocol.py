@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from flexmagic.view.picture import Picture
     from flexmagic.view.ribbon import Segment
-    from flexmagic.view.source import Info, Source, Stats
+    from flexmagic.view.source import Info, Source, Span, Stats
 
 NARROWEST, WIDEST = 240, 2400
 _PAIR = 2
@@ -118,8 +118,8 @@ def describe(source: Source, picture: Picture) -> Message:
         "caption": list(caption(picture)),
         "layout": vars(layout),
         "ribbons": {
-            "rows": _segments(picture.row_ribbon),
-            "cols": _segments(picture.col_ribbon),
+            "rows": _segments(picture.row_ribbon, grid.rows),
+            "cols": _segments(picture.col_ribbon, grid.cols),
         },
         "holes": [{"rows": h.rows, "cols": h.cols, "text": h.text} for h in picture.holes],
         "labels": {
@@ -134,7 +134,8 @@ def describe(source: Source, picture: Picture) -> Message:
     }
 
 
-def _segments(segments: Sequence[Segment]) -> list[Message]:
+def _segments(segments: Sequence[Segment], window: Span) -> list[Message]:
+    """Return the stretches that reach into the window."""
     return [
         {
             "start": s.start,
@@ -146,6 +147,7 @@ def _segments(segments: Sequence[Segment]) -> list[Message]:
             "missing": s.missing,
         }
         for s in segments
+        if s.start < window[1] and window[0] < s.stop
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -83,18 +84,26 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
     pieces = here(info, plane)
     if dim < 0 or not pieces:
         return ()
-    cuts = sorted({edge for piece in pieces for edge in piece.spans[dim]})
-    owners = [
-        tuple(sorted({p.rank for p in pieces if p.spans[dim][0] <= a and b <= p.spans[dim][1]}))
-        for a, b in pairwise(cuts)
-    ]
-    groups = sorted(set(owners))
-    alone = all(len(group) <= 1 for group in groups)
-    known = {g: g[0] if alone and g else n for n, g in enumerate(groups)}
+    # One sweep along the dim: a rank may own thousands of stretches of it.
+    edges: dict[int, list[tuple[int, int]]] = {}
+    for (start, stop), rank in {(piece.spans[dim], piece.rank) for piece in pieces}:
+        edges.setdefault(start, []).append((rank, 1))
+        edges.setdefault(stop, []).append((rank, -1))
+    now: Counter[int] = Counter()
+    stretches: list[tuple[int, tuple[int, ...]]] = []
+    for cut in sorted(edges):
+        for rank, change in edges[cut]:
+            now[rank] += change
+        group = tuple(sorted(rank for rank, boxes in now.items() if boxes))
+        if not stretches or stretches[-1][1] != group:
+            stretches.append((cut, group))
+    groups = sorted({group for _, group in stretches if group})
+    alone = all(len(group) == 1 for group in groups)
+    known = {group: group[0] if alone else n for n, group in enumerate(groups)}
     lost = set(info.missing_ranks)
     return tuple(
-        Segment(a, b, group, known[group], missing=lost.issuperset(group))
-        for a, b, group in zip(cuts[:-1], cuts[1:], owners, strict=True)
+        Segment(start, stop, group, known[group], missing=lost.issuperset(group))
+        for (start, group), (stop, _) in pairwise(stretches)
         if group
     )
 

@@ -14,7 +14,7 @@ from flexmagic.view.words import number, short, token, visible
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from flexmagic.view.source import Info, Source
+    from flexmagic.view.source import Info, Source, Stats
 
 ROWS, COLS = 5, 6
 _LABEL = 14
@@ -34,12 +34,16 @@ def heading(info: Info) -> str:
     return "\n".join(lines)
 
 
-def body(source: Source) -> str:
-    """Return the statistics and the first and last values of the default plane as text."""
+def body(source: Source, stats: Stats | None = None) -> str:
+    """Return the statistics and the first and last values of the default plane as text.
+
+    ``stats`` saves asking for them where they are known.
+    """
     info = source.info
     if 0 in info.shape:
         return "  This tensor is empty: there is nothing to show."
-    stats = "  " + "  ".join(f"{name} {text}" for name, text in header.stats_pairs(source.stats()))
+    pairs = header.stats_pairs(stats or source.stats())
+    numbers = "  " + "  ".join(f"{name} {text}" for name, text in pairs)
     plane = default_plane(info)
     cells = _table(source, info, plane)
     widths = [max(len(row[c]) for row in cells) for c in range(len(cells[0]))]
@@ -47,7 +51,7 @@ def body(source: Source) -> str:
         "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells
     ]
     at = ", ".join(f"{visible(info.dims[d], 40)} {i}" for d, i in sorted(plane.fixed.items()))
-    return "\n".join([stats, *([f"  at {at}:"] if at else []), *lines])
+    return "\n".join([numbers, *([f"  at {at}:"] if at else []), *lines])
 
 
 def _table(source: Source, info: Info, plane: Plane) -> list[list[str]]:

@@ -37,7 +37,8 @@ class TensorView(anywidget.AnyWidget):
 
     ``siblings`` maps a label (a layer) to a function that returns its source; they are called when
     somebody chooses them. ``selected`` is the label of ``source``. ``picture_key`` marks the static
-    picture beside this view, which the canvas hides once it shows live data.
+    picture beside this view, which the canvas hides once it shows live data. ``stats`` are those of
+    ``source`` if they are known already.
     """
 
     # One ES module from three files, joined as they are: no build step, nothing fetched.
@@ -51,6 +52,7 @@ class TensorView(anywidget.AnyWidget):
         siblings: Mapping[str, Callable[[], Source]] | None = None,
         selected: str | None = None,
         picture_key: str = "",
+        stats: Stats | None = None,
     ) -> None:
         label = selected if selected is not None else source.info.site
         self._openers = dict(siblings or {})
@@ -59,6 +61,8 @@ class TensorView(anywidget.AnyWidget):
         self._sources = {label: source}
         self._start = self._labels.index(label)
         self._stats: dict[tuple[str, tuple[int, ...]], Stats] = {}
+        if stats is not None:
+            self._stats[label, source.info.missing_ranks] = stats
         self._shown: OrderedDict[str, tuple[int, Source, Picture]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
         # Front ends may deliver messages on several threads, while a cell runs too.
@@ -89,11 +93,14 @@ class TensorView(anywidget.AnyWidget):
             with self._lock:
                 content, buffers = self._reply(question)
         except FlexError as error:
-            content, buffers = {"kind": "error", "text": visible(str(error), 2000)}, []
+            content, buffers = self._apology(str(error)), []
         except Exception as error:  # noqa: BLE001 - a browser that waits must hear what went wrong
-            text = f"{type(error).__name__}: {error}"
-            content, buffers = {"kind": "error", "text": visible(text, 2000)}, []
+            content, buffers = self._apology(f"{type(error).__name__}: {error}"), []
         self.send(head | content, buffers)
+
+    def _apology(self, text: str) -> protocol.Message:
+        title = visible(self._labels[self._start])
+        return {"kind": "error", "title": title, "text": visible(text, 2000)}
 
     def _is_stale(self, question: protocol.Message) -> bool:
         view, number = str(question.get("view")), int(question.get("id") or 0)

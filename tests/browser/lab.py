@@ -486,6 +486,13 @@ class TensorCanvas:
             self.canvas, round(x - size["width"] / 2), round(y - size["height"] / 2)
         ).perform()
 
+    def drag(self, start: tuple[float, float], stop: tuple[float, float]) -> None:
+        """Drag the canvas from one point to another, in its CSS pixels."""
+        self.pointer(*start)
+        across, down = round(stop[0] - start[0]), round(stop[1] - start[1])
+        actions = webdriver.ActionChains(self.browser.driver, duration=50)
+        actions.click_and_hold().move_by_offset(across, down).release().perform()
+
     def choose(self, name: str, value: str) -> None:
         """Choose an option of a control (``layer``, ``rows``, ``cols``, ``reducer``, ``scale``)."""
         look = self.data("look")

@@ -226,6 +226,11 @@ def test_an_overview_shows_its_needle_its_reducer_and_the_missing_rank(notebook)
     assert start <= 1234 < stop
     assert stop - start < 4000
     notebook.browser.screenshot("overview_light")
+    look, y = view.data("look"), view.center(rows // 2, 0)[1]
+    view.drag((view.center(0, cols // 2)[0], y), (view.center(0, cols // 4)[0], y))
+    view.wait_look(look)
+    lab.wait_for(lambda: view.data("window")["cols"][0] > start, message="the window to move along")
+    assert view.data("window")["cols"][1] <= 4000
 
 
 def test_a_failed_read_is_a_sentence_and_the_view_lives_on(notebook):

@@ -90,6 +90,8 @@ class View {
     this.error.replaceChildren();
     if (message.kind === "error") {
       this.error.append(message.text, this.again);
+      this.title.textContent ||= message.title;
+      this.body.hidden = !this.picture;
       return undefined;
     }
     this.twin.hide();
@@ -174,6 +176,7 @@ class View {
     }
     for (const d of Object.keys(p.fixed)) {
       const last = p.dims[d].size - 1;
+      if (last === 0) continue; // nothing to choose; the caption says where one stands
       nodes.push(make("label", {}, `${p.dims[d].name} `, make("input", {
         type: "number", min: 0, max: last, "data-dim": d, "aria-description": `0 to ${last}`,
         onchange: (e) => this.fix(d, clamp(Math.trunc(Number(e.target.value)) || 0, 0, last)),
