@@ -1,0 +1,35 @@
+"""Ctrl-C while the engines work: control is back, and the next run is right."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from .conftest import PROMPT
+
+pytestmark = pytest.mark.engines
+
+
+@pytest.mark.parametrize("body", ["while True: pass", "import time; time.sleep(600)"])
+@pytest.mark.parametrize("site", ["model.layers.0.mlp", "model.layers.0.mlp.up_proj"])
+def test_an_interrupt_ends_endless_user_code_and_the_model_stays(loaded, tmp_path, site, body):
+    before = loaded.run(PROMPT).logits.torch()
+    flag = tmp_path / "entered"
+    loaded.hook(site, f"open({str(flag)!r} + str(rank), 'w').close()\n{body}", name="endless")
+
+    def interrupt():
+        entered = [flag.with_name(f"entered{rank}") for rank in range(2)]
+        while not all(path.exists() for path in entered):
+            time.sleep(0.01)  # polling for the engines' own sign, not waiting a fixed time
+        os.kill(os.getpid(), signal.SIGINT)
+
+    watcher = threading.Thread(target=interrupt)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        loaded.run(PROMPT)
+    watcher.join()
+    loaded.hooks["endless"].remove()
+    assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
