@@ -145,6 +145,16 @@ def test_statistics_merge_without_losing_digits():
     assert np.isnan(merge_stats([compute_stats(np.array([np.nan]))]).mean)
 
 
+def test_statistics_of_large_arrays_are_those_of_their_chunks():
+    x = np.random.default_rng(3).normal(size=(3, 700_001)).astype(np.float32)
+    x[1, 5], x[2, 7] = np.nan, -np.inf
+    stats = compute_stats(x)
+    good = x[np.isfinite(x)].astype(np.float64)
+    assert (stats.n, stats.nan, stats.neginf) == (x.size, 1, 1)
+    assert stats.mean == pytest.approx(good.mean(), rel=1e-9)
+    assert stats.std == pytest.approx(good.std(), rel=1e-12)
+
+
 def test_the_array_source_is_a_source_and_transposes():
     x = awkward()
     source = ArraySource(x[None], info_of(x[None], dims=("batch", "seq", "hidden")))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
+CHUNK = 1 << 20
+"""Elements that are looked at in double precision at a time."""
 
 
 def local_edges(edges: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
@@ -147,7 +149,11 @@ class _Sums:
 
 
 def compute_stats(values: NDArray[Any]) -> Stats:
-    """Return the statistics of an array of any shape and dtype."""
+    """Return the statistics of an array of any shape and dtype, in little more memory than it has."""
+    if values.size > CHUNK:
+        flat = values.reshape(-1)
+        chunks = range(0, flat.size, CHUNK)
+        return merge_stats([compute_stats(flat[start : start + CHUNK]) for start in chunks])
     x = as_real(values)
     finite = x[np.isfinite(x)]
     some = finite.size > 0

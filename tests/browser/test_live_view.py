@@ -108,6 +108,17 @@ def test_header_says_what_is_known(view):
     ]  # fmt: skip
 
 
+def test_everything_is_painted_however_the_first_answers_fall(notebook):
+    for turn in range(6):
+        notebook.run(2)
+        fresh = lab.TensorCanvas.within(notebook, 2)
+        fresh.hover(turn % 6, turn)
+        lay = fresh.data("map")
+        assert fresh.pixel(lay["left"] + 4, lay["top"] - 16)[:3] == (0, 114, 178)
+        labels = [fresh.pixel(x, fresh.center(0, 0)[1]) for x in range(30)]
+        assert any(pixel[3] > 100 for pixel in labels)
+
+
 def test_hover_reads_the_true_value_and_its_owner(view):
     said = view.hover(4, 30)
     value = values(3)[0, 4, 30]

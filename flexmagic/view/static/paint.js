@@ -94,14 +94,19 @@ class Painter {
     const style = getComputedStyle(canvas);
     this.ink = style.color;
     this.paper = style.getPropertyValue("--fxm-solid") || "#fff";
-    this.map(context, cursor, focused);
+    context.save();
+    try {
+      this.map(context, cursor, focused);
+    } finally {
+      context.restore(); // or everything after an error would be painted inside the map
+    }
+    this.frame(context);
     this.ribbon(context, "cols");
     this.ribbon(context, "rows");
     this.labels(context);
   }
   map(context, cursor, focused) {
     const lay = this.layout, drawn = this.picture.window;
-    context.save();
     context.beginPath();
     context.rect(lay.left, lay.top, lay.map_width, lay.map_height);
     context.clip();
@@ -120,7 +125,9 @@ class Painter {
     }
     for (const hole of this.picture.holes) this.hole(context, hole);
     if (cursor) this.outline(context, cursor, focused);
-    context.restore();
+  }
+  frame(context) {
+    const lay = this.layout;
     context.strokeStyle = this.ink;
     context.globalAlpha = 0.35;
     context.strokeRect(lay.left - 0.5, lay.top - 0.5, lay.map_width + 1, lay.map_height + 1);

@@ -111,7 +111,9 @@ class View {
     this.picture = picture;
     this.painter.load(picture, bytes(codes), new Uint8Array(bytes(palette)));
     if (this.asker.waits("look")) {
-      this.painter.window = wish; // a later question is on its way: do not jump back to this one
+      // A later question is on its way: do not jump back to this one while somebody pans or zooms.
+      const same = ["layer", "rows", "cols"].every((name) => this.state[name] === picture[name]);
+      if (same && this.state.row_window) this.painter.window = wish;
     } else {
       const { layer, rows, cols, fixed, window: shown } = picture;
       Object.assign(this.state, { layer, rows, cols, fixed, row_window: shown.rows, col_window: shown.cols });
