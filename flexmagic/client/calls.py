@@ -22,7 +22,8 @@ class Calls:
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
-        self._views = [cluster.client[engine] for engine in cluster.engines]
+        self.engines = cluster.engines
+        self._views = [cluster.client[engine] for engine in self.engines]
         self.stuck: tuple[int, ...] = ()
 
     @property
@@ -67,6 +68,36 @@ class Calls:
         if errors:
             raise merged(errors)
         return {rank: r.value for rank, r in zip(pending, replies, strict=True)}
+
+    def poll(self, verb: str, patience: float) -> list[tuple[str, Any]]:
+        """A verb without arguments on every rank that can answer now: its state and its answer.
+
+        The state is ``idle``, ``busy`` for a rank that said nothing within ``patience`` seconds, or
+        ``ended``; the answer is ``None`` for those.
+        """
+        import cloudpickle
+
+        payload = cloudpickle.dumps(((), {}))
+        alive = set(self._cluster.engines)
+        pending = {
+            rank: view.apply_async(engine_side.call, verb, payload)
+            for rank, view in enumerate(self._views)
+            if self.engines[rank] in alive
+        }
+        deadline = time.perf_counter() + patience
+        out: list[tuple[str, Any]] = []
+        for rank in range(self.world_size):
+            if rank not in pending:
+                out.append(("ended", None))
+                continue
+            pending[rank].wait(max(deadline - time.perf_counter(), 0))
+            if not pending[rank].ready():
+                out.append(("busy", None))
+            elif _refused(pending[rank]):
+                out.append(("ended", None))
+            else:
+                out.append(("idle", pending[rank].get(0).value))
+        return out
 
     def _refuse_if_stuck(self) -> None:
         if self.stuck:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.table import Table
-from flexmagic.engine.code import HookSource, check
+from flexmagic.engine.code import HookSource, check, from_function, from_text
 from flexmagic.errors import HookError, LayoutError, SiteError
 from flexmagic.layout.sites import Site, check_paths, resolve
 
@@ -106,9 +105,10 @@ class HookBook:
             raise SiteError(msg)
         name = name or ", ".join(sites)
         number = self._last_version.get(name, 0) + 1
-        text = code if isinstance(code, str) else ""
-        function = None if isinstance(code, str) else code
-        source = HookSource(name, number, textwrap.dedent(text), function, first_line, local, self._owner)
+        if isinstance(code, str):
+            source = from_text(name, number, code, first_line, local=local, owner=self._owner)
+        else:
+            source = from_function(name, number, code, local=local, owner=self._owner)
         check(source)
         exact_sites(model, patterns, source)
         self._send(source)
@@ -124,7 +124,7 @@ class HookBook:
         hook = self[name]
         for number in hook.versions:
             self._forget(name, number)
-        del self._hooks[name]
+        del self._hooks[name], self._last_version[name]
 
     def __getitem__(self, name: str) -> Hook:
         """The hook of a name; raises :class:`HookError` naming those there are."""

@@ -35,6 +35,7 @@ class Run:
         self._answers = answers
         self._rules = rules
         self._hooks = hooks
+        self._context: dict[str, Any] | None = None
         self._local = [answer.reply.local for answer in answers]
 
     @property
@@ -62,8 +63,10 @@ class Run:
 
     @property
     def context(self) -> dict[str, Any]:
-        """What the hooks saved in ``ctx``."""
-        return self._answers[0].reply.outcome.context
+        """What the hooks saved in ``ctx``, fetched when it is asked for: rank 0's, which all share."""
+        if self._context is None:
+            self._context = self._calls.one(0, "context", self._key)
+        return self._context
 
     @property
     def seconds(self) -> float:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from flexmagic.engine.code import HookSource
     from flexmagic.engine.verbs import RunAnswer, Seat
 
+STATUS_PATIENCE = 3.0
+"""Seconds after which a rank that has not said how it is counts as busy."""
+
 StartProgress = Callable[[int, str], None]
 
 
@@ -162,29 +165,34 @@ class Session:
 
         spec = LoadSpec(str(source), tp, dtype, attn)
         self._calls.one(0, "check_model", spec)
-        self._model = Model(self._calls, self._calls.all("load_model", spec, progress=progress))
-        return self._model
+        return self._adopted("load_model", spec, progress=progress)
 
     def load_cell(self, text: str, *, first_line: int = 1, progress: Progress | None = None) -> Model:
         """Run a cell on every engine that assigns ``model``; see :meth:`load` for the names at hand."""
         return self._build(self._cell(text, None, first_line), progress)
 
     def _cell(self, text: str, function: Callable[..., Any] | None, first_line: int = 1) -> HookSource:
-        from flexmagic.engine.code import HookSource, check_cell
+        from flexmagic.engine.code import check_cell, from_function, from_text
 
-        source = HookSource("model", 1, text, function, first_line)
-        if function is None:
-            check_cell(source)
+        if function is not None:
+            return from_function("model", 1, function)
+        source = from_text("model", 1, text, first_line)
+        check_cell(source)
         return source
 
     def _build(self, cell: HookSource, progress: Progress | None) -> Model:
         try:
-            self._calls.all("build_model", cell, ("tp",), (self.world_size,), progress=progress)
-        except FlexError as error:
+            return self._adopted("build_model", cell, ("tp",), (self.world_size,), progress=progress)
+        except CellError as error:
+            raise failures.cell_error(error, self.world_size) from None
+
+    def _adopted(self, verb: str, *args: Any, progress: Progress | None) -> Model:
+        """Have every rank make a model; only when all have one does it replace the former."""
+        try:
+            self._calls.all(verb, *args, progress=progress)
+        except FlexError:
             with contextlib.suppress(FlexError):  # a stuck rank has said so already
                 self._calls.all("drop_built")
-            if isinstance(error, CellError):
-                raise failures.cell_error(error, self.world_size) from None
             raise
         self._model = Model(self._calls, self._calls.all("adopt_model", progress=progress))
         return self._model
@@ -279,24 +287,22 @@ class Session:
                 self._printer(f"[rank {rank}] {line}")
 
     def status(self) -> Table:
-        """Each rank's engine, host, process, device, memory, part of the model and state."""
-        vitals = self._calls.all("vitals")
-        ranks = zip(self._cluster.engines, self._seats, vitals, strict=True)
-        rows = tuple(
-            (
-                str(seat.rank),
-                str(engine),
-                seat.host,
-                str(seat.pid),
-                seat.device,
-                size_text(vital.memory),
-                f"{vital.model} {size_text(vital.parameter_bytes)}" if vital.model else "no model",
-                "idle",
-            )
-            for engine, seat, vital in ranks
-        )
+        """Each rank's engine, host, process, device, memory, part of the model and state.
+
+        The state is ``idle``, ``busy`` for a rank that does not answer now, or ``ended``.
+        """
+        vitals = self._calls.poll("vitals", STATUS_PATIENCE)
+        rows = []
+        for seat in self._seats:
+            state, vital = vitals[seat.rank]
+            memory = "" if vital is None else size_text(vital.memory)
+            part = "" if vital is None else "no model"
+            if vital is not None and vital.model:
+                part = f"{vital.model} {size_text(vital.parameter_bytes)}"
+            engine = str(self._calls.engines[seat.rank])
+            rows.append((str(seat.rank), engine, seat.host, str(seat.pid), seat.device, memory, part, state))
         columns = ("rank", "engine", "host", "pid", "device", "memory", "model part", "state")
-        return Table(columns, rows, f"Cluster {self.cluster_name}: {self.world_size} engines")
+        return Table(columns, tuple(rows), f"Cluster {self.cluster_name}: {self.world_size} engines")
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -46,6 +47,7 @@ class Captures:
         self.overwritten: set[Site] = set()
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
         self._evicted: set[RunKey] = set()
+        self._contexts: dict[RunKey, dict[str, Any]] = {}
 
     def keep(self, run: RunKey, site: Site, local: torch.Tensor) -> None:
         """Keep this rank's piece of a site for a run."""
@@ -80,13 +82,26 @@ class Captures:
             raise SiteError(msg)
         return capture.tensor
 
+    def remember(self, run: RunKey, context: dict[str, Any]) -> None:
+        """Keep what a run's hooks saved, as long as its captures."""
+        self._contexts[run] = context
+
+    def context(self, run: RunKey) -> dict[str, Any]:
+        """What a run's hooks saved; raises :class:`SiteError` for a run that is gone."""
+        if run not in self._contexts:
+            msg = f"run {run[1]} is no longer held by the engines"
+            raise SiteError(msg)
+        return self._contexts[run]
+
     def drop(self, run: RunKey) -> None:
         """Forget a run."""
         self._runs.pop(run, None)
+        self._contexts.pop(run, None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._runs.clear()
+        self._contexts.clear()
         self.overwritten.clear()
 
     @property

@@ -7,7 +7,9 @@ when the body ends is the site's new value; ``return value`` does the same earli
 from __future__ import annotations
 
 import ast
+import inspect
 import pickle
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
@@ -21,7 +23,7 @@ NAMES = ("x", "site", "index", "step", "ctx", "module", "rank")
 
 @dataclass(frozen=True)
 class HookSource:
-    """A hook as it travels: text (a cell's body) or a function, never both.
+    """A hook as it travels: a cell's body as ``text``, or a ``function`` (then ``text`` is its source).
 
     ``first_line`` is the line of the user's cell on which ``text`` starts. ``local``: the hook
     gets each rank's own piece instead of the whole. ``owner``: the session it belongs to.
@@ -52,6 +54,24 @@ class HookSource:
         lines = self.text.splitlines()
         at = -1 if number is None else number - self.first_line
         return lines[at] if 0 <= at < len(lines) else ""
+
+
+def from_text(
+    name: str, version: int, text: str, first_line: int = 1, *, local: bool = False, owner: str = ""
+) -> HookSource:
+    """A hook or cell from its text."""
+    return HookSource(name, version, textwrap.dedent(text), None, first_line, local, owner)
+
+
+def from_function(
+    name: str, version: int, function: Callable[..., Any], *, local: bool = False, owner: str = ""
+) -> HookSource:
+    """A hook or builder from a function; its source, where there is one, is kept for error messages."""
+    try:
+        lines, first_line = inspect.getsourcelines(function)
+    except (OSError, TypeError):
+        lines, first_line = [], 1
+    return HookSource(name, version, "".join(lines), function, first_line, local, owner)
 
 
 def shifted(source: HookSource) -> str:

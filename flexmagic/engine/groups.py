@@ -24,6 +24,11 @@ class Place:
     world_size: int
     device: torch.device
 
+    @property
+    def generators(self) -> list[torch.device]:
+        """The devices, beside the CPU, on which this rank draws random numbers."""
+        return [self.device] if self.device.type == "cuda" else []
+
 
 class Groups:
     """The default process group and flexmagic's own group beside it."""

@@ -61,7 +61,6 @@ class Outcome:
     edits: list[Edit] = field(default_factory=list)
     printed: list[tuple[str, str, str]] = field(default_factory=list)
     calls: Counter[Site] = field(default_factory=Counter)
-    context: dict[str, Any] = field(default_factory=dict)
 
 
 class Instrument:
@@ -93,6 +92,7 @@ class Instrument:
         self._hooks = hooks
         self._capture = capture
         self._handles: list[Any] = []
+        self.context: dict[str, Any] = {}
         self.outcome = Outcome()
 
     def __enter__(self) -> Self:
@@ -175,7 +175,7 @@ class Instrument:
             "site": str(site),
             "index": next((int(part) for part in site.path.split(".") if part.isdigit()), None),
             "step": 0,
-            "ctx": self.outcome.context,
+            "ctx": self.context,
             "module": module,
             "rank": self._exchange.rank,
         }

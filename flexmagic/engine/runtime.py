@@ -139,14 +139,15 @@ class Runtime:
         )  # fmt: skip
         error = ""
         started = time.perf_counter()
-        torch.manual_seed(plan.seed)
-        with instrument, torch.no_grad():
+        with instrument, torch.no_grad(), torch.random.fork_rng(self.place.generators):
+            torch.manual_seed(plan.seed)
             try:
                 self.model(**prepared.arguments)
             except RunStopped as stop:
                 instrument.outcome.stopped = stop.reason or "another rank's hook failed"
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
+        self.captures.remember(plan.key, instrument.context)
         kept = self.captures.finish(plan.key)
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())

@@ -138,10 +138,9 @@ def check_model(_runtime: Runtime, spec: LoadSpec) -> None:
 
 
 @verb
-def load_model(runtime: Runtime, spec: LoadSpec) -> ModelReport:
-    """Load this rank's part of a model and survey it."""
-    runtime.adopt(distributed.load(spec))
-    return _report(runtime)
+def load_model(runtime: Runtime, spec: LoadSpec) -> None:
+    """Load this rank's part of a model; :func:`adopt_model` takes it once all ranks have one."""
+    runtime.built = distributed.load(spec)
 
 
 @verb
@@ -181,8 +180,8 @@ def _restore(runtime: Runtime, previous: dict[str, Any]) -> None:
 
 @verb
 def adopt_model(runtime: Runtime) -> ModelReport:
-    """Take the model that :func:`build_model` left, now that every rank has one."""
-    assert runtime.built is not None  # the client calls this after build_model succeeded everywhere
+    """Take the model that was loaded or built, now that every rank has one, and survey it."""
+    assert runtime.built is not None  # the client calls this only then
     built, runtime.built = runtime.built, None
     runtime.adopt(built)
     return _report(runtime)
@@ -190,7 +189,7 @@ def adopt_model(runtime: Runtime) -> ModelReport:
 
 @verb
 def drop_built(runtime: Runtime) -> None:
-    """Forget what :func:`build_model` left: another rank has none."""
+    """Forget what was loaded or built: another rank has none."""
     runtime.built = None
 
 
@@ -316,6 +315,12 @@ def parameter(runtime: Runtime, name: str) -> Any:
     local = distributed.local_part(found)
     everything = tuple(slice(None) for _ in local.shape)
     return look.slice_bytes(local, everything), tuple(local.shape), placements
+
+
+@verb
+def context(runtime: Runtime, run_id: RunKey) -> dict[str, Any]:
+    """What the hooks of a run saved in ``ctx`` on this rank."""
+    return runtime.captures.context(run_id)
 
 
 @verb

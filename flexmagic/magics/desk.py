@@ -65,14 +65,16 @@ class Desk:
 class StatusLine:
     """One line that says what is being waited for, rewritten in place where that is possible."""
 
-    def __init__(self, shell: InteractiveShell, text: str) -> None:
+    def __init__(self, shell: InteractiveShell, text: str, *, quiet: float = 0.0) -> None:
         self._started = time.perf_counter()
         self._last = 0.0
         self._text = text
         self._handle: Any = None
         self._in_kernel = hasattr(shell, "kernel")
         self._in_terminal = not self._in_kernel and sys.stdout.isatty()
-        self._show(f"{text} …")
+        self._quiet = quiet
+        if not quiet:
+            self._show(f"{text} …")
 
     def say(self, text: str) -> None:
         """Replace the line."""
@@ -83,12 +85,14 @@ class StatusLine:
     def tick(self, _seconds: float) -> None:
         """Show how long it has taken by now, a few times a second; not in a plain log."""
         passed = time.perf_counter() - self._started
-        if passed - self._last > TICK and (self._in_kernel or self._in_terminal):
+        if passed > self._quiet and passed - self._last > TICK and (self._in_kernel or self._in_terminal):
             self._last = passed
             self._show(f"{self._text} … {passed:.1f} s")
 
     def done(self, text: str) -> None:
-        """The last word: what has been reached, and in how long."""
+        """The last word: what has been reached, and in how long; nothing if nothing was said before."""
+        if time.perf_counter() - self._started < self._quiet:
+            return
         self._show(f"{text} ({time.perf_counter() - self._started:.1f} s)")
         if self._in_terminal:
             sys.stdout.write("\n")
@@ -108,9 +112,12 @@ class StatusLine:
 
 
 @contextlib.contextmanager
-def waiting(shell: InteractiveShell, text: str) -> Iterator[StatusLine]:
-    """A status line for the length of a block; an error ends the line before it is shown."""
-    line = StatusLine(shell, text)
+def waiting(shell: InteractiveShell, text: str, *, quiet: float = 0.0) -> Iterator[StatusLine]:
+    """A status line for the length of a block; an error ends the line before it is shown.
+
+    ``quiet``: seconds in which nothing is said, for what is usually over by then.
+    """
+    line = StatusLine(shell, text, quiet=quiet)
     try:
         yield line
     except BaseException:

@@ -9,7 +9,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import parse, sites, texts, unquoted
-from flexmagic.magics.desk import Desk
+from flexmagic.magics.desk import Desk, waiting
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -45,7 +45,11 @@ class RunMagics(Magics):
         args = parse(self.flexrun, line)
         session = self._desk.session
         _ = session.model  # without one, that is what to say first
-        return session.run(self._inputs(args), capture=sites(args.capture), seed=args.seed)
+        inputs = self._inputs(args)
+        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+            run = session.run(inputs, capture=sites(args.capture), seed=args.seed, progress=status.tick)
+            status.done(repr(run))
+        return run
 
     def _inputs(self, args: Any) -> Any:
         prompts = texts(args.prompt)

@@ -181,6 +181,34 @@ def test_a_wrong_model_cell_leaves_the_model_that_is_there(unharmed, cell, error
         unharmed.load_cell(cell)
 
 
+def test_a_builder_that_fails_shows_its_own_line(unharmed):
+    def build(rank, world_size, device, mesh):
+        return undefined_name  # noqa: F821
+
+    with pytest.raises(CellError, match=r"(?s)on every rank:.*return undefined_name.*NameError"):
+        unharmed.load(build)
+
+
+def test_a_function_hook_that_fails_shows_its_own_line(unharmed):
+    def hook(x, h):
+        x += undefined_name  # noqa: F821
+
+    unharmed.hook("model.layers.0.mlp", hook, name="bad")
+    with pytest.raises(HookError, match=r"(?s)on every rank:.*x \+= undefined_name.*NameError"):
+        unharmed.run(PROMPT)
+
+
+def test_one_rank_that_cannot_load_keeps_all_on_the_old_model(unharmed):
+    def build(rank, world_size, device, mesh):
+        if rank == 1:
+            raise MemoryError("too big for rank 1")
+        return torch.nn.Linear(1, 1)
+
+    with pytest.raises(CellError, match=r"(?s)on rank 1:.*MemoryError: too big"):
+        unharmed.load(build)
+    assert unharmed.model.name == "LlamaForCausalLM"
+
+
 def test_a_second_notebooks_hooks_need_a_model(session):
     if session._model is not None and session._model.alive:
         session.model.unwrap()
@@ -196,7 +224,7 @@ def test_a_number_of_engines_that_the_machine_does_not_carry(n, said):
 
 
 def test_a_first_input_that_the_model_cannot_take_is_its_own_error(session):
-    session.load_cell("import torch\nmodel = torch.nn.Linear(4, 2)")
+    session.load_cell("import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Linear(4, 2)")
     with pytest.raises(ModelError, match="own forward failed: RuntimeError"):
         session.run({"input": np.ones((1, 3), np.float32)})
     assert session.run({"input": np.ones((1, 4), np.float32)})[":output"].shape == (1, 2)

@@ -252,6 +252,26 @@ def test_running_a_hook_again_replaces_it_and_undo_brings_the_last_one_back(load
     assert torch.equal(loaded.run(PROMPT).logits.torch(), plain)
 
 
+def test_what_hooks_save_in_ctx_is_readable_later_in_the_run_and_after_it(loaded):
+    loaded.hook("model.layers.0.mlp", "ctx['early'] = x.clone()", name="save")
+    loaded.hook("model.layers.3.mlp", "ctx['same'] = bool((ctx['early'] == ctx['early']).all())", name="use")
+    run = loaded.run(PROMPT, capture="model.layers.0.mlp")
+    assert run.context["same"] is True
+    assert torch.equal(run.context["early"], run["model.layers.0.mlp"].torch())
+    later = loaded.run(PROMPT)
+    assert later.context is not run.context
+    run.release()
+
+
+def test_running_leaves_the_engines_random_state_alone(loaded):
+    view = loaded._cluster.client[:]
+    view.execute("torch.manual_seed(7); _a = torch.rand(1).item(); torch.manual_seed(7)", block=True)
+    loaded.hook("model.layers.0.mlp", "x += torch.randn_like(x)", name="noise")
+    loaded.run(PROMPT, seed=1)
+    view.execute("_b = torch.rand(1).item()", block=True)
+    assert view["_a"] == view["_b"]
+
+
 def test_parameters_are_whole(loaded, one_process):
     for name in ("model.norm.weight", "model.layers.0.mlp.down_proj.weight", "lm_head.weight",
                  "model.layers.1.self_attn.k_proj.weight", "model.embed_tokens.weight"):  # fmt: skip

@@ -150,6 +150,9 @@ def test_a_dead_engine_is_named():
         os.kill(pids_of(session)[1], signal.SIGKILL)
         with pytest.raises(ClusterError, match="rank 1"):
             session.run(PROMPT)
+        states = [row[-1] for row in session.status().rows]
+        assert states[1] == "ended"
+        assert states[0] in {"idle", "busy"}
 
 
 def test_each_rank_gets_its_own_device():
