@@ -1,8 +1,9 @@
-"""A real JupyterLab and a real Chromium, driven from tests.
+"""A real JupyterLab, driven from tests.
 
-``LabServer`` runs on the loopback with directories of its own, ``Browser`` is headless Chromium
-with its console and network on record, ``Notebook`` is one notebook open in the two. Everything is
-waited for by a condition; everything started is ended by its own process id.
+``LabServer`` runs on the loopback with directories of its own, ``Browser`` (module ``chromium``) is
+headless Chromium, ``Notebook`` is one notebook open in the two, ``TensorCanvas`` (module
+``tensor_canvas``) one live view in it. Everything is waited for by a condition; everything started
+is ended by its own process id.
 """
 
 from __future__ import annotations
@@ -17,47 +18,30 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import nbformat
-from selenium import webdriver
-from selenium.common.exceptions import JavascriptException, StaleElementReferenceException
+from chromium import ARTEFACTS, MISSING, ROOT, Browser, find_browser, wait_for
+from tensor_canvas import TensorCanvas
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from selenium.webdriver.remote.webelement import WebElement
 
-ROOT = Path(__file__).resolve().parents[2]
-ARTEFACTS = ROOT / "artefacts"
-CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
-MISSING = (
-    "Chromium and its driver are needed: `apt-get install chromium chromium-driver`, or put "
-    "chromium and chromedriver on PATH"
-)
-
-
-def find_browser() -> tuple[str, str] | None:
-    """Return the paths of Chromium and of its driver, None if either is missing."""
-    chromium = next(filter(None, map(shutil.which, CHROMIUM)), None)
-    driver = shutil.which("chromedriver")
-    return (chromium, driver) if chromium and driver else None
-
-
-def wait_for(what: Callable[[], Any], timeout: float = 20, message: str = "") -> Any:
-    """Return the first true value of ``what()``; raise ``TimeoutError`` with the last one."""
-    deadline = time.monotonic() + timeout
-    value: Any = None
-    while time.monotonic() < deadline:
-        with contextlib.suppress(StaleElementReferenceException, JavascriptException):
-            value = what()
-            if value:
-                return value
-        time.sleep(0.05)
-    raise TimeoutError(f"waited {timeout} s for {message or what}; last value: {value!r}")
+__all__ = [
+    "ARTEFACTS",
+    "MISSING",
+    "ROOT",
+    "Browser",
+    "LabServer",
+    "Notebook",
+    "TensorCanvas",
+    "find_browser",
+    "wait_for",
+]
 
 
 class LabServer:
@@ -160,118 +144,6 @@ class LabServer:
                 self._process.wait(5)
         self._log.close()
         shutil.rmtree(self.home, ignore_errors=True)
-
-
-class Browser:
-    """Headless Chromium with a profile of its own and its console and network on record."""
-
-    def __init__(self, width: int = 1280, height: int = 1500) -> None:
-        found = find_browser()
-        if found is None:
-            raise RuntimeError(MISSING)
-        chromium, driver = found
-        self.profile = tempfile.mkdtemp(prefix="flexmagic-chromium-")
-        options = webdriver.ChromeOptions()
-        options.binary_location = chromium
-        for flag in (
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--no-first-run",
-            f"--user-data-dir={self.profile}",
-            f"--window-size={width},{height}",
-        ):
-            options.add_argument(flag)
-        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-        self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-        self.driver.set_script_timeout(120)
-        self._console: list[dict[str, Any]] = []
-        self._network: list[dict[str, Any]] = []
-
-    def js(self, script: str, *arguments: Any) -> Any:
-        """Run the body of a function in the page and return what it returns."""
-        return self.driver.execute_script(script, *arguments)
-
-    def js_async(self, script: str, *arguments: Any) -> Any:
-        """Run the body of an async function in the page and return what it resolves to."""
-        body = (
-            "const done = arguments[arguments.length - 1];"
-            f"(async function() {{ {script} }}).apply(null, arguments)"
-            ".then((value) => done({value}), (error) => done({error: String(error)}));"
-        )
-        answer = self.driver.execute_async_script(body, *arguments)
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer.get("value")
-
-    def all(self, css: str, within: WebElement | None = None) -> list[WebElement]:
-        """Return the elements that match, in the page or within one."""
-        return list((within or self.driver).find_elements("css selector", css))
-
-    def one(self, css: str, timeout: float = 20) -> WebElement:
-        """Return the first element that matches, as soon as there is one."""
-        element: WebElement = wait_for(lambda: next(iter(self.all(css)), None), timeout, css)
-        return element
-
-    def screenshot(self, name: str, element: WebElement | None = None) -> Path:
-        """Write ``artefacts/<name>.png``, of the page or of one element, and return its path."""
-        ARTEFACTS.mkdir(exist_ok=True)
-        path = ARTEFACTS / f"{name}.png"
-        if element is None:
-            self.driver.save_screenshot(str(path))
-        else:
-            element.screenshot(str(path))
-        return path
-
-    def console(self) -> list[dict[str, Any]]:
-        """Return everything the page's console has said so far (level, message, source)."""
-        self._console += self.driver.get_log("browser")
-        return self._console
-
-    def requests(self) -> list[str]:
-        """Return the addresses of all requests so far, failed ones too."""
-        self._read_network()
-        return [
-            e["params"]["request"]["url"] for e in self._network if e["method"] == "Network.requestWillBeSent"
-        ]
-
-    def failures(self) -> list[str]:
-        """Return the addresses of requests that failed or were answered with an error."""
-        self._read_network()
-        address = {
-            e["params"]["requestId"]: e["params"]["request"]["url"]
-            for e in self._network
-            if e["method"] == "Network.requestWillBeSent"
-        }
-        failed = [
-            address.get(e["params"]["requestId"], "?")
-            for e in self._network
-            if e["method"] == "Network.loadingFailed" and not e["params"].get("canceled")
-        ]
-        refused = [
-            e["params"]["response"]["url"]
-            for e in self._network
-            if e["method"] == "Network.responseReceived" and e["params"]["response"]["status"] >= 400
-        ]
-        return failed + refused
-
-    def _read_network(self) -> None:
-        entries = (json.loads(e["message"])["message"] for e in self.driver.get_log("performance"))
-        self._network += [e for e in entries if e["method"].startswith("Network.")]
-
-    def forget(self) -> None:
-        """Start the record of console and network afresh."""
-        self.console()
-        self._read_network()
-        self._console, self._network = [], []
-
-    def close(self) -> None:
-        """End Chromium and its driver, and remove the profile."""
-        self.driver.quit()
-        shutil.rmtree(self.profile, ignore_errors=True)
 
 
 _PANEL = "const panel = window.jupyterapp.shell.currentWidget;"
@@ -414,100 +286,3 @@ class Notebook:
     def shut_down(self) -> None:
         """End the notebook's kernel."""
         self.browser.js_async(f"{_PANEL} await panel.sessionContext.shutdown()")
-
-
-class TensorCanvas:
-    """One live view of flexmagic on the page."""
-
-    def __init__(self, browser: Browser, root: WebElement) -> None:
-        self.browser, self.root = browser, root
-
-    @classmethod
-    def within(cls, notebook: Notebook, cell: int, which: int = 0, timeout: float = 30) -> TensorCanvas:
-        """Return a view in the output of a cell, once it has live data."""
-        browser, area = notebook.browser, notebook.area(cell)
-        root: WebElement = wait_for(
-            lambda: [r for r in browser.all(".fxm", area) if r.get_attribute("data-look")][which : which + 1],
-            timeout,
-            f"a live view in cell {cell}",
-        )[0]
-        return cls(browser, root)
-
-    def data(self, name: str) -> Any:
-        """Return one of the facts about the geometry: ``map``, ``window``, ``cells`` or ``look``."""
-        return json.loads(self.root.get_attribute(f"data-{name}") or "null")
-
-    @property
-    def canvas(self) -> WebElement:
-        """The canvas element."""
-        return self.browser.all("canvas", self.root)[0]
-
-    def text(self, part: str) -> str:
-        """Return the text of a part: ``site``, ``facts``, ``read``, ``caption``, ``error`` …"""
-        return str(
-            self.browser.js("return arguments[0].textContent", self.browser.all(f".fxm-{part}", self.root)[0])
-        )
-
-    def center(self, row: int, col: int) -> tuple[float, float]:
-        """Return the centre of a cell in CSS pixels of the canvas."""
-        lay, (rows, cols) = self.data("map"), self.data("cells")
-        return (
-            lay["left"] + (col + 0.5) / cols * lay["map_width"],
-            lay["top"] + (row + 0.5) / rows * lay["map_height"],
-        )
-
-    def pixel(self, x: float, y: float) -> tuple[int, ...]:
-        """Return the RGBA of a pixel of the canvas, given in CSS pixels."""
-        script = (
-            "const [canvas, x, y] = arguments; const d = devicePixelRatio || 1;"
-            "const copy = document.createElement('canvas'); copy.width = copy.height = 1;"
-            "const context = copy.getContext('2d', {willReadFrequently: true});"
-            "context.drawImage(canvas, -Math.floor(x * d), -Math.floor(y * d));"
-            "return [...context.getImageData(0, 0, 1, 1).data]"
-        )
-        return tuple(self.browser.js(script, self.canvas, x, y))
-
-    def cell(self, row: int, col: int) -> tuple[int, ...]:
-        """Return the RGBA of the centre of a cell."""
-        return self.pixel(*self.center(row, col))
-
-    def hover(self, row: int, col: int) -> str:
-        """Move the pointer to a cell and return the read-out once it is about that cell."""
-        self.pointer(*self.center(row, col))
-        wanted = [self.data("look"), row, col]
-        wait_for(lambda: self.data("read") == wanted, 10, f"a read-out of {wanted}")
-        return self.text("read")
-
-    def pointer(self, x: float, y: float) -> None:
-        """Move the pointer over the canvas, in its CSS pixels."""
-        size = self.canvas.size
-        actions = webdriver.ActionChains(self.browser.driver, duration=0)
-        actions.move_to_element_with_offset(
-            self.canvas, round(x - size["width"] / 2), round(y - size["height"] / 2)
-        ).perform()
-
-    def drag(self, start: tuple[float, float], stop: tuple[float, float]) -> None:
-        """Drag the canvas from one point to another, in its CSS pixels."""
-        self.pointer(*start)
-        across, down = round(stop[0] - start[0]), round(stop[1] - start[1])
-        actions = webdriver.ActionChains(self.browser.driver, duration=50)
-        actions.click_and_hold().move_by_offset(across, down).release().perform()
-
-    def choose(self, name: str, value: str) -> None:
-        """Choose an option of a control (``layer``, ``rows``, ``cols``, ``reducer``, ``scale``)."""
-        look = self.data("look")
-        select = self.browser.all(f"select[data-name='{name}']", self.root)[0]
-        script = (
-            "const [s, text] = arguments; const o = [...s.options].find((o) => o.text === text);"
-            "s.value = o.value; s.dispatchEvent(new Event('change', {bubbles: true}))"
-        )
-        self.browser.js(script, select, value)
-        self.wait_look(look)
-
-    def keys(self, *keys: str) -> None:
-        """Press keys on the canvas."""
-        self.canvas.send_keys(*keys)
-
-    def wait_look(self, before: int, timeout: float = 15) -> None:
-        """Wait for a picture later than ``before``."""
-        wait_for(lambda: self.data("look") > before, timeout, "a new picture")
