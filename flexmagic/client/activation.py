@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -80,7 +80,8 @@ class Activation:
         """A part of the whole by ints, slices and ``...``; only that part travels.
 
         Returns an array of the indexed shape, dtype as :meth:`numpy` gives it. Raises
-        :class:`~flexmagic.errors.InputError` for any other index.
+        :class:`~flexmagic.errors.InputError` for any other index, and
+        :class:`~flexmagic.errors.ClusterError` if a rank that alone holds some of it is gone.
         """
         from flexmagic.engine.look import as_array
 
@@ -94,26 +95,23 @@ class Activation:
         """The whole tensor in its own dtype, on the CPU."""
         return self._read(...)
 
-    def _read(self, index: object) -> Tensor:
+    def _read(self, index: object, *, holes: bool = False) -> Tensor:
         from flexmagic.layout.assemble import normalise, window_of
 
         window, rest = window_of(normalise(index, self.shape), self.shape)
-        tensor = self._window(window)
+        tensor = self._window(window, holes=holes)
         steps = [(dim, part.step) for dim, part in enumerate(rest) if isinstance(part, slice) and part.step]
         for dim, step in steps:
-            picked = range(tensor.shape[dim])[::step]
-            tensor = tensor.index_select(dim, _as_index(picked))
+            tensor = tensor.index_select(dim, _as_index(range(tensor.shape[dim])[::step]))
         return tensor[tuple(0 if isinstance(part, int) else slice(None) for part in rest)]
 
-    def _window(self, window: tuple[tuple[int, int], ...]) -> Tensor:
+    def _window(self, window: tuple[tuple[int, int], ...], *, holes: bool) -> Tensor:
         import torch
-
-        from flexmagic.layout.assemble import plan_read
 
         dtype = getattr(torch, self.dtype)
         out = torch.zeros([stop - start for start, stop in window], dtype=dtype)
-        reads = plan_read(self.layout, window)
-        for read, raw in zip(reads, self._fetch(reads), strict=True):
+        reads = self._reads(window, holes=holes)
+        for read, raw in zip(reads, self._ask("read", reads, [read.local for read in reads]), strict=True):
             self._moved += raw.nbytes
             part = torch.from_numpy(raw.copy()).view(dtype).reshape(out[read.result].shape)
             if self.layout.partial:
@@ -122,8 +120,16 @@ class Activation:
                 out[read.result] = part
         return out
 
-    def _fetch(self, reads: Sequence[Read]) -> list[NDArray[np.uint8]]:
-        return self._ask("read", reads, [read.local for read in reads])
+    def _reads(self, window: tuple[tuple[int, int], ...], *, holes: bool) -> list[Read]:
+        """The slices that cover a window; with ``holes``, only those that can still be had."""
+        from flexmagic.layout.assemble import plan_read
+
+        gone = self._calls.ended()
+        owners = self.layout.owners(without=gone)
+        lost = {self.layout.blocks[r] for r in gone} - {self.layout.blocks[r] for r in owners}
+        if not holes and (lost or (gone and self.layout.partial)):
+            owners = self.layout.owners()  # asking the rank that is gone says so
+        return plan_read(self.layout, window, owners)
 
     def _ask(self, verb: str, reads: Sequence[Read], parts: Sequence[Any], *more: Any) -> list[Any]:
         """Send each read's part to its rank, one call per rank; answers in the order of the reads."""
@@ -163,6 +169,7 @@ class Activation:
             nbytes=self._origin.nbytes,
             partial=self.layout.partial,
             warnings=self._origin.warnings,
+            missing_ranks=self._calls.ended(),
         )
 
     @property
@@ -171,17 +178,24 @@ class Activation:
         return self._moved
 
     def read(self, index: tuple[int | slice, ...]) -> NDArray[Any]:
-        """As indexing; the viewer's name for it."""
-        return self[index]
+        """As indexing, for the viewer: what only a rank that is gone holds is left as zeros.
+
+        The viewer marks it as a hole; see :class:`Source`.
+        """
+        from flexmagic.engine.look import as_array
+
+        return as_array(self._read(index, holes=not self.layout.partial))
 
     def stats(self) -> Stats:
-        """Counts, extremes, mean and standard deviation of the whole, merged from the ranks' own."""
-        from flexmagic.layout.assemble import plan_read
+        """Counts, extremes, mean and standard deviation of the whole, merged from the ranks' own.
+
+        Without what only a rank that is gone holds: ``n`` then counts what could be reached.
+        """
         from flexmagic.view.reduce import compute_stats, merge_stats
 
         if self.layout.partial:
             return compute_stats(self.numpy())
-        reads = plan_read(self.layout, tuple((0, n) for n in self.shape))
+        reads = self._reads(tuple((0, n) for n in self.shape), holes=True)
         return merge_stats(self._ask("stats", reads, [read.local for read in reads]))
 
     def overview(
@@ -194,7 +208,6 @@ class Activation:
     ) -> Overview:
         """Two dims reduced to bins, each rank reducing its own part; see :class:`Source`."""
         from flexmagic.engine.look import Window
-        from flexmagic.layout.assemble import plan_read
         from flexmagic.view.reduce import merge_overviews, reduce_overview
 
         window = Window(rows, cols, dict(fixed), row_edges, col_edges)
@@ -202,13 +215,13 @@ class Activation:
         if self.layout.partial:
             index = tuple(fixed[d] if d in fixed else slice(*bounds[d]) for d in range(len(self.shape)))
             values = self[index]
-            values = values.T if rows > cols else values
+            values = values[None] if rows < 0 else values.T if rows > cols else values
             return reduce_overview(values, row_edges - row_edges[0], col_edges - col_edges[0])
-        reads = plan_read(self.layout, bounds)
+        reads = self._reads(bounds, holes=True)
         parts = self._ask("overview", reads, [(read.local, read.result) for read in reads], window)
         self._moved += sum(part.mean.nbytes * 7 for part in parts)
-        merged = merge_overviews(parts)
-        return _with_edges(merged, row_edges, col_edges)
+        nothing = reduce_overview(np.zeros((0, 0)), row_edges * 0, col_edges * 0)
+        return replace(merge_overviews(parts or [nothing]), row_edges=row_edges, col_edges=col_edges)
 
     def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
         """The tokens along a ``seq`` dim, of the row at which ``fixed`` holds the ``batch`` dim."""
@@ -264,9 +277,3 @@ def _pieces(layout: Layout) -> tuple[Any, ...]:
         for spans, local in zip(itertools.product(*block), itertools.product(*starts), strict=True):
             out.append(Piece(rank, tuple(spans), tuple(local)))
     return tuple(out)
-
-
-def _with_edges(overview: Overview, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> Overview:
-    from dataclasses import replace
-
-    return replace(overview, row_edges=row_edges, col_edges=col_edges)

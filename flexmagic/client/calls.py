@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flexmagic.client import engine_side
@@ -24,6 +25,7 @@ class Calls:
         self._cluster = cluster
         self.engines = cluster.engines
         self._views = [cluster.client[engine] for engine in self.engines]
+        self._sending = threading.Lock()
         self.stuck: tuple[int, ...] = ()
 
     @property
@@ -58,16 +60,23 @@ class Calls:
         import cloudpickle
 
         self._refuse_if_stuck()
+        self._refuse_if_ended(requests)
         packed: dict[int, bytes] = {}
         pending = {}
         for rank, (verb, args, kwargs) in requests.items():
             payload = packed.setdefault(id(args), cloudpickle.dumps((args, kwargs)))
-            pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
+            with self._sending:  # a view asks on a thread of its own
+                pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
         replies = self._wait(pending, progress)
         errors = {rank: r.error for rank, r in zip(pending, replies, strict=True) if r.error is not None}
         if errors:
             raise merged(errors)
         return {rank: r.value for rank, r in zip(pending, replies, strict=True)}
+
+    def ended(self) -> tuple[int, ...]:
+        """The ranks whose engine is gone, as far as is known here; asks nobody."""
+        alive = set(self._cluster.engines)
+        return tuple(rank for rank, engine in enumerate(self.engines) if engine not in alive)
 
     def poll(self, verb: str, patience: float) -> list[tuple[str, Any]]:
         """A verb without arguments on every rank that can answer now: its state and its answer.
@@ -78,11 +87,11 @@ class Calls:
         import cloudpickle
 
         payload = cloudpickle.dumps(((), {}))
-        alive = set(self._cluster.engines)
+        gone = self.ended()
         pending = {
             rank: view.apply_async(engine_side.call, verb, payload)
             for rank, view in enumerate(self._views)
-            if self.engines[rank] in alive
+            if rank not in gone
         }
         deadline = time.perf_counter() + patience
         out: list[tuple[str, Any]] = []
@@ -105,6 +114,15 @@ class Calls:
             msg = (
                 f"Rank {ranks} has not come back from an earlier call, so nothing can run. "
                 "Type %flexcluster stop, then start again."
+            )
+            raise ClusterError(msg)
+
+    def _refuse_if_ended(self, ranks: Iterable[int]) -> None:
+        gone = sorted(set(self.ended()) & set(ranks))
+        if gone:
+            msg = (
+                f"The engine of rank {', '.join(map(str, gone))} has ended. Its log is in "
+                f"{self._cluster.log_folder}. Type %flexcluster stop, then start again."
             )
             raise ClusterError(msg)
 

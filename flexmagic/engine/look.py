@@ -34,7 +34,10 @@ def stats(piece: torch.Tensor, index: tuple[slice, ...]) -> Stats:
 
 @dataclass(frozen=True)
 class Window:
-    """Two dims of a whole tensor cut into bins, every other dim held at one global position."""
+    """Two dims of a whole tensor cut into bins, every other dim held at one global position.
+
+    ``rows`` is -1 for a tensor of one dim, which is one row.
+    """
 
     rows: int
     cols: int
@@ -46,7 +49,8 @@ class Window:
         """The global span per dim that the window covers."""
         out = [(self.fixed.get(dim, 0), self.fixed.get(dim, 0) + 1) for dim in range(ndim)]
         for dim, edges in ((self.rows, self.row_edges), (self.cols, self.col_edges)):
-            out[dim] = (int(edges[0]), int(edges[-1]))
+            if dim >= 0:
+                out[dim] = (int(edges[0]), int(edges[-1]))
         return tuple(out)
 
 
@@ -57,10 +61,17 @@ def overview(
     part = as_array(piece[local])
     other = tuple(dim for dim in range(part.ndim) if dim not in (window.rows, window.cols))
     flat = part.squeeze(axis=other)
-    if window.rows > window.cols:
-        flat = flat.T
-    edges = [
-        local_edges(e, int(e[0]) + result[dim].start, int(e[0]) + result[dim].stop)
-        for dim, e in ((window.rows, window.row_edges), (window.cols, window.col_edges))
-    ]
-    return reduce_overview(flat, edges[0], edges[1])
+    if window.rows < 0:
+        return reduce_overview(
+            flat[None], window.row_edges, _own_edges(window.col_edges, result[window.cols])
+        )
+    return reduce_overview(
+        flat.T if window.rows > window.cols else flat,
+        _own_edges(window.row_edges, result[window.rows]),
+        _own_edges(window.col_edges, result[window.cols]),
+    )
+
+
+def _own_edges(edges: NDArray[np.int64], part: slice) -> NDArray[np.int64]:
+    """Bin edges inside a part of the window, given where the part lies in the window."""
+    return local_edges(edges, int(edges[0]) + part.start, int(edges[0]) + part.stop)

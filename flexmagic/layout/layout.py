@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch.distributed.tensor.placement_types import Partial, Placement, Replicate, Shard
@@ -61,12 +62,15 @@ class Layout:
             return None
         return tuple(sum(stop - start for start, stop in spans) for spans in block)
 
-    def owners(self) -> tuple[int, ...]:
-        """The ranks to ask for the whole: one of each set of replicas, every addend of a sum."""
+    def owners(self, without: Collection[int] = ()) -> tuple[int, ...]:
+        """The ranks to ask for the whole: one of each set of replicas, every addend of a sum.
+
+        ``without``: ranks that cannot be asked; another replica stands in where there is one.
+        """
         seen: set[Block] = set()
         out = []
         for rank, block in enumerate(self.blocks):
-            if block is None or (block in seen and not self.partial):
+            if block is None or rank in without or (block in seen and not self.partial):
                 continue
             seen.add(block)
             out.append(rank)

@@ -1,5 +1,6 @@
 """The main job on two real engines: whole, and the same as one process."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -282,6 +283,20 @@ def test_each_rank_holds_only_its_own_part(loaded, one_process):
     whole = sum(p.nbytes for p in one_process.parameters())
     for part in loaded.model.parameter_bytes:
         assert part <= 0.6 * whole
+
+
+def test_a_long_1_d_activation_has_an_overview(session):
+    session.load_cell(
+        "import torch\n"
+        "class Flat(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return x * 2\n"
+        "model = Flat()"
+    )
+    x = np.random.default_rng(0).normal(size=5000).astype(np.float32)
+    activation = session.run({"x": x})[":output"]
+    seen = activation.overview(-1, 0, {}, np.array([0, 1]), np.array([0, 2500, 5000]))
+    np.testing.assert_allclose(seen.mean[0], (2 * x).reshape(2, -1).mean(1), rtol=1e-4)
 
 
 def test_a_look_moves_only_what_is_looked_at(loaded):

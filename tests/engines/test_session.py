@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -144,15 +145,33 @@ def test_kept_engines_stay_with_their_model_until_they_are_stopped():
     assert gone(engines)
 
 
-def test_a_dead_engine_is_named():
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_dead_engine_is_named_and_its_piece_is_a_hole(dead):
     with Session.start(2, oversubscribe=True) as session:
         session.load(MODEL, tp=2)
-        os.kill(pids_of(session)[1], signal.SIGKILL)
-        with pytest.raises(ClusterError, match="rank 1"):
+        run = session.run(PROMPT, capture="model.layers.1.mlp.up_proj")
+        half, logits = run["model.layers.1.mlp.up_proj"], run.logits
+        whole, all_logits = half.numpy(), logits.numpy()
+        os.kill(pids_of(session)[dead], signal.SIGKILL)
+        while not session._calls.ended():
+            session._cluster.client.wait_interactive(timeout=0.01)
+        assert (logits.numpy() == all_logits).all()  # the other rank holds a replica
+        with pytest.raises(ClusterError, match=f"rank {dead} has ended"):
+            half.numpy()
+        assert half.info.missing_ranks == (dead,)
+        n = whole.shape[-1] // 2
+        left = slice(n, None) if dead == 0 else slice(n)
+        assert (half[0, :, left] == whole[0, :, left]).all()
+        assert (half.read((0, slice(None), slice(None)))[:, left] == whole[0, :, left]).all()
+        assert half.stats().n == whole.size // 2
+        edges = np.arange(0, 2 * n + 1, n)
+        seen = half.overview(1, 2, {0: 0}, np.arange(len(whole[0]) + 1), edges)
+        assert (seen.n.sum(0) > 0).tolist() == [dead == 1, dead == 0]
+        with pytest.raises(ClusterError, match=f"rank {dead}"):
             session.run(PROMPT)
         states = [row[-1] for row in session.status().rows]
-        assert states[1] == "ended"
-        assert states[0] in {"idle", "busy"}
+        assert states[dead] == "ended"
+        assert states[1 - dead] in {"idle", "busy"}
 
 
 def test_each_rank_gets_its_own_device():
