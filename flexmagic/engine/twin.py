@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +20,9 @@ from flexmagic.layout.survey import Expected
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -47,12 +53,22 @@ def forward_options(model: nn.Module) -> dict[str, Any]:
 def twin_of(model: nn.Module) -> Twin | None:
     """Run the model's unsharded form on fake tensors with both probes.
 
-    ``None`` for a model that cannot be built from its configuration alone.
+    ``None`` for a model that cannot be built from its configuration alone, or not run without data.
     """
     config = getattr(model, "config", None)
     if config is None or probe_inputs(model, 1, 1) is None:
         return None
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    # the shapes are the same in any dtype, but some operations know their fake form in one dtype only
+    for dtype in (torch.bfloat16, torch.float32):
+        try:
+            return _run_fake(model, config, dtype)
+        except Exception as error:  # noqa: BLE001 - any model may do anything; without a twin sites are refused
+            _log.debug("no unsharded form of %s in %s: %s", type(model).__name__, dtype, error)
+    return None
+
+
+def _run_fake(model: nn.Module, config: PretrainedConfig, dtype: torch.dtype) -> Twin:
+    with _quiet_torch(), _made_in(dtype), FakeTensorMode(allow_non_fake_inputs=True):
         fake = type(model)(_plain(config)).eval()
         shapes = [_shapes(fake, batch, seq) for batch, seq in PROBES]
         parameters = {name: tuple(p.shape) for name, p in fake.named_parameters()}
@@ -62,6 +78,29 @@ def twin_of(model: nn.Module) -> Twin | None:
         for site, shape in shapes[0].items()
     }
     return Twin(sites, parameters)
+
+
+@contextlib.contextmanager
+def _made_in(dtype: torch.dtype) -> Iterator[None]:
+    """Let modules be made in a dtype."""
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@contextlib.contextmanager
+def _quiet_torch() -> Iterator[None]:
+    """Keep torch from printing a traceback of what is caught here."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _plain(config: PretrainedConfig) -> PretrainedConfig:
