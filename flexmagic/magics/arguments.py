@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -15,8 +16,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
-def parse(magic: Any, line: str) -> Namespace:
-    """The options of a magic's line; raises :class:`InputError` in one sentence for what is wrong."""
+def parse(magic: Any, line: str) -> Namespace | None:
+    """The options of a magic's line; ``None`` if help was asked for, which is then printed.
+
+    Raises :class:`InputError` in one sentence for what is wrong.
+    """
+    if line.split() in (["-h"], ["--help"]):
+        print(inspect.getdoc(magic))
+        return None
     try:
         return parse_argstring(magic, line)
     except ValueError as error:  # an open quote

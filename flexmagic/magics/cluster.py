@@ -4,28 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import parse
-from flexmagic.magics.desk import Desk, waiting
+from flexmagic.magics.desk import DeskMagics, waiting
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from flexmagic.client.table import Table
 
 ACTIONS = ("status", "start", "attach", "stop")
 
 
 @magics_class
-class ClusterMagics(Magics):
+class ClusterMagics(DeskMagics):
     """The cluster of engines, one per rank."""
-
-    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
-        super().__init__(shell)
-        self._desk = desk
 
     @magic_arguments()
     @argument("action", nargs="?", default="status", help="start, attach, status (the default) or stop")
@@ -47,6 +41,8 @@ class ClusterMagics(Magics):
             %flexcluster stop
         """
         args = parse(self.flexcluster, line)
+        if args is None:
+            return None
         if args.action not in ACTIONS:
             msg = f"%flexcluster has no action {args.action!r}. Actions: {', '.join(ACTIONS)}."
             raise InputError(msg)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from IPython.core.magic import Magics
 from IPython.display import display
 
 from flexmagic.errors import ClusterError, FlexError
@@ -60,6 +61,14 @@ class Desk:
             with contextlib.suppress(FlexError):
                 self._session.leave()
             self._session = None
+
+
+class DeskMagics(Magics):
+    """A family of magics at one desk."""
+
+    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
+        super().__init__(shell)
+        self._desk = desk
 
 
 class StatusLine:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic import line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.magics.arguments import parse, sites, unquoted
-from flexmagic.magics.desk import Desk
+from flexmagic.magics.desk import DeskMagics
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from flexmagic.client.hooks import Hook
     from flexmagic.client.table import Table
 
 
 @magics_class
-class HookMagics(Magics):
+class HookMagics(DeskMagics):
     """Hooks: named code on whole tensors."""
-
-    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
-        super().__init__(shell)
-        self._desk = desk
 
     @magic_arguments()
     @argument("sites", nargs="*", help="site patterns such as model.layers.*.mlp; * is one part of the path")
@@ -49,6 +43,8 @@ class HookMagics(Magics):
             %flexhook --disable damp
         """
         args = parse(self.flexhook, line)
+        if args is None:
+            return None
         session = self._desk.session
         hooks = session.hooks
         if cell is not None or args.sites:

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from IPython.core.magic import Magics, line_cell_magic, magics_class
+from IPython.core.magic import line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import parse, unquoted
-from flexmagic.magics.desk import Desk, waiting
+from flexmagic.magics.desk import DeskMagics, waiting
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from flexmagic.client.table import Table
 
 
 @magics_class
-class ModelMagics(Magics):
+class ModelMagics(DeskMagics):
     """The model that the engines hold together."""
-
-    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
-        super().__init__(shell)
-        self._desk = desk
 
     @magic_arguments()
     @argument("path", nargs="?", help="folder or hub id of a Hugging Face causal language model")
@@ -48,6 +42,8 @@ class ModelMagics(Magics):
             model = MyModel().to(device)
         """
         args = parse(self.flexmodel, line)
+        if args is None:
+            return None
         if cell is not None:
             if args.path:
                 msg = "A %%flexmodel cell builds the model itself and takes no path."

@@ -4,26 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import Magics, line_magic, magics_class
+from IPython.core.magic import line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import parse, sites, texts, unquoted
-from flexmagic.magics.desk import Desk, waiting
+from flexmagic.magics.desk import DeskMagics, waiting
 
 if TYPE_CHECKING:
-    from IPython.core.interactiveshell import InteractiveShell
-
     from flexmagic.client.run import Run
 
 
 @magics_class
-class RunMagics(Magics):
+class RunMagics(DeskMagics):
     """Runs of the model."""
-
-    def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
-        super().__init__(shell)
-        self._desk = desk
 
     @magic_arguments()
     @argument("prompt", nargs="*", help="a text in quotes; several make a batch")
@@ -33,7 +27,7 @@ class RunMagics(Magics):
     @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
     @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
     @line_magic
-    def flexrun(self, line: str) -> Run:
+    def flexrun(self, line: str) -> Run | None:
         """Run the model once and return the :class:`Run`.
 
         Captured are the sites of the enabled hooks, the model's outputs and what ``--capture``
@@ -43,6 +37,8 @@ class RunMagics(Magics):
             run["model.layers.3.mlp"]
         """
         args = parse(self.flexrun, line)
+        if args is None:
+            return None
         session = self._desk.session
         _ = session.model  # without one, that is what to say first
         inputs = self._inputs(args)

@@ -134,6 +134,14 @@ def test_options_that_are_wrong_are_one_sentence(desk):
     assert "NameError" in failing(desk, "%flexrun --inputs unknown_name")
 
 
+@pytest.mark.parametrize("magic", ["flexcluster", "flexmodel", "flexhook", "flexrun"])
+def test_help_shows_options_and_an_example_before_anything_is_started(shell, magic):
+    assert typed(shell, f"%{magic} -h") is None
+    assert f"%{magic}" in typed.said
+    assert "Example" in typed.said
+    assert "options:" in typed.said or "optional arguments:" in typed.said
+
+
 def test_prompts_in_all_their_quotes(desk):
     both = typed(desk, 'r = %flexrun "John\'s store" \'The "dog"\'\nr')
     assert "'" in "".join(both.tokens[0])
