@@ -127,6 +127,11 @@ class Session:
         return self._cluster.name
 
     @property
+    def owns_engines(self) -> bool:
+        """Whether this session started the engines, so that stopping it ends them."""
+        return self._cluster.owned
+
+    @property
     def model(self) -> Model:
         """The loaded model; raises :class:`ModelError` if there is none."""
         if self._model is None or not self._model.alive:

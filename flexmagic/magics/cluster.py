@@ -29,6 +29,9 @@ class ClusterMagics(DeskMagics):
     @argument("-n", type=int, default=2, help="start: how many engines, one per rank")
     @argument("--keep", action="store_true", help="start: leave the engines running when the notebook ends")
     @argument("--oversubscribe", action="store_true", help="start: let several engines share a device")
+    @argument(
+        "--force", action="store_true", help="stop: end the engines even if another notebook started them"
+    )
     @line_magic
     def flexcluster(self, line: str) -> Table | None:
         """Start, attach to, show or stop the cluster of engines.
@@ -83,8 +86,15 @@ class ClusterMagics(DeskMagics):
     def _status(self, _args: Any) -> Table:
         return self._desk.session.status()
 
-    def _stop(self, _args: Any) -> None:
+    def _stop(self, args: Any) -> None:
         session = self._desk.drop()
+        if not (session.owns_engines or args.force):
+            session.stop()
+            print(
+                f"Left {session.cluster_name}: its engines still run, for whoever started them. "
+                f"To end them: %flexcluster attach {session.cluster_name}, then %flexcluster stop --force."
+            )
+            return
         with waiting(self._desk.shell, "Stopping the engines") as status:
             session.shutdown_engines()
             status.done(f"{session.world_size} engines are stopped")

@@ -250,6 +250,15 @@ def test_a_start_from_the_magic_shows_progress_and_a_table(shell):
     assert not shell._flexmagic_desk.has_session
 
 
+def test_stopping_leaves_the_engines_of_another_notebook_alone(shell, loaded):
+    typed(shell, f"%flexcluster attach {loaded.cluster_name}")
+    assert typed(shell, "%flexmodel").columns[0] == "module"  # the model that was loaded there
+    typed(shell, "%flexcluster stop")
+    assert "still run" in typed.said
+    assert "--force" in typed.said
+    assert loaded.run(PROMPT).sites
+
+
 def test_an_input_error_is_not_a_traceback(desk):
     with pytest.raises(InputError):
         typed(desk, '%flexrun ""')
