@@ -52,7 +52,12 @@ def _pad(rows: list[tuple[list[int], list[float]]], pad_id: int, limit: int) -> 
 
 
 def text_batches(
-    tokenizer: PreTrainedTokenizerBase, seed: int, *, tokens: int, context: int
+    tokenizer: PreTrainedTokenizerBase,
+    seed: int,
+    *,
+    tokens: int,
+    context: int,
+    shares: tuple[float, float, float] = corpus.SHARES,
 ) -> Iterator[Batch]:
     """Yield batches of whole documents of like length, one document to a row.
 
@@ -60,7 +65,7 @@ def text_batches(
     documents one after the other, so that late positions are trained too.
     """
     rng = random.Random(seed)
-    source = corpus.documents(seed)
+    source = corpus.documents(seed, shares=shares)
     pad_id = tokenizer.pad_token_id
     while True:
         rows = _encode(tokenizer, list(itertools.islice(source, CHUNK)))

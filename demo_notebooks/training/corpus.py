@@ -18,6 +18,10 @@ from stories import story
 FACTS_FILE = Path(__file__).resolve().parent / "facts.json"
 
 
+SHARES = (0.44, 0.40, 0.16)
+"""Stories, indirect objects and facts among the documents."""
+
+
 @dataclass(frozen=True)
 class Fact:
     """One true statement as a prompt and the word that completes it."""
@@ -79,7 +83,7 @@ def fact_document(rng: random.Random, statements: list[tuple[str, str, str]]) ->
     return Document(text, spans)
 
 
-def documents(seed: int, *, shares: tuple[float, float, float] = (0.44, 0.40, 0.16)) -> Iterator[Document]:
+def documents(seed: int, *, shares: tuple[float, float, float] = SHARES) -> Iterator[Document]:
     """Yield documents without end: shares of stories, indirect objects and facts."""
     rng = random.Random(seed)
     statements = _statements()

@@ -38,7 +38,8 @@ WARM_UP = 60
 REPORT_SECONDS = 5.0
 READING_STEPS = 1000
 LESSON_ROWS = 96
-LESSON_TEXT, LESSON_REPEATS = 512, 1024
+LESSON_TEXT, LESSON_REPEATS = 896, 512
+LESSON_SHARES = (0.35, 0.25, 0.40)
 LESSON_RATE = 1.5e-3
 LESSON_WARM_UP = 30
 SOME, MORE = (0.0, 0.0, 0.05, 0.15), (0.0, 0.0, 0.1, 0.3, 0.6, 1.0)
@@ -51,10 +52,11 @@ LESSONS: tuple[tuple[Level, int], ...] = (
     (Level(any_word=0.35, proper=True, noise=(0.0, 0.0, 0.0, 0.1, 0.3), before=0.15), 360),
     (Level(any_word=0.35, proper=True, noise=(0.0, 0.0, 0.0, 0.1, 0.3), before=0.15), 280),
     (Level(any_word=0.65, proper=True, noise=(0.0, 0.0, 0.0, 0.1, 0.3), before=0.15), 220),
-    (Level(any_word=0.65, proper=True, noise=(0.0, 0.0, 0.0, 0.1, 0.3), before=0.15), 200),
+    (Level(any_word=0.65, proper=True, noise=(0.0, 0.0, 0.0, 0.1, 0.3), before=0.15), 340),
+    (Level(any_word=0.5, proper=True, noise=(0.0, 0.0, 0.0, 0.1, 0.3), before=0.15), 190),
 )
 """The lessons in indirect objects and their steps, after the reading."""
-AVERAGE_FROM, AVERAGE_SHARE = 60, 0.03
+AVERAGE_FROM, AVERAGE_SHARE = 40, 0.03
 """In the last lesson, from this step on, the weights are averaged; each step has this share."""
 
 
@@ -186,7 +188,7 @@ def read(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int)
 
 def teach(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerBase, seed: int) -> None:
     """Give the lessons in indirect objects, with some text and repeats so that nothing is forgotten."""
-    text = batches.text_batches(tokenizer, seed, tokens=LESSON_TEXT, context=128)
+    text = batches.text_batches(tokenizer, seed, tokens=LESSON_TEXT, context=128, shares=LESSON_SHARES)
     context = build_tokenizer.CONTEXT
     repeats = batches.repeat_batches(
         tokenizer, seed + 1, tokens=LESSON_REPEATS, context=context, growing=False
