@@ -55,6 +55,12 @@ def value_said(text):
     return float(text.partition(" = ")[2].partition(" —")[0])
 
 
+def window(view):
+    """The rows and the columns that are drawn, each as (start, stop)."""
+    shown = view.data("window")
+    return tuple(shown["rows"][:2]), tuple(shown["cols"][:2])
+
+
 def zoomed_to(view, notebook):
     """Zoom in until every value is drawn by itself."""
     while "every value drawn" not in view.text("caption"):
@@ -65,7 +71,7 @@ def zoomed_to(view, notebook):
 
 def test_a_cell_reads_the_value_that_one_process_has(view, truth, notebook):
     zoomed_to(view, notebook)
-    (top, _), (left, right) = view.data("window")
+    (top, _), (left, right) = window(view)
     rows, cols = view.data("cells")
     assert cols == right - left
     for row, col in ((0, 0), (rows // 2, cols // 2), (rows - 1, cols - 1)):
@@ -79,7 +85,7 @@ def test_a_cell_reads_the_value_that_one_process_has(view, truth, notebook):
 
 def test_the_map_has_the_colours_of_the_values(view, truth, notebook):
     zoomed_to(view, notebook)
-    (top, bottom), (left, right) = view.data("window")
+    (top, bottom), (left, right) = window(view)
     plane = truth[2][top:bottom, left:right].astype(float)
     fitted = colors.fit(plane, "linear")
     expected = colors.palette(fitted.kind)[colors.encode(plane, fitted)].astype(int)
@@ -96,7 +102,7 @@ def test_the_map_has_the_colours_of_the_values(view, truth, notebook):
 def test_another_layer_is_fetched_when_it_is_chosen(view, truth, notebook):
     view.choose("layer", "model.layers.0.mlp.up_proj:output")
     zoomed_to(view, notebook)
-    (top, _), (left, _) = view.data("window")
+    (top, _), (left, _) = window(view)
     said = view.hover(1, 1)
     assert value_said(said) == pytest.approx(float(truth[0][top + 1, left + 1]), rel=1e-4, abs=1e-5)
     view.choose("layer", "model.layers.2.mlp.up_proj:output")
