@@ -72,12 +72,9 @@ class Session:
 
         A model that it holds is found again. Its engines stay when this session ends.
         """
-        session = cls._joined(Cluster.attach(name), lambda: None)
-        session.find_model()
-        return session
+        return cls._joined(Cluster.attach(name), lambda: None)
 
-    def find_model(self) -> None:
-        """Take over the model that the engines hold already, if they hold one."""
+    def _find_model(self) -> None:
         reports = self._calls.all("describe_model")
         if all(report is not None for report in reports):
             self._model = Model(self._calls, reports)
@@ -103,6 +100,7 @@ class Session:
             (rank, self.world_size) for rank in range(self.world_size)
         ]:
             self._seats = seats
+            self._find_model()
             return
         if any(seats):
             msg = (
