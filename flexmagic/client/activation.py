@@ -250,9 +250,7 @@ class Activation:
         from flexmagic.view.display import show
 
         siblings = self._siblings()
-        own = next(
-            (label for label, make in siblings.items() if label == _layer_label(self._origin.site)), None
-        )
+        own = self.site if self.site in siblings else None
         show(self, siblings or None, own)
 
 
@@ -260,10 +258,6 @@ def _as_index(picked: range) -> Tensor:
     import torch
 
     return torch.tensor(list(picked), dtype=torch.int64)
-
-
-def _layer_label(site: Site) -> str:
-    return str(site)
 
 
 def _pieces(layout: Layout) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from flexmagic.engine.tensors import as_bytes
+from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import assemble
 from flexmagic.layout.layout import Layout
 from flexmagic.layout.survey import Rule
@@ -51,6 +52,11 @@ class Exchange:
         return layout, assemble(layout, self._pieces(layout, local))
 
     def _agree(self, rule: Rule, local: torch.Tensor, *, well: bool) -> list[tuple[int, ...] | None]:
+        if local.ndim > _MAX_DIMS:
+            msg = (
+                f"{rule.site} has {local.ndim} dims; whole tensors of more than {_MAX_DIMS} are not supported"
+            )
+            raise LayoutError(msg)
         name = zlib.crc32(f"{rule.site}|{local.dtype}".encode())
         sizes = list(local.shape) + [0] * (_MAX_DIMS - local.ndim)
         mine = torch.tensor([int(well), name, local.ndim, *sizes], dtype=torch.int64)

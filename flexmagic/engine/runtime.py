@@ -153,10 +153,6 @@ class Runtime:
         nbytes = sum(c.nbytes for c in kept.values())
         return RunReply(instrument.outcome, local, nbytes, time.perf_counter() - started, error)
 
-    def output_leaves(self) -> list[Site]:
-        """The sites of what the model itself returns."""
-        return [site for site in self.rules if site.path == "" and site.port == "output"]
-
     def memory(self) -> tuple[int, str]:
         """Bytes in use on this rank's device and what is counted."""
         if self.place.device.type == "cuda":

@@ -128,7 +128,6 @@ class ModelReport:
     rules: dict[Site, Rule]
     parameters: dict[str, tuple[tuple[int, ...], str]]
     local_bytes: int
-    has_tokenizer: bool
 
 
 @verb
@@ -212,7 +211,6 @@ def _report(runtime: Runtime) -> ModelReport:
             n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()
         },
         local_bytes=runtime.parameter_bytes(),
-        has_tokenizer=runtime.loaded.tokenizer is not None,
     )
 
 

@@ -43,11 +43,6 @@ class Site:
             raise SiteError(msg)
         return cls(match["path"], port, match["leaf"] or "")
 
-    @property
-    def is_pattern(self) -> bool:
-        """Whether the path holds a ``*``."""
-        return "*" in self.path
-
     def matches(self, other: Site) -> bool:
         """Whether ``other``, a site without ``*``, is meant by this pattern."""
         return (
