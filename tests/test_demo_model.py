@@ -139,8 +139,8 @@ def test_indirect_objects_on_held_out_names(scripts: dict[str, ModuleType], subj
     tests = scripts["ioi"].examples(31, 480)
     assert len({test.prompt for test in tests}) > 450
     hits = scripts["measure"].ioi_hits(subject, tests).float()
-    assert hits[0::2].mean().item() >= 0.85
-    assert hits[1::2].mean().item() >= 0.90
+    assert hits[0::2].mean().item() >= 0.95
+    assert hits[1::2].mean().item() >= 0.95
 
 
 @pytest.mark.parametrize("period", [20, 50, 100])

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 BOS, EOS, PAD = "<bos>", "<eos>", "<pad>"
-VOCAB_SIZE = 1792
+VOCAB_SIZE = 2048
 CONTEXT = 256
 SAMPLE_DOCUMENTS = 30_000
 WORD_WEIGHT = 400

@@ -28,13 +28,12 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 class Level:
     """How far a lesson goes beyond names and sentences; all shares are of the examples or words.
 
-    ``any_word``: examples in which both names become other words, with ``proper`` capitalised ones
-    only, such as countries. ``noise``: one of these shares of the other words, drawn per example,
-    becomes random words. ``before``: examples that begin with a few random words.
+    ``any_word``: examples in which both names become other capitalised words, such as countries.
+    ``noise``: one of these shares of the other words, drawn per example, becomes random words.
+    ``before``: examples that begin with a few random words.
     """
 
     any_word: float = 0.0
-    proper: bool = False
     noise: tuple[float, ...] = (0.0,)
     before: float = 0.0
 
@@ -55,14 +54,14 @@ class Teacher:
         self.tokenizer = tokenizer
         self.rng = random.Random(seed)
         held_out = {i for name in HELD_OUT_NAMES for i in (self._token(f" {name}"), self._token(name))}
+        self.held_out = torch.tensor(sorted(i for i in held_out if i is not None))
         whole = {
             number: text[1:]
             for text, number in tokenizer.get_vocab().items()
             if text.startswith("Ġ") and text[1:].isalpha() and len(text) > 3 and number not in held_out
         }
-        self.words = sorted(whole)
         self.capitalised = sorted(n for n, text in whole.items() if text[0].isupper() and text not in DAYS)
-        self.lower = sorted(set(self.words) - set(self.capitalised))
+        self.lower = sorted(set(whole) - set(self.capitalised))
 
     def _token(self, text: str) -> int | None:
         """The token of a text that is one, else ``None``."""
@@ -81,17 +80,16 @@ class Teacher:
         if answer is None:
             message = f"{receiver} is no single token"
             raise ValueError(message)
-        others, fillers = (self.capitalised, self.lower) if level.proper else (self.words, self.words)
-        pair = rng.sample(others, 2) if rng.random() < level.any_word else None
+        pair = rng.sample(self.capitalised, 2) if rng.random() < level.any_word else None
         noise = rng.choice(level.noise)
         out = []
         for place, number in enumerate(ids):
             if number in names:
                 out.append(pair[names[number]] if pair else number)
             else:
-                out.append(rng.choice(fillers) if place and rng.random() < noise else number)
+                out.append(rng.choice(self.lower) if place and rng.random() < noise else number)
         if rng.random() < level.before:
-            out[1:1] = rng.sample(fillers, rng.randint(1, 8))
+            out[1:1] = rng.sample(self.lower, rng.randint(1, 8))
         return out, pair[0] if pair else answer
 
     def lessons(self, level: Level, rows: int) -> Iterator[Lesson]:

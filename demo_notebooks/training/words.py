@@ -10,12 +10,26 @@ from __future__ import annotations
 TRAIN_GIRLS: tuple[str, ...] = tuple(
     "Mary Anna Lucy Emma Sarah Alice Laura Kate Jane Susan Linda Helen Emily Grace Rose Julia "
     "Clara Nancy Betty Carol Diana Ellen Fiona Hannah Irene Karen Lily Maria Nina Olivia Paula "
-    "Rachel Sophie Tina Vera Wendy Zoe Amy Molly Ruth".split()
+    "Rachel Sophie Tina Vera Wendy Zoe Amy Molly Ruth "
+    "Abigail Ada Agnes Alina Amanda Amelia Angela Anita Annie Audrey Barbara Bella Bianca Brenda "
+    "Bridget Camilla Carla Caroline Catherine Cecilia Celia Chloe Christine Cindy Cora Daphne Deborah "
+    "Denise Donna Dora Doris Edith Eleanor Elizabeth Ella Elsa Erica Esther Eve Flora Frances Frida "
+    "Gina Gloria Greta Heidi Helga Holly Ida Ines Iris Isabel Jasmine Jessica Joan Josephine Joyce "
+    "Judith Kathy Katie Lena Leah Lola Louise Lydia Mabel Margaret Marie Matilda Melissa Mia Mona "
+    "Monica Naomi Natalie Nicole Norma Pamela Patricia Penny Phoebe Polly Rebecca Rita Rosa Sandra "
+    "Selma Sheila Silvia Stella Sylvia Teresa Thea Ursula Violet Yvonne".split()
 )
 TRAIN_BOYS: tuple[str, ...] = tuple(
     "John Tom James Peter Paul Mark David Daniel Jack Sam Ben Max Adam Alex Andrew Brian Carl "
     "Charles Chris Eric Frank Fred George Harry Henry Ian Jacob Joe Kevin Leo Luke Martin Michael "
-    "Nick Oliver Oscar Patrick Robert Simon Steve".split()
+    "Nick Oliver Oscar Patrick Robert Simon Steve "
+    "Aaron Abel Alan Albert Alfred Anton Archie Arnold Arthur Axel Barry Bernard Billy Bruno Bruce "
+    "Caleb Calvin Casper Cecil Clark Clive Colin Conrad Craig Curtis Dean Dennis Derek Donald Douglas "
+    "Duncan Dylan Edgar Edwin Eli Elliot Emil Erik Ernest Ethan Evan Finn Floyd Francis Gary Gavin "
+    "Gerald Gilbert Glen Gordon Graham Gregory Harold Hector Herbert Howard Igor Ivan Jason Jeff Jeremy "
+    "Jerry Jim Jonas Jonathan Joseph Joshua Julian Karl Keith Kenneth Lars Lewis Lionel Louis Marcus "
+    "Mario Marvin Matthew Maurice Miles Nathan Neil Nigel Noah Norman Otto Owen Percy Philip Ralph "
+    "Raymond Roger Ronald Samuel Scott Sean Stanley Stuart Theo Toby Tony Warren".split()
 )
 HELD_OUT_GIRLS: tuple[str, ...] = tuple(
     "Lisa Eva Martha Nora Ivy Jenny Elena Sally Claire Megan Daisy Judy".split()
