@@ -1,5 +1,6 @@
 """Assembling, splitting and reading parts of a whole: numpy or the whole itself is the oracle."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -7,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch.distributed.tensor.placement_types import Partial, Replicate, Shard
 
 from flexmagic.errors import InputError, LayoutError
 from flexmagic.layout.assemble import assemble, normalise, plan_read, split, window_of
@@ -25,6 +25,7 @@ DTYPES = [
     torch.bool,
     torch.complex64,
 ]
+UNSUMMABLE = [torch.bool, torch.float8_e4m3fn]
 
 
 def filled(shape, dtype=torch.float32):
@@ -36,31 +37,61 @@ def sharded(shape, dim, spans_per_rank):
     blocks = tuple(
         tuple(spans if d == dim else ((0, n),) for d, n in enumerate(shape)) for spans in spans_per_rank
     )
-    n = len(spans_per_rank)
-    return Layout(shape, ("d",) * len(shape), "float32", Mesh(("tp",), (n,)), (Shard(dim),), blocks)
+    return Layout(shape, ("d",) * len(shape), "float32", Mesh(("tp",), (len(blocks),)), blocks)
 
 
-def replicated(shape, n):
-    block = tuple((((0, size),)) for size in shape)
-    return Layout(
-        shape, ("d",) * len(shape), "float32", Mesh(("tp",), (n,)), (Replicate(),), (tuple(block),) * n
-    )
+def replicated(shape, n, addends=()):
+    block = tuple(((0, size),) for size in shape)
+    return Layout(shape, ("d",) * len(shape), "float32", Mesh(("tp",), (n,)), (block,) * n, addends)
+
+
+MESHES = [(1,), (2,), (3,), (5,), (8,), (2, 2), (2, 3), (4, 2), (2, 2, 2), (1, 3), (2, 1, 4)]
+
+
+def cut_at_random(draw, spans, n):
+    """The spans cut into n pieces at any places, pieces of nothing and of several spans included."""
+    cuts = [p for start, stop in spans for p in range(start + 1, stop)]
+    at = set(draw(st.lists(st.sampled_from(cuts), max_size=5))) if cuts else set()
+    parts = []
+    for start, stop in spans:
+        edges = [start, *sorted(p for p in at if start < p < stop), stop]
+        parts += [(a, b) for a, b in itertools.pairwise(edges) if a < b]
+    owners = draw(st.lists(st.integers(0, n - 1), min_size=len(parts), max_size=len(parts)))
+    order = draw(st.permutations(range(len(parts))))
+    return [tuple(parts[i] for i in order if owners[i] == piece) for piece in range(n)]
 
 
 @st.composite
-def layouts(draw):
-    """A 1-axis layout over up to 8 ranks: uneven, empty, interleaved or permuted pieces, replicas."""
-    ndim = draw(st.integers(1, 4))
-    shape = tuple(draw(st.lists(st.integers(1, 6), min_size=ndim, max_size=ndim)))
-    ranks = draw(st.integers(1, 8))
-    dim = draw(st.integers(0, ndim - 1))
-    cuts = sorted(draw(st.lists(st.integers(0, shape[dim]), min_size=0, max_size=6)))
-    edges = [0, *cuts, shape[dim]]
-    segments = [(a, b) for a, b in itertools.pairwise(edges) if a < b]
-    owners = draw(st.lists(st.integers(0, ranks - 1), min_size=len(segments), max_size=len(segments)))
-    order = draw(st.permutations(range(len(segments))))
-    spans = [tuple(segments[i] for i in order if owners[i] == rank) for rank in range(ranks)]
-    return sharded(shape, dim, spans), draw(st.sampled_from(DTYPES))
+def layouts(draw, *, sums=False, smallest=0):
+    """A layout over a mesh of up to 8 ranks, and what it is on every axis.
+
+    Each axis cuts a dim (or what an axis before it left of it) unevenly and in any order, copies, or,
+    with ``sums``, adds; some ranks may hold nothing if others hold the same.
+    """
+    shape = tuple(draw(st.lists(st.integers(smallest, 6), max_size=4)))
+    mesh = Mesh(tuple("abc"[: len(sizes := draw(st.sampled_from(MESHES)))]), sizes)
+    held = [[((0, n),) if n else () for n in shape] for _ in range(mesh.size)]
+    addends = [0] * mesh.size
+    kinds = ["copy", *(["cut"] if shape else []), *(["add"] if sums else [])]
+    for axis, n in enumerate(mesh.shape):
+        kind = draw(st.sampled_from(kinds))
+        if kind == "add":
+            addends = [old * n + mesh.coordinate(rank)[axis] for rank, old in enumerate(addends)]
+        if kind != "cut":
+            continue
+        dim, done = draw(st.integers(0, len(shape) - 1)), {}
+        for rank in range(mesh.size):
+            before = held[rank][dim]
+            if before not in done:
+                done[before] = cut_at_random(draw, before, n)
+            held[rank][dim] = done[before][mesh.coordinate(rank)[axis]]
+    blocks = [tuple(h) for h in held]
+    parts = list(zip(blocks, addends, strict=True))
+    spare = [rank for rank, part in enumerate(parts) if part in parts[:rank]]
+    absent = draw(st.sets(st.sampled_from(spare))) if spare else set()
+    given_blocks = tuple(None if rank in absent else block for rank, block in enumerate(blocks))
+    total = tuple(addends) if len(set(addends)) > 1 else ()
+    return Layout(shape, ("d",) * len(shape), "float32", mesh, given_blocks, total)
 
 
 def same_bits(a, b):
@@ -71,24 +102,48 @@ def bytes_of(t):
     return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() if t.numel() else b""
 
 
-@settings(max_examples=150, deadline=None)
-@given(layouts())
-def test_assembling_what_was_split_gives_the_same_bits(case):
-    layout, dtype = case
-    whole = filled(layout.shape, dtype)
+def taken_apart(layout, whole):
     pieces = {rank: split(layout, rank, whole) for rank in range(layout.mesh.size)}
+    return {rank: piece for rank, piece in pieces.items() if piece is not None}
+
+
+@settings(max_examples=250, deadline=None)
+@given(layouts(), st.sampled_from(DTYPES))
+def test_assembling_what_was_split_gives_the_same_bits(layout, dtype):
+    whole = filled(layout.shape, dtype)
+    pieces = taken_apart(layout, whole)
+    assert tuple(pieces) == layout.ranks
     for rank, piece in pieces.items():
         assert tuple(piece.shape) == layout.local_shape(rank)
         assert piece.is_contiguous()
     assert same_bits(assemble(layout, pieces), whole)
+    asked = {rank: pieces[rank] for rank in layout.owners()}
+    assert same_bits(assemble(layout, asked), whole)
 
 
 @settings(max_examples=150, deadline=None)
+@given(layouts(sums=True), st.sampled_from([d for d in DTYPES if d not in UNSUMMABLE]))
+def test_a_whole_split_into_addends_adds_up_to_the_same_bits(layout, dtype):
+    whole = filled(layout.shape, dtype)
+    if dtype.is_floating_point and whole.numel():
+        whole.view(-1)[0] = -0.0
+    assert same_bits(assemble(layout, taken_apart(layout, whole)), whole)
+
+
+@settings(max_examples=150, deadline=None)
+@given(layouts(sums=True))
+def test_addends_are_added_once_each(layout):
+    whole = filled(layout.shape, torch.int64)
+    pieces = taken_apart(dataclasses.replace(layout, addends=()), whole)
+    expected = whole * len(set(layout.addends) or {0})
+    assert torch.equal(assemble(layout, pieces), expected)
+
+
+@settings(max_examples=200, deadline=None)
 @given(layouts(), st.data())
-def test_reading_a_window_asks_only_for_what_it_shows(case, data):
-    layout, _ = case
+def test_reading_a_window_asks_only_for_what_it_shows(layout, data):
     whole = filled(layout.shape)
-    pieces = {rank: split(layout, rank, whole) for rank in range(layout.mesh.size)}
+    pieces = taken_apart(layout, whole)
     window = []
     for n in layout.shape:
         start = data.draw(st.integers(0, n))
@@ -101,6 +156,20 @@ def test_reading_a_window_asks_only_for_what_it_shows(case, data):
     assert torch.equal(out, whole[tuple(slice(a, b) for a, b in window)])
     moved = sum(pieces[r.rank][r.local].numel() for r in reads)
     assert moved == out.numel()
+
+
+@settings(max_examples=150, deadline=None)
+@given(layouts(smallest=1), st.data())
+def test_a_missing_piece_is_named_or_another_rank_stands_in(layout, data):
+    pieces = taken_apart(layout, filled(layout.shape))
+    lost = data.draw(st.sampled_from(layout.ranks))
+    others = [r for r in layout.ranks if layout.blocks[r] == layout.blocks[lost] and r != lost]
+    without = layout.owners(without=[lost])
+    assert lost not in without
+    assert bool(others) == any(layout.blocks[r] == layout.blocks[lost] for r in without)
+    if lost in layout.owners():
+        with pytest.raises(LayoutError, match=f"rank {lost} "):
+            assemble(layout, {rank: piece for rank, piece in pieces.items() if rank != lost})
 
 
 def test_replicas_are_asked_for_once():
@@ -119,15 +188,25 @@ def test_ranks_that_share_a_piece_count_once():
 
 
 def test_a_partial_sum_adds_up_and_splits_into_the_whole_and_zeros():
-    base = replicated((2, 2), 3)
-    layout = Layout(base.shape, base.dims, base.dtype, base.mesh, (Partial(),), base.blocks)
+    layout = replicated((2, 2), 3, (0, 1, 2))
     whole = filled((2, 2))
+    assert layout.partial
+    assert not layout.replicated
     assert layout.owners() == (0, 1, 2)
     assert torch.equal(assemble(layout, dict.fromkeys(range(3), whole)), 3 * whole)
     pieces = {rank: split(layout, rank, whole) for rank in range(3)}
     assert torch.equal(pieces[0], whole)
     assert not pieces[1].any()
     assert torch.equal(assemble(layout, pieces), whole)
+
+
+@pytest.mark.parametrize("dtype", UNSUMMABLE)
+def test_addends_of_a_dtype_without_a_sum_are_refused(dtype):
+    layout, whole = replicated((2, 2), 2, (0, 1)), filled((2, 2), dtype)
+    with pytest.raises(LayoutError, match="cannot be added"):
+        assemble(layout, {0: whole, 1: whole})
+    with pytest.raises(LayoutError, match="cannot be added"):
+        split(layout, 1, whole)
 
 
 def test_a_gap_or_a_wrong_piece_is_never_filled_in():
@@ -137,9 +216,32 @@ def test_a_gap_or_a_wrong_piece_is_never_filled_in():
         assemble(layout, {0: piece})
     with pytest.raises(LayoutError, match=r"rank 1 holds \(3,\)"):
         assemble(layout, {0: piece, 1: torch.ones(3)})
+    with pytest.raises(LayoutError, match=r"rank 1 holds torch\.float64"):
+        assemble(layout, {0: piece, 1: piece.double()})
     gappy = sharded((5,), 0, contiguous_spans([2, 2]))
     with pytest.raises(LayoutError, match="4 of 5"):
         assemble(gappy, {0: piece, 1: piece})
+
+
+@pytest.mark.parametrize(
+    ("spans", "reason"),
+    [
+        ([((0, 2),), ((1, 3),)], "overlap"),
+        ([((0, 2), (1, 3)), ()], "overlap"),
+        ([((0, 2),), ((3, 5),)], "outside"),
+        ([((0, 3),), ((1, 3),)], "5 of 4"),
+    ],
+)
+def test_a_layout_that_holds_an_element_twice_or_none_is_refused(spans, reason):
+    layout = sharded((4,), 0, spans)
+    pieces = {rank: torch.ones(layout.local_shape(rank)) for rank in range(2)}
+    with pytest.raises(LayoutError, match=reason):
+        assemble(layout, pieces)
+
+
+def test_a_tensor_that_no_rank_holds_is_refused():
+    with pytest.raises(LayoutError, match="no rank has it"):
+        assemble(Layout((2,), ("d",), "float32", Mesh(("tp",), (2,)), (None, None)), {})
 
 
 ARRAY = np.arange(4 * 5 * 6).reshape(4, 5, 6)
@@ -167,11 +269,3 @@ def test_a_layout_describes_itself():
     assert layout.describe_placements() == ("tp: Shard(dim=1)",)
     assert layout.describe_shape() == "d 2 × d 4"
     assert layout.local_shape(1) == (2, 1)
-
-
-def test_a_mesh_knows_each_ranks_coordinate():
-    mesh = Mesh(("dp", "tp"), (2, 3))
-    assert [mesh.coordinate(r) for r in range(mesh.size)] == [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]
-    assert str(mesh) == "dp=2 × tp=3"
-    with pytest.raises(ValueError, match="one size per axis"):
-        Mesh(("tp",), (2, 3))

@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.tensor.placement_types import Replicate
 
 from flexmagic.engine.captures import Captures
 from flexmagic.engine.code import HookSource, build
@@ -15,8 +14,8 @@ from flexmagic.engine.exchange import Exchange
 from flexmagic.engine.instrument import ActiveHook, Instrument
 from flexmagic.layout.dims import Dim
 from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Rule
 
 FIRST, LAST, TUPLE, KEYWORD = (
     Site("first"),
@@ -63,7 +62,7 @@ X = torch.arange(6.0).reshape(2, 3)
 
 
 def rule(site, width=3):
-    return Rule(site, (Dim("batch"), Dim("feature", width)), "float32", Mesh(("tp",), (1,)), (Replicate(),))
+    return Rule(site, (Dim("batch"), Dim("feature", width)), "float32", Mesh(("tp",), (1,)), ranks=(0,))
 
 
 SHARED = Site("pair", leaf="[0]")
@@ -79,7 +78,7 @@ def hooked(group, model, hooks=(), capture=(), *, seed=0, captures=None, run=ONE
     instrument = Instrument(
         model,
         RULES,
-        Exchange(group, 0, 1),
+        Exchange(group, 0),
         captures if captures is not None else Captures(),
         run=run,
         seed=seed,

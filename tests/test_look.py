@@ -17,7 +17,7 @@ WHOLE[0, 1, 2], WHOLE[1, 3, 4], WHOLE[0, 6, 10], WHOLE[1, 0, 0] = torch.nan, tor
 def pieces(dim, sizes):
     spans = contiguous_spans(sizes)
     blocks = tuple(tuple(own if d == dim else ((0, n),) for d, n in enumerate(WHOLE.shape)) for own in spans)
-    layout = Layout(tuple(WHOLE.shape), ("a", "b", "c"), "float32", Mesh(("tp",), (len(sizes),)), (), blocks)
+    layout = Layout(tuple(WHOLE.shape), ("a", "b", "c"), "float32", Mesh(("tp",), (len(sizes),)), blocks)
     return layout, {rank: split(layout, rank, WHOLE) for rank in range(len(sizes))}
 
 

@@ -16,9 +16,19 @@ def raise_for(replies: Sequence[RunReply]) -> None:
     failures = tuple(f for reply in replies for f in reply.outcome.failures)
     if failures:
         raise HookError(f"{describe(failures, len(replies))}\n{READY}", failures)
+    _raise_for_loss([reply.outcome.loss_failures for reply in replies])
     _raise_for_model(replies)
     _raise_for_stop([reply.outcome for reply in replies])
     _raise_for_edits([reply.outcome.edits for reply in replies])
+
+
+def _raise_for_loss(said: Sequence[Sequence[str]]) -> None:
+    """Say once what was wrong with a loss: all ranks heard of each other's failure before any went on."""
+    texts = {rank: text for of_rank in said for rank, text in enumerate(of_rank) if text}
+    if texts:
+        where = "every rank" if len(texts) == len(said) else f"rank {_ranks(list(texts))}"
+        msg = f"the loss could not be differentiated, on {where}: {next(iter(texts.values()))}"
+        raise HookError(msg)
 
 
 def _raise_for_model(replies: Sequence[RunReply]) -> None:
@@ -39,22 +49,25 @@ def _raise_for_stop(outcomes: Sequence[Outcome]) -> None:
 
 def _raise_for_edits(edits: Sequence[Sequence[Edit]]) -> None:
     """Compare what each rank's hooks left: a whole tensor must be edited alike everywhere."""
-    for per_rank in zip(*edits, strict=False):
-        if len({(e.site, e.hook, e.edited, e.sums) for e in per_rank}) > 1:
-            first = per_rank[0]
+    by_place: dict[tuple[str, str], dict[int, list[tuple[bool, tuple[int, int]]]]] = {}
+    for rank, of_rank in enumerate(edits):
+        for e in of_rank:
+            by_place.setdefault((e.site, e.hook), {}).setdefault(rank, []).append((e.edited, e.sums))
+    for (site, hook), per_rank in by_place.items():
+        if len({len(left) for left in per_rank.values()}) > 1:
             msg = (
-                f"hook {first.hook!r} left different values on the ranks at {first.site}, "
+                "the ranks did not run the same hooks the same number of times, "
+                "so the result is not that of one model"
+            )
+            raise HookError(msg)
+        if len({tuple(left) for left in per_rank.values()}) > 1:
+            msg = (
+                f"hook {hook!r} left different values on the ranks at {site}, "
                 "so the result would not be that of one model. A hook on whole tensors must do the same on "
                 "every rank: do not branch on `rank`, and draw random numbers from torch. "
                 "For a rank's own piece use --local."
             )
             raise HookError(msg)
-    if len({len(of_rank) for of_rank in edits}) > 1:
-        msg = (
-            "the ranks did not run the same hooks the same number of times, "
-            "so the result is not that of one model"
-        )
-        raise HookError(msg)
 
 
 def cell_error(error: CellError, world_size: int) -> CellError:

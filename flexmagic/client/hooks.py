@@ -180,8 +180,8 @@ def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> t
     """
     found: list[Site] = []
     for pattern in patterns:
-        if not model.surveyed:
-            check_paths(pattern, model.paths)
+        if not model.surveyed or (pattern.is_gradient and not model.knows_gradients):
+            check_paths(pattern, model.names(pattern))
             continue
         sites = sites_at(model, pattern)
         if not source.captures_only:
@@ -199,7 +199,7 @@ def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> t
 
 def sites_at(model: Model, pattern: Site) -> list[Site]:
     """The surveyed sites that a pattern names; raises :class:`SiteError` if there is none."""
-    check_paths(pattern, model.paths)
+    check_paths(pattern, model.names(pattern))
     sites = resolve(pattern, model.rules)
     if not sites:
         msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see the sites."

@@ -5,18 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flexmagic.client.table import Table, size_text
-from flexmagic.errors import LayoutError, ModelError
-from flexmagic.layout.sites import Site
+from flexmagic.errors import ModelError
+from flexmagic.layout.sites import Site, nearest
 
 if TYPE_CHECKING:
     import torch
-    from torch.distributed.tensor.placement_types import Placement
 
     from flexmagic.client.calls import Calls
     from flexmagic.engine.verbs import ModelReport
-    from flexmagic.layout.layout import Layout
     from flexmagic.layout.mesh import Mesh
-    from flexmagic.layout.survey import Rule
+    from flexmagic.layout.rule import Rule
 
 
 class Model:
@@ -44,7 +42,32 @@ class Model:
     @property
     def paths(self) -> list[str]:
         """All module paths, ``""`` for the model itself."""
-        return [path for path, _ in self._first.modules]
+        return list(self._kinds())
+
+    def names(self, pattern: Site) -> list[str]:
+        """What the path of a site like this one may be: a module's, or a parameter's name."""
+        if pattern.port != "grad":
+            return self.paths
+        return list(dict.fromkeys(name for report in self._reports for name in report.parameters))
+
+    @property
+    def knows_gradients(self) -> bool:
+        """Whether the gradients' layouts are known; they are surveyed at the first run with a loss."""
+        return any(site.is_gradient for site in self._first.rules)
+
+    def _kinds(self) -> dict[str, str]:
+        """Every module's class by path, from a rank on which the module is no stand-in."""
+        order: list[str] = []
+        kinds: dict[str, tuple[bool, str]] = {}
+        for report in self._reports:
+            before = -1
+            for part in report.modules:
+                if part.path not in kinds:
+                    order.insert(before + 1, part.path)
+                if part.owns > kinds.get(part.path, (False, ""))[0] or part.path not in kinds:
+                    kinds[part.path] = part.owns, part.kind
+                before = order.index(part.path)
+        return {path: kinds[path][1] for path in order}
 
     @property
     def rules(self) -> dict[Site, Rule]:
@@ -78,7 +101,7 @@ class Model:
 
     def tree(self) -> Table:
         """The modules with the shape and layout of what each returns; numbered layers alike are one."""
-        kinds = dict(self._first.modules)
+        kinds = self._kinds()
         rows: list[tuple[str, ...]] = []
         skipped: set[str] = set()
         for path, kind in kinds.items():
@@ -123,7 +146,7 @@ class Model:
         return "; ".join(shapes), "; ".join(dict.fromkeys(places))
 
     def parameter(self, name: str) -> torch.Tensor:
-        """A whole parameter by name, in its own dtype on the CPU.
+        """A whole parameter by name, in its own dtype on the CPU; nothing else of the model moves.
 
         Raises :class:`ModelError` for an unknown name, :class:`LayoutError` if the ranks hold
         different values and do not say how they join.
@@ -131,23 +154,22 @@ class Model:
         import torch
 
         from flexmagic.layout.assemble import assemble
+        from flexmagic.layout.parameters import parameter_layout
 
-        if name not in self._first.parameters:
-            msg = f"The model has no parameter {name!r}. Type %flexmodel --layout to see names."
+        if not any(name in report.parameters for report in self._reports):
+            near = nearest(name, [n for report in self._reports for n in report.parameters])
+            hint = f"Did you mean {' or '.join(near)}?" if near else "Type %flexmodel --layout to see names."
+            msg = f"The model has no parameter {name!r}. {hint}"
             raise ModelError(msg)
-        shape, dtype = self._first.parameters[name]
-        answers = self._calls.all("parameter", name)
+        parts = {rank: p for rank, p in enumerate(self._calls.all("parameter", name)) if p is not None}
+        whole = self._first.whole.get(name)
+        layout = parameter_layout(self.mesh, name, {rank: part.seen for rank, part in parts.items()}, whole)
+        dtype = getattr(torch, layout.dtype)
         pieces = {
-            rank: torch.from_numpy(raw.copy()).view(getattr(torch, dtype)).reshape(local)
-            for rank, (raw, local, _) in enumerate(answers)
+            rank: torch.from_numpy(parts[rank].raw.copy()).view(dtype).reshape(parts[rank].seen.shape)
+            for rank in layout.owners()
         }
-        placements = answers[0][2]
-        if placements is None:
-            if any(not torch.equal(pieces[0], other) for other in pieces.values()):
-                msg = f"The ranks hold different values of {name} and do not say how they join."
-                raise LayoutError(msg)
-            return pieces[0]
-        return assemble(_parameter_layout(self.mesh, shape, dtype, placements, pieces), pieces)
+        return assemble(layout, pieces)
 
     def unwrap(self) -> int:
         """Let go of the model on every engine, without a trace on it.
@@ -166,29 +188,3 @@ class Model:
     def __repr__(self) -> str:
         """As :meth:`__str__`."""
         return f"<Model {self}>"
-
-
-def _parameter_layout(
-    mesh: Mesh,
-    shape: tuple[int, ...],
-    dtype: str,
-    placements: tuple[Placement, ...],
-    pieces: dict[int, torch.Tensor],
-) -> Layout:
-    from torch.distributed.tensor.placement_types import Replicate, Shard
-
-    from flexmagic.layout.layout import Block, Layout, contiguous_spans
-
-    split = [p for p in placements if not isinstance(p, Replicate)]
-    whole: Block = tuple(((0, n),) for n in shape)
-    blocks: tuple[Block, ...] = (whole,) * len(pieces)
-    if split:
-        placement = split[0]
-        if len(split) > 1 or type(placement) is not Shard or len(pieces) != mesh.size:
-            msg = f"A parameter placed as {placements} cannot be joined yet."
-            raise LayoutError(msg)
-        dim = placement.dim % len(shape)
-        spans = contiguous_spans([pieces[rank].shape[dim] for rank in sorted(pieces)])
-        blocks = tuple((*whole[:dim], own, *whole[dim + 1 :]) for own in spans)
-    names = tuple(f"dim{d}" for d in range(len(shape)))
-    return Layout(shape, names, dtype, mesh, tuple(split) or (Replicate(),), blocks)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
     from flexmagic.engine.captures import RunKey
     from flexmagic.engine.verbs import RunAnswer
-    from flexmagic.layout.survey import Rule
+    from flexmagic.layout.rule import Rule
 
 LOGITS = Site("", "output", ".logits")
 
@@ -74,6 +74,11 @@ class Run:
         return max(answer.reply.seconds for answer in self._answers)
 
     @property
+    def loss(self) -> float | None:
+        """The value of the run's loss on the whole batch; ``None`` for a run without one."""
+        return self._answers[0].reply.loss
+
+    @property
     def logits(self) -> Activation:
         """The model's logits, ``[batch, seq, vocab]``; raises :class:`SiteError` for a model without."""
         return self[str(LOGITS)]
@@ -123,7 +128,9 @@ class Run:
         return error
 
     def _activation(self, site: Site) -> Activation:
-        layout = self._rules[site].local_layout([_shape(local.get(site)) for local in self._local])
+        layout = self._rules[site].local_layout(
+            [_shape(local.get(site)) for local in self._local], self._answers[0].reply.extent
+        )
         calls = max(a.reply.outcome.calls[site] for a in self._answers)
         warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
         nbytes = sum(_nbytes(local.get(site)) for local in self._local)

@@ -5,20 +5,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import itertools
+import math
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client import engine_side, failures
 from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.cluster import Cluster
-from flexmagic.client.hooks import Hook, HookBook, exact_sites, sites_at
+from flexmagic.client.hooks import Hook, HookBook
 from flexmagic.client.model import Model
 from flexmagic.client.run import Run
 from flexmagic.client.table import Table, size_text
 from flexmagic.errors import CellError, ClusterError, FlexError, ModelError
+from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
@@ -142,37 +144,55 @@ class Session:
         source: str | Path | Callable[..., Any],
         *,
         tp: int | None = None,
+        pp: int | None = None,
+        dp: int | None = None,
+        fsdp: int | None = None,
         dtype: str | None = None,
         attn: str | None = None,
         progress: Progress | None = None,
     ) -> Model:
         """Load a model, split over all ranks, and survey its layouts.
 
-        ``source``: a folder or hub id of a Hugging Face causal language model, split by
-        transformers' own tensor parallelism over ``tp`` ranks (default: all of them); or a builder
+        ``source``: a folder or hub id of a Hugging Face model, split by transformers' own means over
+        ``tp`` ranks by tensor parallelism, ``pp`` by layers, ``dp`` by rows of the batch and ``fsdp``
+        by rows with the weights sharded (default: all ranks by ``tp``); or a builder
         ``(rank, world_size, device, mesh) -> torch.nn.Module`` that runs on every engine and
-        distributes the model in its own way. ``dtype``: a torch dtype's name. ``attn``: an
-        attention implementation such as ``"eager"``, which also returns attention patterns.
-        Raises :class:`ModelError`; the former model is then still there.
+        distributes the model in its own way, ``mesh`` having the axes asked for. ``dtype``: a torch
+        dtype's name. ``attn``: an attention implementation such as ``"eager"``, which also returns
+        attention patterns. Raises :class:`ModelError`; the former model is then still there.
         """
-        tp = self.world_size if tp is None else tp
-        if tp != self.world_size:
-            msg = (
-                f"--tp {tp} does not fit the {self.world_size} engines: one engine per rank. "
-                f"Use --tp {self.world_size}, or start {tp} engines."
-            )
-            raise ModelError(msg)
+        mesh = self._mesh({"pp": pp, "dp": dp, "fsdp": fsdp, "tp": tp})
         if callable(source):
-            return self._build(self._cell("", source), progress)
+            return self._build(self._cell("", source), mesh, progress)
         from flexmagic.engine.distributed import LoadSpec
 
-        spec = LoadSpec(str(source), tp, dtype, attn)
+        spec = LoadSpec(str(source), mesh, dtype, attn)
         self._calls.one(0, "check_model", spec)
         return self._adopted("load_model", spec, progress=progress)
 
-    def load_cell(self, text: str, *, first_line: int = 1, progress: Progress | None = None) -> Model:
-        """Run a cell on every engine that assigns ``model``; see :meth:`load` for the names at hand."""
-        return self._build(self._cell(text, None, first_line), progress)
+    def load_cell(
+        self, text: str, *, first_line: int = 1, progress: Progress | None = None, **sizes: int | None
+    ) -> Model:
+        """Run a cell on every engine that assigns ``model``; see :meth:`load` for the names at hand.
+
+        ``sizes``: of the axes of ``mesh``, as in :meth:`load`.
+        """
+        return self._build(self._cell(text, None, first_line), self._mesh(sizes), progress)
+
+    def _mesh(self, sizes: Mapping[str, int | None]) -> Mesh:
+        """The mesh over all ranks with the sizes asked for."""
+        given = {axis: size for axis, size in sizes.items() if size is not None}
+        product = math.prod(given.values())
+        if not given:
+            return Mesh.of(tp=self.world_size)
+        if product != self.world_size:
+            asked = " ".join(f"--{axis} {size}" for axis, size in given.items())
+            msg = (
+                f"{asked} is for {product} ranks, but there are {self.world_size} engines, one per rank. "
+                f"Choose sizes whose product is {self.world_size}, or start {product} engines."
+            )
+            raise ModelError(msg)
+        return Mesh.of(**given)
 
     def _cell(self, text: str, function: Callable[..., Any] | None, first_line: int = 1) -> HookSource:
         from flexmagic.engine.code import check_cell, from_function, from_text
@@ -183,9 +203,9 @@ class Session:
         check_cell(source)
         return source
 
-    def _build(self, cell: HookSource, progress: Progress | None) -> Model:
+    def _build(self, cell: HookSource, mesh: Mesh, progress: Progress | None) -> Model:
         try:
-            return self._adopted("build_model", cell, ("tp",), (self.world_size,), progress=progress)
+            return self._adopted("build_model", cell, mesh, progress=progress)
         except CellError as error:
             raise failures.cell_error(error, self.world_size) from None
 
@@ -235,48 +255,45 @@ class Session:
         *,
         capture: str | Sequence[str] = (),
         seed: int = 0,
+        grad: bool = False,
+        backward: str | Callable[[Any], Any] | None = None,
         progress: Progress | None = None,
     ) -> Run:
-        """One forward under the enabled hooks.
+        """One forward under the enabled hooks, and one backward if there is a loss.
 
         ``inputs``: a text, a list of texts, token ids ``[seq]`` or ``[batch, seq]``, or a dict of
         the model's own keyword arguments. Captured are the hooks' sites, the model's own outputs
-        and the ``capture`` patterns. ``seed`` fixes all random draws in hooks. Raises
-        :class:`InputError`, :class:`HookError` or :class:`ModelError`.
+        and the ``capture`` patterns. ``seed`` fixes all random draws in hooks.
+
+        ``backward``: a loss to differentiate, as an expression over ``logits``, ``output`` and
+        ``ids``, which are those of the whole batch, or as a function of an object with these
+        attributes. Gradients, at the ports ``grad_output``, ``grad_input`` and, for a parameter,
+        ``grad``, are those of that loss on the whole batch, as in one process, however the rows are
+        shared out. The model's own ``.grad`` fields stay as they were. ``grad``: run the forward
+        with autograd on, without a loss.
+
+        Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
+        from flexmagic.client.planning import plan
+
         model = self.model
         patterns = [Site.parse(t) for t in ([capture] if isinstance(capture, str) else capture)]
         if not model.surveyed:
             model.update(self._calls.all("survey_for", inputs, progress=progress))
-        plan, acted = self._plan(model, patterns, seed)
-        answers: list[RunAnswer] = self._calls.all("run", plan, inputs, progress=progress)
+        if backward is not None and not model.knows_gradients:
+            model.update(self._calls.all("survey_gradients", inputs, progress=progress))
+        planned, acted = plan(
+            model, self.hooks.enabled, patterns,
+            key=(self._id, next(self._runs)), seed=seed, grad=grad, backward=backward,
+        )  # fmt: skip
+        answers: list[RunAnswer] = self._calls.all("run", planned, inputs, progress=progress)
         self._print(answers)
         try:
             failures.raise_for([answer.reply for answer in answers])
         except FlexError:
-            self._calls.all("release", plan.key)
+            self._calls.all("release", planned.key)
             raise
-        return Run(plan.key, self._calls, answers, model.rules, acted)
-
-    def _plan(self, model: Model, patterns: list[Site], seed: int) -> tuple[Any, dict[Site, str]]:
-        from flexmagic.engine.runtime import RunPlan
-
-        capture = [
-            s for s, rule in model.rules.items() if s.path == "" and s.port == "output" and not rule.refused
-        ]
-        for pattern in patterns:
-            capture += [site for site in sites_at(model, pattern) if not model.rules[site].refused]
-        hooks, acted = [], dict[Site, str]()
-        for hook in self.hooks.enabled:
-            source = hook.current.source
-            sites = exact_sites(model, hook.current.patterns, source)
-            capture += [site for site in sites if not model.rules[site].refused]
-            if not source.captures_only:
-                hooks.append((source.name, source.version, sites))
-                for site in sites:
-                    after = f"{source.name} v{source.version}"
-                    acted[site] = f"{acted[site]}, {after}" if site in acted else f"after {after}"
-        return RunPlan(self._id, next(self._runs), seed, tuple(hooks), tuple(dict.fromkeys(capture))), acted
+        return Run(planned.key, self._calls, answers, model.rules, acted)
 
     def _print(self, answers: list[RunAnswer]) -> None:
         """Show what hooks printed: once if all ranks printed the same, else by rank."""

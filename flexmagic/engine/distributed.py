@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Shard
 
+from flexmagic.engine.tree import unwrapped
 from flexmagic.errors import ModelError
 from flexmagic.layout.mesh import Mesh
 
@@ -23,19 +23,34 @@ class LoadSpec:
     """What to load and how to split it: plain data from the client."""
 
     source: str
-    tp: int = 1
+    mesh: Mesh
     dtype: str | None = None
     attention: str | None = None
+
+    def size(self, axis: str) -> int:
+        """The number of ranks along an axis, 1 for one the mesh does not have."""
+        return dict(zip(self.mesh.axes, self.mesh.shape, strict=True)).get(axis, 1)
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model on this rank, its tokenizer if it has one, and the mesh it lies on."""
+    """A model on this rank, its tokenizer if it has one, and the mesh it lies on.
+
+    ``unsharded``: makes the same model undistributed, where the user's cell says how. ``folder``:
+    where its checkpoint is, if it came from one on disk.
+    """
 
     model: nn.Module
     tokenizer: Any
     mesh: Mesh
     source: str
+    unsharded: Callable[[], nn.Module] | None = None
+
+    @property
+    def folder(self) -> str | None:
+        """The folder the weights came from, as far as the model says it."""
+        found = getattr(getattr(unwrapped(self.model), "config", None), "_name_or_path", None)
+        return found if isinstance(found, str) and found else None
 
 
 def check_source(spec: LoadSpec) -> Any:
@@ -62,7 +77,7 @@ def check_source(spec: LoadSpec) -> Any:
     if spec.dtype is not None and not isinstance(getattr(torch, spec.dtype, None), torch.dtype):
         msg = f"{spec.dtype!r} is no dtype of torch; try float32, bfloat16 or float16."
         raise ModelError(msg)
-    _check_split(config, spec.tp)
+    _check_split(config, spec.size("tp"))
     return config
 
 
@@ -84,7 +99,7 @@ def _check_split(config: Any, tp: int) -> None:
 def load(spec: LoadSpec) -> Loaded:
     """Load a Hugging Face model, each rank reading only its own part of the weights.
 
-    Tensor parallelism is transformers' own. Raises :class:`ModelError` with the loader's reason.
+    How it is split is transformers' own doing. Raises :class:`ModelError` with the loader's reason.
     """
     from transformers import AutoModelForCausalLM
     from transformers.distributed import DistributedConfig
@@ -94,8 +109,13 @@ def load(spec: LoadSpec) -> Loaded:
         options["dtype"] = getattr(torch, spec.dtype)
     if spec.attention is not None:
         options["attn_implementation"] = spec.attention
-    if spec.tp > 1:
-        options["distributed_config"] = DistributedConfig(tp_size=spec.tp)
+    if spec.mesh.size > 1:
+        options["distributed_config"] = DistributedConfig(
+            pp_size=spec.size("pp"),
+            dp_replicate_size=spec.size("dp"),
+            fsdp_size=spec.size("fsdp"),
+            tp_size=spec.size("tp"),
+        )
     source = _expanded(spec.source)
     try:
         with _quiet():
@@ -103,7 +123,7 @@ def load(spec: LoadSpec) -> Loaded:
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         msg = f"{spec.source} could not be loaded: {error}"
         raise ModelError(msg) from None
-    return Loaded(model, _tokenizer(source), Mesh(("tp",), (spec.tp,)), spec.source)
+    return Loaded(model, _tokenizer(source), spec.mesh, spec.source)
 
 
 def _expanded(source: str) -> str:
@@ -139,38 +159,3 @@ def _quiet() -> Iterator[None]:
 def local_part(parameter: torch.Tensor) -> torch.Tensor:
     """The rank's own part of a parameter."""
     return parameter.to_local().detach() if isinstance(parameter, DTensor) else parameter.detach()
-
-
-@dataclass(frozen=True)
-class LocalWeight:
-    """The rank's part of one split weight: along ``dim``, ``size`` long of ``whole``.
-
-    ``in_order``: its DTensor says that the ranks' parts follow each other in rank order.
-    """
-
-    module: str
-    dim: int
-    size: int
-    in_order: bool
-
-
-def split_weights(model: nn.Module, whole: dict[str, tuple[int, ...]]) -> list[LocalWeight]:
-    """The parameters of which this rank holds only a part.
-
-    ``whole``: the parameters' whole shapes by name, where the unsharded model is known.
-    """
-    out = []
-    for name, parameter in model.named_parameters():
-        module = name.rpartition(".")[0]
-        if isinstance(parameter, DTensor):
-            local, full = local_part(parameter).shape, parameter.shape
-            plain = all(type(p) is Shard for p in parameter.placements if p.is_shard())
-            plain = plain and all(p.is_shard() or p.is_replicate() for p in parameter.placements)
-        else:
-            local, full, plain = parameter.shape, torch.Size(whole.get(name, parameter.shape)), False
-        out += [
-            LocalWeight(module, dim, n, plain)
-            for dim, (n, total) in enumerate(zip(local, full, strict=False))
-            if n != total
-        ]
-    return out

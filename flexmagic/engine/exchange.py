@@ -8,16 +8,17 @@ one rank ends the run on all of them at the same place.
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.errors import LayoutError
-from flexmagic.layout.assemble import assemble
+from flexmagic.layout.assemble import assemble, own_part
 from flexmagic.layout.layout import Layout
-from flexmagic.layout.survey import Rule
+from flexmagic.layout.rule import Extent, Rule
 
 _MAX_DIMS = 8
 _HEADER = 3 + _MAX_DIMS
@@ -33,25 +34,48 @@ class RunStopped(Exception):  # noqa: N818 - a signal between ranks, not an erro
 
 @dataclass(frozen=True)
 class Exchange:
-    """Exchanges over one group: every rank of it must call at the same places."""
+    """Exchanges over one group: every rank that holds a site must call at the same places.
+
+    ``extent``: what the run's input is, as a whole.
+    """
 
     group: dist.ProcessGroup
     rank: int
-    world_size: int
+    extent: Extent = field(default_factory=Extent)
 
     def gather(self, rule: Rule, local: torch.Tensor, *, well: bool) -> tuple[Layout, torch.Tensor]:
         """The layout and the whole tensor of a site from this rank's local piece.
 
         ``well``: whether nothing failed on this rank so far. Raises :class:`RunStopped` on all
-        ranks alike if any is not, or if they are not at the same site; a
+        ranks that hold the site alike if any is not, or if they are not at the same site; a
         :class:`~flexmagic.errors.LayoutError` on all alike if the shapes do not follow the rule.
         """
-        layout = rule.local_layout(self._agree(rule, local, well=well))
+        layout = rule.local_layout(self._agree(rule, local, well=well), self.extent)
         if layout.replicated:
             return layout, local.clone()
-        return layout, assemble(layout, self._pieces(layout, local))
+        if torch.is_grad_enabled() and local.requires_grad:
+            return layout, _Whole.apply(local, layout, self)
+        return layout, self.joined(layout, local)
+
+    def joined(self, layout: Layout, local: torch.Tensor) -> torch.Tensor:
+        """The whole tensor from every rank's piece of it."""
+        return assemble(layout, self._pieces(layout, local))
+
+    def own_share(self, layout: Layout, gradient: torch.Tensor) -> torch.Tensor:
+        """The sum, at this rank's piece, of all ranks' gradients of the whole, each of its own use of it."""
+        parts = {rank: _cut(layout, rank, gradient) for rank in layout.ranks}
+        mine = parts[self.rank]
+        arriving = {rank: torch.empty_like(mine) for rank in layout.ranks if rank != self.rank}
+        self._meet(
+            {rank: as_bytes(part) for rank, part in parts.items()},
+            {rank: as_bytes(part) for rank, part in arriving.items()},
+        )
+        for rank in sorted(arriving):
+            mine = mine + arriving[rank]
+        return mine
 
     def _agree(self, rule: Rule, local: torch.Tensor, *, well: bool) -> list[tuple[int, ...] | None]:
+        """Every rank's local shape, after all said that they are well and at the same site."""
         if local.ndim > _MAX_DIMS:
             msg = (
                 f"{rule.site} has {local.ndim} dims; whole tensors of more than {_MAX_DIMS} are not supported"
@@ -60,32 +84,73 @@ class Exchange:
         name = zlib.crc32(f"{rule.site}|{local.dtype}".encode())
         sizes = list(local.shape) + [0] * (_MAX_DIMS - local.ndim)
         mine = torch.tensor([int(well), name, local.ndim, *sizes], dtype=torch.int64)
-        everyone = [torch.empty(_HEADER, dtype=torch.int64) for _ in range(self.world_size)]
-        dist.all_gather(everyone, mine, group=self.group)
-        headers = [[int(n) for n in header] for header in everyone]
-        if not all(header[0] for header in headers):
+        everyone = {rank: torch.empty(_HEADER, dtype=torch.int64) for rank in rule.ranks}
+        everyone[self.rank] = mine
+        self._meet(dict.fromkeys(rule.ranks, mine), everyone)
+        headers = {rank: [int(n) for n in header] for rank, header in everyone.items()}
+        if not all(header[0] for header in headers.values()):
             raise RunStopped
-        if len({header[1] for header in headers}) > 1:
+        if len({header[1] for header in headers.values()}) > 1:
             msg = f"the ranks are not at the same site with the same dtype; this rank is at {rule.site}"
             raise RunStopped(msg)
-        return [tuple(header[3 : 3 + header[2]]) for header in headers]
+        return [
+            tuple(headers[rank][3 : 3 + headers[rank][2]]) if rank in headers else None
+            for rank in range(rule.mesh.size)
+        ]
 
     def _pieces(self, layout: Layout, local: torch.Tensor) -> dict[int, torch.Tensor]:
+        """The owners' pieces by rank; every rank of the layout sends and receives."""
         mine = local.contiguous()
         owners = layout.owners()
-        pieces = {self.rank: mine}
-        pending = []
-        for rank in range(self.world_size):
-            if rank == self.rank:
-                continue
-            if self.rank in owners:
-                pending.append(dist.isend(as_bytes(mine), group=self.group, group_dst=rank))
-            if rank in owners:
-                shape = layout.local_shape(rank)
-                assert shape is not None  # an owner holds something
-                pieces[rank] = torch.empty(shape, dtype=mine.dtype, device=mine.device)
-                pending.append(dist.irecv(as_bytes(pieces[rank]), group=self.group, group_src=rank))
+        pieces = {}
+        for rank in owners:
+            shape = layout.local_shape(rank)
+            assert shape is not None  # an owner holds something
+            pieces[rank] = (
+                mine if rank == self.rank else torch.empty(shape, dtype=mine.dtype, device=mine.device)
+            )
+        outgoing = dict.fromkeys(layout.ranks, as_bytes(mine)) if self.rank in owners else {}
+        self._meet(outgoing, {rank: as_bytes(piece) for rank, piece in pieces.items()})
+        return pieces
+
+    def _meet(self, outgoing: dict[int, torch.Tensor], incoming: dict[int, torch.Tensor]) -> None:
+        """Send to and receive from other ranks, all at once; pairs of ranks meet in the same order."""
+        pending = [
+            dist.isend(tensor, group=self.group, group_dst=rank)
+            for rank, tensor in outgoing.items()
+            if rank != self.rank
+        ]
+        pending += [
+            dist.irecv(tensor, group=self.group, group_src=rank)
+            for rank, tensor in incoming.items()
+            if rank != self.rank
+        ]
         for work in pending:
             if work is not None:
                 work.wait()
-        return pieces
+
+
+class _Whole(torch.autograd.Function):
+    """The whole tensor out of pieces, and back: each piece gets the gradient of all uses of it."""
+
+    @staticmethod
+    def forward(ctx: Any, local: torch.Tensor, layout: Layout, exchange: Exchange) -> torch.Tensor:
+        if not layout.partial and len(set(layout.blocks)) < len(layout.ranks):
+            msg = "a run with gradients cannot edit a site of which ranks share pieces"
+            raise RunStopped(msg)
+        ctx.layout, ctx.exchange = layout, exchange
+        return exchange.joined(layout, local)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        return ctx.exchange.own_share(ctx.layout, gradient), None, None
+
+
+def _cut(layout: Layout, rank: int, whole: torch.Tensor) -> torch.Tensor:
+    """A rank's part of a gradient of the whole: that of an addend is that of the sum."""
+    shape = layout.local_shape(rank)
+    assert shape is not None  # asked only of ranks that hold something
+    piece = torch.empty(shape, dtype=whole.dtype, device=whole.device)
+    for there, here in own_part(layout, rank):
+        piece[here] = whole[there]
+    return piece

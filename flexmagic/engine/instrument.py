@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import random
 import zlib
@@ -18,6 +19,7 @@ from torch import nn
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, failure
 from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.tensors import (
     checksum,
     dtype_name,
@@ -26,11 +28,14 @@ from flexmagic.engine.tensors import (
     local_of,
     replace_leaf,
 )
+from flexmagic.engine.tree import modules_of
 from flexmagic.errors import LayoutError, RankFailure
 from flexmagic.layout.assemble import split
 from flexmagic.layout.layout import Layout
+from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Rule
+
+OTHER_FAILED = "another rank's hook failed"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class Outcome:
     edits: list[Edit] = field(default_factory=list)
     printed: list[tuple[str, str, str]] = field(default_factory=list)
     calls: Counter[Site] = field(default_factory=Counter)
+    loss_failures: tuple[str, ...] = ()
 
 
 class Instrument:
@@ -85,7 +91,7 @@ class Instrument:
     ) -> None:
         self._model = model
         self._rules = rules
-        self._exchange = exchange
+        self.exchange = exchange
         self._captures = captures
         self._run = run
         self._seed = seed
@@ -98,15 +104,24 @@ class Instrument:
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
         wanted = self._capture.union(*(hook.sites for hook in self._hooks))
-        modules = dict(self._model.named_modules())
-        for path, port in sorted({(site.path, site.port) for site in wanted}):
+        modules = modules_of(self._model)
+        places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
+        for path, port in places:
+            if path not in modules:  # on another pipeline stage
+                continue
             module = modules[path]
-            if port == "input":
-                hook = module.register_forward_pre_hook(self._on_input(path), with_kwargs=True)
-            else:
-                hook = module.register_forward_hook(self._on_output(path))
-            self._handles.append(hook)
+            self._handles.append(self._attach(module, path, port))
         return self
+
+    def _attach(self, module: nn.Module, path: str, port: str) -> Any:
+        """Put one torch hook on a module, for the length of the run."""
+        if port == "input":
+            return module.register_forward_pre_hook(self._on_input(path), with_kwargs=True)
+        if port == "output":
+            return module.register_forward_hook(self._on_output(path))
+        if port == "grad_input":
+            return module.register_forward_pre_hook(self._before_gradients(path), with_kwargs=True)
+        return module.register_forward_hook(self._after_gradients(path))
 
     def __exit__(self, *exc: object) -> None:
         """Take everything off again."""
@@ -129,9 +144,35 @@ class Instrument:
 
         return hook
 
+    def _before_gradients(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            visit = functools.partial(self._visit_gradient, module)
+            return tuple(watched(value, path, "grad_input", visit) for value in (args, kwargs))
+
+        return hook
+
+    def _after_gradients(self, path: str) -> Callable[..., Any]:
+        def hook(module: nn.Module, _args: Any, output: Any) -> None:
+            watch_leaves(output, path, "grad_output", functools.partial(self._visit_gradient, module))
+
+        return hook
+
+    def _visit_gradient(self, module: nn.Module, site: Site, gradient: torch.Tensor) -> torch.Tensor | None:
+        """Run hooks on a gradient and keep it; the new gradient where a hook edited it."""
+        hooks = [hook for hook in self._hooks if site in hook.sites]
+        if not self._holds(site) or (not hooks and site not in self._capture):
+            return None
+        self.outcome.calls[site] += 1
+        local = local_of(gradient).detach()
+        changed = self._apply(hooks, site, module, local) if hooks else local
+        self._captures.keep(self._run, site, changed)
+        return None if changed is local else like_original(changed, gradient)
+
     def _visit(self, module: nn.Module, path: str, port: str, value: Any) -> Any:
         for where, tensor in list(leaves(value)):
             site = Site(path, port, where)
+            if not self._holds(site):
+                continue
             hooks = [hook for hook in self._hooks if site in hook.sites]
             if not hooks and site not in self._capture:
                 continue
@@ -143,11 +184,16 @@ class Instrument:
             self._captures.keep(self._run, site, changed)
         return value
 
+    def _holds(self, site: Site) -> bool:
+        """Whether what this rank has at a site is the model's: not a stand-in for another stage's."""
+        rule = self._rules.get(site)
+        return rule is not None and (bool(rule.refused) or self.exchange.rank in rule.ranks)
+
     def _apply(
         self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor
     ) -> torch.Tensor:
         """Run a site's hooks one after the other; returns ``local`` itself if none edited."""
-        value = _Value(self._rules[site], self._exchange, local)
+        value = _Value(self._rules[site], self.exchange, local)
         for hook in hooks:
             if hook.source.captures_only:
                 continue
@@ -157,7 +203,15 @@ class Instrument:
                 if changed is not None:
                     value.put_piece(changed)
             else:
-                x = value.whole(well=not self.outcome.failures)
+                well = not self.outcome.failures and not self.outcome.stopped
+                try:
+                    x = value.whole(well=well)
+                except RunStopped as stop:
+                    if len(self._rules[site].ranks) == self._rules[site].mesh.size:
+                        raise
+                    # ranks of other stages wait for what this forward will send them
+                    self.outcome.stopped = stop.reason or OTHER_FAILED
+                    return local
                 changed = self._guarded(hook, site, module, x)
                 if changed is not None:
                     value.put_whole(changed)
@@ -177,7 +231,7 @@ class Instrument:
             "step": 0,
             "ctx": self.context,
             "module": module,
-            "rank": self._exchange.rank,
+            "rank": self.exchange.rank,
         }
         printed = io.StringIO()
         try:
@@ -186,7 +240,7 @@ class Instrument:
             _check_result(result, shape, dtype, x.device)
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
             where = failure(
-                self._exchange.rank, error, hook.source.filename, site=str(site), source=hook.source
+                self.exchange.rank, error, hook.source.filename, site=str(site), source=hook.source
             )
             error.__traceback__ = None
             self.outcome.failures.append(where)
@@ -219,6 +273,12 @@ class Instrument:
             finally:
                 np.random.set_state(numpy_state)  # noqa: NPY002
                 random.setstate(python_state)
+
+
+def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:
+    """Gradients are watched on what the forward hooks left: those come first."""
+    path, port = place
+    return port.startswith("grad"), path, port
 
 
 class _Value:

@@ -2,62 +2,99 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.placement_types import Shard
 
 from flexmagic.engine.tensors import dtype_name, leaves, local_of
+from flexmagic.engine.tree import modules_of
+from flexmagic.layout.seen import Distributed, Seen
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Seen
 
 _PROJECTIONS = 4
 _CHUNK = 1 << 20
+_LONGEST = 64
+"""Dims longer than this have no projections of their slices."""
 
 Look = Callable[[Site, torch.Tensor], None]
+Enter = Callable[[str, nn.Module], None]
 
 
-def observe(model: nn.Module, inputs: Mapping[str, Any], look: Look) -> None:
-    """Run one forward without gradients and show every tensor at every site to ``look``.
+def observe(model: nn.Module, call: Callable[[], Any], look: Look, enter: Enter | None = None) -> None:
+    """Make one ``call`` of the model without gradients and show every tensor at every site to ``look``.
 
-    A module called more than once is shown once per call.
+    A module called more than once is shown once per call; ``enter`` hears of every call when it
+    begins, with the weights as the module is going to use them.
     """
 
     def before(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, args: Any, kwargs: Any) -> None:
-            for value in (args, kwargs):
-                for where, tensor in leaves(value):
-                    look(Site(path, "input", where), tensor)
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if enter is not None:
+                enter(path, module)
+            show(path, "input", args)
+            show(path, "input", kwargs)
 
         return hook
 
     def after(path: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
-            for where, tensor in leaves(output):
-                look(Site(path, "output", where), tensor)
+        return lambda _module, _args, output: show(path, "output", output)
 
-        return hook
+    def show(path: str, port: str, value: Any) -> None:
+        for where, tensor in leaves(value):
+            look(Site(path, port, where), tensor)
 
     handles = []
     try:
-        for path, module in model.named_modules():
+        for path, module in modules_of(model).items():
             handles.append(module.register_forward_pre_hook(before(path), with_kwargs=True))
             handles.append(module.register_forward_hook(after(path)))
-        with torch.no_grad():
-            model(**inputs)
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            call()
     finally:
         for handle in handles:
             handle.remove()
 
 
-class Notes:
-    """What one rank sees in the probe: a :class:`Seen` per site, and which tensors get overwritten."""
+@dataclass(frozen=True)
+class LocalWeight:
+    """A rank's part of one split weight while a forward uses it, along one dim of it.
 
-    def __init__(self) -> None:
+    ``place``: the number of the part as a DTensor says it, ``None`` for a plain tensor.
+    """
+
+    name: str
+    dim: int
+    size: int
+    whole: int
+    place: int | None
+
+
+class Notes:
+    """What one rank sees in the probe: a :class:`Seen` per site, its weights, what gets overwritten.
+
+    ``called``: for each module, which of its children it called, in order.
+    """
+
+    def __init__(self, whole: Mapping[str, tuple[int, ...]]) -> None:
         self.seen: dict[Site, Seen] = {}
+        self.weights: dict[tuple[str, int], LocalWeight] = {}
+        self.called: dict[str, list[str]] = {}
+        self._whole = whole
         self._tensors: dict[Site, tuple[torch.Tensor, int]] = {}
+
+    def enter(self, path: str, module: nn.Module) -> None:
+        """Note a module's own weights as it is about to use them, and that its parent called it."""
+        if path:
+            self.called.setdefault(path.rpartition(".")[0], []).append(path)
+        for name, parameter in module.named_parameters(recurse=False):
+            full = f"{path}.{name}" if path else name
+            for weight in local_weights(full, parameter, self._whole.get(full)):
+                self.weights.setdefault((full, weight.dim), weight)
 
     def __call__(self, site: Site, tensor: torch.Tensor) -> None:
         """Note a site's tensor; the first call of a module counts."""
@@ -76,23 +113,87 @@ class Notes:
         }
 
 
+def local_weights(name: str, parameter: torch.Tensor, whole: tuple[int, ...] | None) -> Iterator[LocalWeight]:
+    """The dims along which a rank holds only a part of a parameter.
+
+    ``whole``: the parameter's shape in the unsharded model, where that is known.
+    """
+    local, full = parameter.shape, whole
+    if isinstance(parameter, DTensor):
+        local, full = parameter.to_local().shape, tuple(parameter.shape)
+    for dim, (size, length) in enumerate(zip(local, full or local, strict=False)):
+        if size != length:
+            yield LocalWeight(name, dim, size, length, _place(parameter, dim))
+
+
+def _place(parameter: torch.Tensor, dim: int) -> int | None:
+    if not isinstance(parameter, DTensor):
+        return None
+    place, coordinate = 0, parameter.device_mesh.get_coordinate()
+    assert coordinate is not None  # this rank holds a part of it
+    for axis, placement in enumerate(parameter.placements):
+        if placement.is_shard(dim):
+            if type(placement) is not Shard:
+                return None
+            place = place * parameter.device_mesh.size(axis) + coordinate[axis]
+        elif placement.is_partial():
+            return None
+    return place
+
+
 def note(local: torch.Tensor, original: torch.Tensor) -> Seen:
-    """Shape, dtype, fingerprint and norm of a local tensor, and what a DTensor says of itself."""
+    """Shape, dtype, projections and norm of a local tensor, and what a DTensor says of itself."""
     flat = local.reshape(-1)
     values = (
         torch.nan_to_num(flat.to(torch.float64), nan=-1e4, posinf=1e4, neginf=-2e4)
         if not flat.is_complex()
-        else (torch.view_as_real(flat).reshape(-1).to(torch.float64))
-    )
+        else torch.view_as_real(flat).reshape(-1).to(torch.float64)
+    ).cpu()
     return Seen(
         shape=tuple(local.shape),
         dtype=dtype_name(local.dtype),
-        fingerprint=tuple(_project(values.cpu())),
+        fingerprint=tuple(_project(values)),
         norm=float(values.norm()),
         constant=bool((values == values[:1]).all()),
-        placements=tuple(original.placements) if isinstance(original, DTensor) else None,
-        whole=tuple(original.shape) if isinstance(original, DTensor) else None,
+        slices=() if flat.is_complex() else tuple(_slices(values.view(local.shape))),
+        by_rows=_by_rows(local),
+        distributed=says(original),
     )
+
+
+def says(tensor: torch.Tensor) -> Distributed | None:
+    """What a DTensor says of itself on this rank; ``None`` for a plain tensor."""
+    if not isinstance(tensor, DTensor):
+        return None
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    assert coordinate is not None  # this rank is shown it
+    return Distributed(
+        tuple(tensor.placements), tuple(tensor.shape), tuple(mesh.shape), tuple(coordinate),
+        tuple(int(rank) for rank in mesh.mesh.flatten()),
+    )  # fmt: skip
+
+
+def _slices(values: torch.Tensor) -> Iterator[tuple[tuple[float, ...], ...]]:
+    """Per dim, projections ``[length, 2]`` of each slice along it; nothing for long dims."""
+    for dim, length in enumerate(values.shape):
+        if length > _LONGEST or values.numel() > _CHUNK:
+            yield ()
+            continue
+        rows = values.movedim(dim, 0).reshape(length, values.numel() // max(length, 1))
+        generator = torch.Generator().manual_seed(1)
+        random = torch.randn(rows.shape[1], 2, generator=generator, dtype=torch.float64)
+        yield tuple((float(a), float(b)) for a, b in rows @ random)
+
+
+def _by_rows(local: torch.Tensor) -> bool:
+    """Whether the tensor's first half along dim 0 is the same as the second."""
+    if local.ndim == 0 or local.shape[0] % 2:
+        return False
+    first, second = local.chunk(2)
+    if not local.is_floating_point():
+        return bool(torch.equal(first, second))
+    return torch.allclose(first.float(), second.float(), rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _project(values: torch.Tensor) -> list[float]:

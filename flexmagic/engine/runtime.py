@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
-from flexmagic.engine.distributed import Loaded, local_part, split_weights
+from flexmagic.engine.distributed import Loaded, local_part
 from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
-from flexmagic.engine.instrument import ActiveHook, Instrument, Outcome
-from flexmagic.engine.probe import Notes, observe
-from flexmagic.engine.tensors import dtype_name
-from flexmagic.engine.twin import probe_inputs, twin_of
+from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.loss import LossSource, loss_names, whole_output
+from flexmagic.engine.rows import copies_of_a_row, extent_of, share
+from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
+from flexmagic.engine.tensors import dtype_name, local_of
+from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import ModelError
+from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Rule, WeightSplit, infer
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class RunPlan:
     """One run as the client asks for it: plain data, the same on every rank.
 
     ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
-    name, version and exact sites, in the order in which they act.
+    name, version and exact sites, in the order in which they act. ``grad``: whether the forward
+    keeps what a backward needs; ``backward``: the loss to differentiate.
     """
 
     owner: str
@@ -41,6 +45,8 @@ class RunPlan:
     seed: int
     hooks: tuple[tuple[str, int, tuple[Site, ...]], ...] = ()
     capture: tuple[Site, ...] = ()
+    grad: bool = False
+    backward: LossSource | None = None
 
     @property
     def key(self) -> RunKey:
@@ -50,13 +56,18 @@ class RunPlan:
 
 @dataclass(frozen=True)
 class RunReply:
-    """What one rank reports of a run. ``local``: shape and dtype of each captured piece."""
+    """What one rank reports of a run.
+
+    ``local``: shape and dtype of each captured piece. ``extent``: the whole input's.
+    """
 
     outcome: Outcome
     local: dict[Site, tuple[tuple[int, ...], str]]
     nbytes: int
     seconds: float
+    extent: Extent
     error: str = ""
+    loss: float | None = None
 
 
 @dataclass
@@ -72,6 +83,9 @@ class Runtime:
     loaded: Loaded | None = None
     built: Loaded | None = None
     rules: dict[Site, Rule] = field(default_factory=dict)
+    row_groups: tuple[int, ...] = ()
+    gradients: Gradients | None = None
+    whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -94,9 +108,8 @@ class Runtime:
         self.forget_model()
         self.loaded = loaded
         self.namespace["model"], self.namespace["tokenizer"] = loaded.model, loaded.tokenizer
-        first = probe_inputs(loaded.model, 2, 5)
-        if first is not None:
-            self.survey(first)
+        if probe_inputs(loaded.model, 1, 1) is not None:
+            self.survey(None)
 
     def forget_model(self) -> None:
         """Let go of the model, its captures and rules; the module itself stays as it was."""
@@ -107,20 +120,25 @@ class Runtime:
         self.rules.clear()
         self.captures.clear()
 
-    def survey(self, inputs: dict[str, Any]) -> None:
-        """Measure every site's layout in one forward of ``inputs``, the same on every rank."""
-        assert self.loaded is not None  # adopt() and run() come here with a model
-        notes = Notes()
-        observe(self.model, inputs, notes)
-        twin = twin_of(self.model)
-        mine = (notes.seen, split_weights(self.model, twin.parameters if twin else {}), notes.overwritten())
-        everyone: list[Any] = [None] * self.place.world_size
-        dist.all_gather_object(everyone, mine, group=self.groups.own)
-        weights = _joined([part[1] for part in everyone])
-        self.rules = infer(
-            self.loaded.mesh, [part[0] for part in everyone], twin.sites if twin else None, weights
-        )
-        self.captures.overwritten = set().union(*(part[2] for part in everyone))
+    def survey(self, inputs: dict[str, Any] | None) -> None:
+        """Measure every site's layout; ``inputs``: the user's, ``None`` to make some up."""
+        assert self.loaded is not None  # adopt() and the verbs come here with a model
+        found = survey(self.loaded, self.groups, inputs)
+        self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
+        self.captures.overwritten = found.overwritten
+        self.whole = found.parameters
+
+    def survey_gradients(self, inputs: dict[str, Any] | None) -> None:
+        """Measure how gradients lie; ``inputs``: the user's, ``None`` to make some up."""
+        assert self.loaded is not None  # the client has a model
+        groups = max(self.row_groups) + 1
+        arguments = probe_inputs(self.model, max(groups, 2), PROBE_SEQ) if inputs is None else inputs
+        assert arguments is not None  # the client sends its own input where none can be made up
+        if groups > 1:
+            arguments = copies_of_a_row(arguments, self.row_groups[self.place.rank], 2)
+        found = survey_gradients(self.loaded, self.groups, self.rules, self.row_groups, arguments)
+        self.gradients = found
+        self.rules = self.rules | found.rules
 
     def define(self, source: HookSource) -> None:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
@@ -132,26 +150,64 @@ class Runtime:
             ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites))
             for name, version, sites in plan.hooks
         ]
-        exchange = Exchange(self.groups.own, self.place.rank, self.place.world_size)
+        groups = max(self.row_groups, default=0) + 1
+        mine = self.row_groups[self.place.rank] if self.row_groups else 0
+        arguments, shared_out = share(prepared.arguments, mine, groups)
+        extent = extent_of(prepared.arguments, shared_out=shared_out)
+        exchange = Exchange(self.groups.own, self.place.rank, extent)
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
         )  # fmt: skip
-        error = ""
+        error, loss = "", None
         started = time.perf_counter()
-        with instrument, torch.no_grad(), torch.random.fork_rng(self.place.generators):
+        with instrument, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
-                self.model(**prepared.arguments)
+                if plan.backward is None:
+                    self.model(**arguments)
+                else:
+                    loss = self._differentiate(plan, arguments, instrument, prepared)
             except RunStopped as stop:
-                instrument.outcome.stopped = stop.reason or "another rank's hook failed"
+                instrument.outcome.stopped = stop.reason or OTHER_FAILED
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
         self.captures.remember(plan.key, instrument.context)
         kept = self.captures.finish(plan.key)
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())
-        return RunReply(instrument.outcome, local, nbytes, time.perf_counter() - started, error)
+        return RunReply(instrument.outcome, local, nbytes, time.perf_counter() - started, extent, error, loss)
+
+    def _differentiate(
+        self, plan: RunPlan, arguments: dict[str, Any], instrument: Instrument, prepared: Prepared
+    ) -> float | None:
+        """A forward and the backward of the plan's loss; ``None`` if the loss failed on some rank."""
+        assert plan.backward is not None  # run() comes here only then
+        assert self.gradients is not None  # the client has had them surveyed
+        with own_gradients(self.model) as taken:
+            output = self.model(**arguments)
+            whole = whole_output(output, self.rules, instrument.exchange)
+            problem, loss = "", None
+            try:
+                names = loss_names(whole, prepared.arguments.get("input_ids"))
+                loss = plan.backward.evaluate(self.namespace, names)
+            except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
+                problem = f"{type(error).__name__}: {error}"
+            said = everyone(self.groups, (problem, None if loss is None else float(loss)))
+            if any(text for text, _ in said):
+                instrument.outcome.loss_failures = tuple(text for text, _ in said)
+                return None
+            assert loss is not None  # no rank has a problem
+            loss.backward()
+            for name, gradient in taken().items():
+                site = Site(name, "grad")
+                scale = self.gradients.scale if instrument.exchange.extent.shared_out else 1.0
+                if site in plan.capture:
+                    local = local_of(gradient).detach()
+                    self.captures.keep(
+                        plan.key, site, local * scale if site in self.gradients.reduced else local
+                    )
+        return float(loss)
 
     def memory(self) -> tuple[int, str]:
         """Bytes in use on this rank's device and what is counted."""
@@ -172,14 +228,8 @@ class Runtime:
         return os.getpid()
 
 
-def _joined(per_rank: list[list[Any]]) -> list[WeightSplit]:
-    """Each split weight once, with every rank's length along the split dim."""
-    if len({len(weights) for weights in per_rank}) > 1:
-        msg = "the ranks' models hold differently split weights"
-        raise ModelError(msg)
-    return [
-        WeightSplit(
-            parts[0].module, parts[0].dim, tuple(p.size for p in parts), all(p.in_order for p in parts)
-        )
-        for parts in zip(*per_rank, strict=True)
-    ]
+@contextlib.contextmanager
+def _mode(*, grad: bool) -> Iterator[None]:
+    """With or without gradients; compiled code runs as written: hooks do not act in what was compiled."""
+    with torch.set_grad_enabled(grad), torch.compiler.set_stance("force_eager"):
+        yield

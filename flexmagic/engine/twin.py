@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexmagic.engine.probe import observe
-from flexmagic.layout.dims import PROBES, name_dims
+from flexmagic.engine.rows import batch_of
+from flexmagic.engine.tree import kind_of, unwrapped
+from flexmagic.layout.dims import PROBES, Dim, follow_rows, name_dims
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Expected
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -27,57 +28,94 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Twin:
-    """Whole shapes of all sites under the first probe, and of all parameters."""
+    """Named dims of all sites, ``None`` where no rule names them, and the parameters' whole shapes."""
 
-    sites: dict[Site, Expected]
+    sites: dict[Site, tuple[Dim, ...] | None]
     parameters: dict[str, tuple[int, ...]]
 
 
 def probe_inputs(model: nn.Module, batch: int, seq: int) -> dict[str, Any] | None:
-    """A tiny input for a language model, the same on every rank; ``None`` for any other model."""
-    config = getattr(model, "config", None)
-    vocabulary = getattr(config, "vocab_size", None)
-    if vocabulary is None or getattr(model, "main_input_name", "") != "input_ids":
+    """A tiny input for a language model, the same on every rank; ``None`` for any other model.
+
+    No token comes twice, if the vocabulary is large enough for that.
+    """
+    inner = unwrapped(model)
+    vocabulary = getattr(getattr(inner, "config", None), "vocab_size", None)
+    if vocabulary is None or getattr(inner, "main_input_name", "") != "input_ids":
         return None
     generator = torch.Generator().manual_seed(1)
-    ids = torch.randint(0, vocabulary, (batch, seq), generator=generator)
-    device = next(model.parameters()).device
-    return {"input_ids": ids.to(device), **forward_options(model)}
+    ids = torch.randperm(max(vocabulary, batch * seq), generator=generator)[: batch * seq] % vocabulary
+    return {"input_ids": ids.view(batch, seq).to(device_of(model)), **forward_options(inner)}
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's own parameters are; the CPU for a model without."""
+    return next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
 
 
 def forward_options(model: nn.Module) -> dict[str, Any]:
     """Keyword arguments that every forward of ours passes: no cache where the model has one."""
-    return {"use_cache": False} if hasattr(getattr(model, "config", None), "use_cache") else {}
+    return {"use_cache": False} if hasattr(getattr(unwrapped(model), "config", None), "use_cache") else {}
 
 
-def twin_of(model: nn.Module) -> Twin | None:
-    """Run the model's unsharded form on fake tensors with both probes.
+def twin_of(
+    model: nn.Module, unsharded: Callable[[], nn.Module] | None, arguments: Mapping[str, Any]
+) -> Twin | None:
+    """Run the model's unsharded form on fake tensors, twice, with inputs of different size.
 
-    ``None`` for a model that cannot be built from its configuration alone, or not run without data.
+    ``unsharded`` makes it; without that, a model that can be built from its configuration alone is.
+    ``None`` for any other, or for one that cannot be run without data.
     """
-    config = getattr(model, "config", None)
-    if config is None or probe_inputs(model, 1, 1) is None:
+    inner = unwrapped(model)
+    config = getattr(inner, "config", None)
+    if unsharded is None and (config is None or probe_inputs(inner, 1, 1) is None):
         return None
     # the shapes are the same in any dtype, but some operations know their fake form in one dtype only
-    for dtype in (torch.bfloat16, torch.float32):
+    for dtype in (torch.bfloat16, torch.float32) if unsharded is None else (torch.get_default_dtype(),):
         try:
-            return _run_fake(model, config, dtype)
+            return _run_fake(unsharded or _from_config(inner), config, dtype, arguments)
         except Exception as error:  # noqa: BLE001 - any model may do anything; without a twin sites are refused
-            _log.debug("no unsharded form of %s in %s: %s", type(model).__name__, dtype, error)
+            _log.debug("no unsharded form of %s in %s: %s", type(inner).__name__, dtype, error)
     return None
 
 
-def _run_fake(model: nn.Module, config: PretrainedConfig, dtype: torch.dtype) -> Twin:
+def _from_config(model: nn.Module) -> Callable[[], nn.Module]:
+    """What makes a model of the same class anew."""
+    made: Any = kind_of(model)
+    return lambda: cast("nn.Module", made(_plain(model.config)))
+
+
+def _run_fake(
+    make: Callable[[], nn.Module],
+    config: PretrainedConfig | None,
+    dtype: torch.dtype,
+    arguments: Mapping[str, Any],
+) -> Twin:
     with _quiet_torch(), _made_in(dtype), FakeTensorMode(allow_non_fake_inputs=True):
-        fake = type(model)(_plain(config)).eval()
-        shapes = [_shapes(fake, batch, seq) for batch, seq in PROBES]
+        fake = make().eval()
         parameters = {name: tuple(p.shape) for name, p in fake.named_parameters()}
-    names = _constants(config)
-    sites = {
-        site: Expected(shape, name_dims(shape, shapes[1][site], names) if site in shapes[1] else None)
-        for site, shape in shapes[0].items()
+        if probe_inputs(fake, 1, 1) is not None and config is not None:
+            ids = [torch.zeros(batch, seq, dtype=torch.long) for batch, seq in PROBES]
+            first, second = (_shapes(fake, {"input_ids": i, **forward_options(fake)}) for i in ids)
+            names = _constants(config)
+            named = {s: name_dims(n, second[s], names) if s in second else None for s, n in first.items()}
+        else:
+            first, second = (_shapes(fake, _rows_of(arguments, rows)) for rows in (2, 3))
+            named = {s: follow_rows(n, second[s], 2, 3) if s in second else None for s, n in first.items()}
+    return Twin(named, parameters)
+
+
+def _rows_of(arguments: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """Empty tensors like the arguments, with a number of rows; made inside the fake mode, so without data."""
+    batch = batch_of(arguments)
+    return {
+        name: torch.zeros(
+            rows if value.ndim and len(value) == batch else len(value), *value.shape[1:], dtype=value.dtype
+        )
+        if isinstance(value, torch.Tensor) and value.ndim
+        else value
+        for name, value in arguments.items()
     }
-    return Twin(sites, parameters)
 
 
 @contextlib.contextmanager
@@ -110,14 +148,13 @@ def _plain(config: PretrainedConfig) -> PretrainedConfig:
     return plain
 
 
-def _shapes(fake: nn.Module, batch: int, seq: int) -> dict[Site, tuple[int, ...]]:
+def _shapes(fake: nn.Module, inputs: Mapping[str, Any]) -> dict[Site, tuple[int, ...]]:
     shapes: dict[Site, tuple[int, ...]] = {}
-    inputs = {"input_ids": torch.zeros(batch, seq, dtype=torch.long), **forward_options(fake)}
 
     def look(site: Site, tensor: torch.Tensor) -> None:
         shapes.setdefault(site, tuple(tensor.shape))
 
-    observe(fake, inputs, look)
+    observe(fake, lambda: fake(**inputs), look)
     return shapes
 
 

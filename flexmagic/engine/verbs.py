@@ -13,7 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
@@ -23,11 +25,16 @@ from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import prepare
+from flexmagic.engine.probe import note
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
+from flexmagic.engine.tensors import dtype_name
+from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unwrapped
+from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import CellError, FlexError, ModelError
 from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.seen import Seen
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Rule
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,15 +125,29 @@ def leave(runtime: Runtime) -> None:
 
 
 @dataclass(frozen=True)
+class Part:
+    """One module: its path, its class, and whether it has parameters on the reporting rank."""
+
+    path: str
+    kind: str
+    owns: bool
+
+
+@dataclass(frozen=True)
 class ModelReport:
-    """What a client needs to know of a model: one rank's view."""
+    """What a client needs to know of a model: one rank's view.
+
+    ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
+    as far as there is one.
+    """
 
     name: str
     source: str
     mesh: Mesh
-    modules: tuple[tuple[str, str], ...]
+    modules: tuple[Part, ...]
     rules: dict[Site, Rule]
     parameters: dict[str, tuple[tuple[int, ...], str]]
+    whole: dict[str, tuple[int, ...]]
     local_bytes: int
 
 
@@ -142,37 +163,40 @@ def load_model(runtime: Runtime, spec: LoadSpec) -> None:
     runtime.built = distributed.load(spec)
 
 
+ASSIGNED = ("model", "tokenizer", "unsharded")
+"""What a cell that builds a model may assign."""
+
+
 @verb
-def build_model(runtime: Runtime, cell: HookSource, axes: tuple[str, ...], shape: tuple[int, ...]) -> None:
+def build_model(runtime: Runtime, cell: HookSource, axes: Mesh) -> None:
     """Run a user's cell that builds ``model``; :func:`adopt_model` takes it once all ranks have one."""
     place = runtime.place
-    mesh = init_device_mesh(place.device.type, shape, mesh_dim_names=axes)
+    mesh = init_device_mesh(place.device.type, axes.shape, mesh_dim_names=axes.axes)
     names = {"rank": place.rank, "world_size": place.world_size, "device": place.device, "mesh": mesh}
-    previous: dict[str, Any] = {
-        key: runtime.namespace.pop(key) for key in ("model", "tokenizer") if key in runtime.namespace
-    }
+    previous = {key: runtime.namespace.pop(key) for key in ASSIGNED if key in runtime.namespace}
     try:
         if cell.function is not None:
-            built, tokenizer = cell.function(**names), None
+            built = cell.function(**names)
         else:
             runtime.namespace.update(names)
             exec(compile(shifted(cell), cell.filename, "exec"), runtime.namespace)  # noqa: S102 - the user's cell
-            built, tokenizer = runtime.namespace.get("model"), runtime.namespace.get("tokenizer")
+            built = runtime.namespace.get("model")
     except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; it becomes data
         _restore(runtime, previous)
         where = failure(place.rank, error, cell.filename, source=cell)
         msg = "the cell failed"
         raise CellError(msg, (where,)) from None
+    tokenizer, unsharded = runtime.namespace.get("tokenizer"), runtime.namespace.get("unsharded")
     if not isinstance(built, nn.Module):
         _restore(runtime, previous)
         msg = f"the cell must assign a torch.nn.Module to `model`; it is {type(built).__name__}."
         raise ModelError(msg)
-    runtime.built = Loaded(built.eval(), tokenizer, Mesh(axes, shape), "a cell")
+    runtime.built = Loaded(built.eval(), tokenizer, axes, "a cell", unsharded)
     _restore(runtime, previous)
 
 
 def _restore(runtime: Runtime, previous: dict[str, Any]) -> None:
-    for key in ("model", "tokenizer"):
+    for key in ASSIGNED:
         runtime.namespace.pop(key, None)
     runtime.namespace.update(previous)
 
@@ -201,15 +225,18 @@ def describe_model(runtime: Runtime) -> ModelReport | None:
 def _report(runtime: Runtime) -> ModelReport:
     assert runtime.loaded is not None  # callers checked
     model = runtime.model
+    parts = modules_of(model)
     return ModelReport(
-        name=type(model).__name__,
+        name=kind_of(parts[""]).__name__,
         source=runtime.loaded.source,
         mesh=runtime.loaded.mesh,
-        modules=tuple((path, type(module).__name__) for path, module in model.named_modules()),
+        modules=tuple(
+            Part(path, kind_of(module).__name__, any(True for _ in module.parameters()))
+            for path, module in parts.items()
+        ),
         rules=dict(runtime.rules),
-        parameters={
-            n: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for n, p in model.named_parameters()
-        },
+        parameters={n: (tuple(p.shape), dtype_name(p.dtype)) for n, p in parameters_of(model).items()},
+        whole=runtime.whole,
         local_bytes=runtime.parameter_bytes(),
     )
 
@@ -230,11 +257,19 @@ def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
     """Survey a model with the user's own input: for models whose input cannot be guessed."""
     assert runtime.loaded is not None  # the client has a model
     prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
-    try:
-        runtime.survey(prepared.arguments)
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:
-        msg = f"The model's own forward failed: {type(error).__name__}: {error}"
-        raise ModelError(msg) from None
+    runtime.survey(prepared.arguments)
+    return _report(runtime)
+
+
+@verb
+def survey_gradients(runtime: Runtime, inputs: Any) -> ModelReport:
+    """Survey how gradients lie, with a tiny input, or the user's own where none can be made up."""
+    assert runtime.loaded is not None  # the client has a model
+    if probe_inputs(runtime.model, 1, 1) is not None:
+        runtime.survey_gradients(None)
+    else:
+        prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
+        runtime.survey_gradients(prepared.arguments)
     return _report(runtime)
 
 
@@ -302,17 +337,22 @@ def overview(
     return [look.overview(piece, local, result, window) for local, result in parts]
 
 
+@dataclass(frozen=True)
+class ParameterPart:
+    """A rank's part of a parameter: raw bytes, and what is known of where it lies."""
+
+    raw: NDArray[np.uint8]
+    seen: Seen
+
+
 @verb
-def parameter(runtime: Runtime, name: str) -> Any:
-    """The rank's part of a parameter: raw bytes, local shape, and its DTensor placements if it is one."""
-    found = dict(runtime.model.named_parameters()).get(name)
+def parameter(runtime: Runtime, name: str) -> ParameterPart | None:
+    """The rank's part of a parameter; ``None`` where it has none of that name."""
+    found = parameters_of(runtime.model).get(name)
     if found is None:
-        msg = f"The model has no parameter {name!r}."
-        raise ModelError(msg)
-    placements = getattr(found, "placements", None)
+        return None
     local = distributed.local_part(found)
-    everything = tuple(slice(None) for _ in local.shape)
-    return look.slice_bytes(local, everything), tuple(local.shape), placements
+    return ParameterPart(look.slice_bytes(local, tuple(slice(None) for _ in local.shape)), note(local, found))
 
 
 @verb
@@ -342,5 +382,5 @@ class Vital:
 def vitals(runtime: Runtime) -> Vital:
     """Memory, parameters and captures of this rank."""
     memory, memory_is = runtime.memory()
-    name = type(runtime.model).__name__ if runtime.loaded is not None else ""
+    name = kind_of(unwrapped(runtime.model)).__name__ if runtime.loaded is not None else ""
     return Vital(memory, memory_is, runtime.parameter_bytes(), runtime.captures.nbytes, name)

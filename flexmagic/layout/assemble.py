@@ -7,8 +7,10 @@ per dim (interleaved or permuted pieces), so a piece is copied span by span.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -22,16 +24,21 @@ def assemble(layout: Layout, pieces: Mapping[int, torch.Tensor]) -> torch.Tensor
     """The whole tensor, shape ``layout.shape``, from local pieces keyed by rank.
 
     Replicas are taken from the first rank that offers one; addends of a partial sum are added in
-    rank order. Raises :class:`LayoutError` if a piece has another shape than the layout says or
-    if a part of the whole is missing: a gap is never filled with zeros.
+    rank order. Raises :class:`LayoutError` if a piece has another shape or dtype than it should, if
+    a part of the whole is missing (a gap is never filled with zeros) or there twice, and for a
+    partial sum of a dtype that knows no sum: bool and the 8-bit floats.
     """
     wanted = layout.owners()
     missing = [rank for rank in wanted if rank not in pieces]
-    if missing:
-        msg = f"the pieces of rank {', '.join(map(str, missing))} are missing"
+    if missing or not wanted:
+        msg = (
+            f"the pieces of rank {', '.join(map(str, missing))} are missing" if missing else "no rank has it"
+        )
         raise LayoutError(msg)
-    _check_cover(layout)
+    _check_cover(layout.shape, frozenset(block for block in layout.blocks if block is not None))
     first = pieces[wanted[0]]
+    if layout.partial:
+        _check_sum(first.dtype)
     whole = torch.empty(layout.shape, dtype=first.dtype, device=first.device)
     written: set[Block] = set()
     for rank in wanted:
@@ -39,6 +46,9 @@ def assemble(layout: Layout, pieces: Mapping[int, torch.Tensor]) -> torch.Tensor
         assert block is not None  # owners() names only ranks that hold something
         if tuple(piece.shape) != layout.local_shape(rank):
             msg = f"rank {rank} holds {tuple(piece.shape)}, the layout says {layout.local_shape(rank)}"
+            raise LayoutError(msg)
+        if piece.dtype != first.dtype:
+            msg = f"rank {rank} holds {piece.dtype}, rank {wanted[0]} {first.dtype}"
             raise LayoutError(msg)
         for there, here in _copies(block):
             if block in written:
@@ -49,21 +59,48 @@ def assemble(layout: Layout, pieces: Mapping[int, torch.Tensor]) -> torch.Tensor
     return whole
 
 
+def _check_sum(dtype: torch.dtype) -> None:
+    if dtype == torch.bool or (dtype.is_floating_point and dtype.itemsize == 1):
+        msg = f"the ranks hold addends of a sum, and {dtype} values cannot be added without loss"
+        raise LayoutError(msg)
+
+
 def split(layout: Layout, rank: int, whole: torch.Tensor) -> torch.Tensor | None:
     """The rank's own piece of a whole tensor, contiguous; ``None`` where it holds nothing.
 
-    Under a partial sum the whole goes to the first rank of each set of addends, zeros to the
-    others, so that the sum is the whole.
+    Under a partial sum the whole goes to the first addend of each block, zeros to the others, so
+    that the sum is the whole. They are negative zeros where there are such: adding them keeps the
+    bits of everything, the sign of a zero included. Raises :class:`LayoutError` for a partial sum
+    of a dtype that knows no sum.
     """
     block, shape = layout.blocks[rank], layout.local_shape(rank)
     if block is None or shape is None:
         return None
-    if layout.partial and rank != layout.blocks.index(block):
-        return torch.zeros(shape, dtype=whole.dtype, device=whole.device)
+    if layout.partial:
+        _check_sum(whole.dtype)
+        if rank not in _bearers(layout):
+            nothing = torch.zeros(shape, dtype=whole.dtype, device=whole.device)
+            return -nothing
     piece = torch.empty(shape, dtype=whole.dtype, device=whole.device)
     for there, here in _copies(block):
         piece[here] = whole[there]
     return piece
+
+
+def _bearers(layout: Layout) -> set[int]:
+    """Under a partial sum, the ranks whose addend is the whole when the whole is taken apart."""
+    least: dict[Block, int] = {}
+    for rank in layout.ranks:
+        block = layout.blocks[rank]
+        assert block is not None  # ranks holds only such
+        least[block] = min(layout.addend(rank), least.get(block, layout.addend(rank)))
+    return {rank for rank in layout.ranks if layout.addend(rank) == least[layout.blocks[rank] or ()]}
+
+
+def own_part(layout: Layout, rank: int) -> list[tuple[Index, Index]]:
+    """Where a rank's piece lies: pairs of an index into the whole and one into the piece."""
+    block = layout.blocks[rank]
+    return [] if block is None else list(_copies(block))
 
 
 def _copies(block: Block) -> Iterator[tuple[Index, Index]]:
@@ -80,12 +117,38 @@ def _placed(spans: tuple[Span, ...]) -> Iterator[tuple[slice, slice]]:
         at += stop - start
 
 
-def _check_cover(layout: Layout) -> None:
-    distinct = {block for block in layout.blocks if block is not None}
-    covered = sum(_volume(block) for block in distinct)
-    if covered != layout.numel:
-        msg = f"the pieces hold {covered} of {layout.numel} elements"
+@lru_cache(maxsize=1024)
+def _check_cover(shape: tuple[int, ...], blocks: frozenset[Block]) -> None:
+    """Raise :class:`LayoutError` unless the blocks hold every element once."""
+    covered, numel = sum(_volume(block) for block in blocks), math.prod(shape)
+    if covered != numel:
+        msg = f"the pieces hold {covered} of {numel} elements"
         raise LayoutError(msg)
+    for block in blocks:
+        if any(
+            span != piece for spans, n in zip(block, shape, strict=True) for span, piece in _clipped(spans, n)
+        ):
+            msg = f"a piece reaches outside the shape {shape}"
+            raise LayoutError(msg)
+    for one, other in itertools.combinations_with_replacement(blocks, 2):
+        if _volume(one) and _volume(other) and _overlap(one, other):
+            msg = f"the pieces {one} and {other} overlap, so others are missing"
+            raise LayoutError(msg)
+
+
+def _clipped(spans: tuple[Span, ...], n: int) -> list[tuple[Span, Span]]:
+    return [((start, stop), (max(start, 0), min(stop, n))) for start, stop in spans]
+
+
+def _overlap(one: Block, other: Block) -> bool:
+    """Whether two blocks share an element; for a block and itself, whether it holds one twice."""
+    if one == other:
+        return any(_meet(a, b) for spans in one for a, b in itertools.combinations(spans, 2))
+    return all(any(_meet(a, b) for a in mine for b in its) for mine, its in zip(one, other, strict=True))
+
+
+def _meet(one: Span, other: Span) -> bool:
+    return max(one[0], other[0]) < min(one[1], other[1])
 
 
 def _volume(block: Block) -> int:

@@ -61,3 +61,23 @@ def _constant(n: int, at: int, shape: tuple[int, ...], names: Mapping[str, int])
         if size == n and is_last != (name in ("heads", "kv_heads")):
             return name
     return "feature" if is_last else f"dim{at}"
+
+
+def follow_rows(
+    first: tuple[int, ...], second: tuple[int, ...], rows: int, more: int
+) -> tuple[Dim, ...] | None:
+    """Names for the dims of a tensor seen with two numbers of rows: ``batch``, ``batch·…``, constants.
+
+    ``None`` if the shapes follow the rows in no such way.
+    """
+    if len(first) != len(second):
+        return None
+    out = []
+    for at, (a, b) in enumerate(zip(first, second, strict=True)):
+        if a == b:
+            out.append(Dim("feature" if at == len(first) - 1 else f"dim{at}", a))
+        elif a % rows == 0 and a // rows * more == b:
+            out.append(Dim("batch" if a == rows else "batch·seq"))
+        else:
+            return None
+    return tuple(out)

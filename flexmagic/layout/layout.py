@@ -6,9 +6,10 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from torch.distributed.tensor.placement_types import Partial, Placement, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 
 from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.placement import Held, along_axes, describe
 
 Span = tuple[int, int]
 """A half-open global range ``[start, stop)`` along one dim."""
@@ -21,29 +22,47 @@ Block = tuple[tuple[Span, ...], ...]
 class Layout:
     """A whole tensor and where its parts are.
 
-    ``shape`` and ``dims`` (names) have one entry per dim; ``placements`` one per mesh axis, in
-    torch's own words; ``blocks`` one per rank, ``None`` where a rank holds nothing. A rank's local
-    tensor has, along each dim, the total length of its spans. Ranks with equal blocks are replicas
-    of each other, or, under ``Partial``, addends of one sum.
+    ``shape`` and ``dims`` (names) have one entry per dim, ``blocks`` one per rank, ``None`` where a
+    rank holds nothing. A rank's local tensor has, along each dim, the total length of its spans.
+    ``addends``: one number per rank where the tensor is a sum of what ranks hold; empty where it is
+    not. Ranks with equal blocks and equal addends are replicas of each other.
     """
 
     shape: tuple[int, ...]
     dims: tuple[str, ...]
     dtype: str
     mesh: Mesh
-    placements: tuple[Placement, ...]
     blocks: tuple[Block | None, ...]
+    addends: tuple[int, ...] = ()
     how: str = ""
+
+    @property
+    def placements(self) -> tuple[Placement | None, ...]:
+        """One placement per mesh axis in torch's own words, read off the blocks."""
+        held = [
+            None if block is None else Held(block, self.addend(rank))
+            for rank, block in enumerate(self.blocks)
+        ]
+        return along_axes(self.mesh, held)
+
+    def addend(self, rank: int) -> int:
+        """Which addend of the sum a rank holds; 0 where the tensor is no sum."""
+        return self.addends[rank] if self.addends else 0
 
     @property
     def partial(self) -> bool:
         """Whether ranks with the same block hold addends of a sum."""
-        return any(isinstance(p, Partial) for p in self.placements)
+        return bool(self.addends)
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks that hold anything."""
+        return tuple(rank for rank, block in enumerate(self.blocks) if block is not None)
 
     @property
     def replicated(self) -> bool:
-        """Whether every rank holds the whole tensor."""
-        return not self.partial and all(block == self.whole_block for block in self.blocks)
+        """Whether every rank that holds anything holds the whole tensor."""
+        return not self.partial and all(self.blocks[rank] == self.whole_block for rank in self.ranks)
 
     @property
     def whole_block(self) -> Block:
@@ -67,12 +86,12 @@ class Layout:
 
         ``without``: ranks that cannot be asked; another replica stands in where there is one.
         """
-        seen: set[Block] = set()
+        seen: set[tuple[Block, int]] = set()
         out = []
         for rank, block in enumerate(self.blocks):
-            if block is None or rank in without or (block in seen and not self.partial):
+            if block is None or rank in without or (block, self.addend(rank)) in seen:
                 continue
-            seen.add(block)
+            seen.add((block, self.addend(rank)))
             out.append(rank)
         return tuple(out)
 
@@ -88,15 +107,6 @@ class Layout:
             f"{axis}: {describe(placement)}"
             for axis, placement in zip(self.mesh.axes, self.placements, strict=True)
         )
-
-
-def describe(placement: Placement) -> str:
-    """A placement in torch's words, stable over torch's own changes of ``repr``."""
-    if isinstance(placement, Shard):
-        return f"Shard(dim={placement.dim})"
-    if isinstance(placement, Replicate):
-        return "Replicate"
-    return "Partial(sum)" if isinstance(placement, Partial) else str(placement)
 
 
 def contiguous_spans(sizes: list[int]) -> list[tuple[Span, ...]]:

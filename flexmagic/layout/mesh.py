@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+AXES = ("pp", "dp", "fsdp", "tp")
+"""The axes a model can be asked to be split over, outermost first."""
+
 
 @dataclass(frozen=True)
 class Mesh:
@@ -21,6 +24,12 @@ class Mesh:
             msg = f"a mesh needs one size per axis, got axes {self.axes} and shape {self.shape}"
             raise ValueError(msg)
 
+    @classmethod
+    def of(cls, **sizes: int) -> Mesh:
+        """The mesh of the usual axes with these sizes; axes of one rank are left out."""
+        found = {axis: sizes[axis] for axis in AXES if sizes.get(axis, 1) > 1} or {"tp": 1}
+        return cls(tuple(found), tuple(found.values()))
+
     @property
     def size(self) -> int:
         """The number of ranks."""
@@ -33,6 +42,14 @@ class Mesh:
             rank, index = divmod(rank, n)
             out.append(index)
         return tuple(reversed(out))
+
+    def lines(self, axis: int) -> list[tuple[int, ...]]:
+        """The ranks that differ only in their index along an axis, one tuple per line."""
+        lines: dict[tuple[int, ...], list[int]] = {}
+        for rank in range(self.size):
+            at = self.coordinate(rank)
+            lines.setdefault((*at[:axis], *at[axis + 1 :]), []).append(rank)
+        return [tuple(line) for line in lines.values()]
 
     def __str__(self) -> str:
         """Axes and sizes as a person writes them: ``tp=2`` or ``dp=2 × tp=4``."""

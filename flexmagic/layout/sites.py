@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from flexmagic.errors import SiteError
 
-PORTS = ("input", "output")
+PORTS = ("input", "output", "grad_input", "grad_output", "grad")
+"""``grad_*``: the gradient of a run's loss there; ``grad``: that of a parameter, whose name is the path."""
 _SITE = re.compile(r"(?P<path>[^:\s\[\]]*)(?::(?P<port>[A-Za-z_]\w*)(?P<leaf>(?:\[\d+\]|\.\w+)*))?")
 
 
@@ -39,9 +40,14 @@ class Site:
             raise SiteError(msg)
         port = match["port"] or "output"
         if port not in PORTS:
-            msg = f"{text!r}: there is no port {port!r}. Ports are {' and '.join(PORTS)}."
+            msg = f"{text!r}: there is no port {port!r}. Ports are {', '.join(PORTS)}."
             raise SiteError(msg)
         return cls(match["path"], port, match["leaf"] or "")
+
+    @property
+    def is_gradient(self) -> bool:
+        """Whether the site holds a gradient, which only a run with a loss has."""
+        return self.port.startswith("grad")
 
     def matches(self, other: Site) -> bool:
         """Whether ``other``, a site without ``*``, is meant by this pattern."""
@@ -72,7 +78,8 @@ def check_paths(pattern: Site, paths: Sequence[str]) -> None:
         return
     near = nearest(pattern.path, paths)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Type %flexmodel to see the modules."
-    msg = f"The model has no module {pattern.path!r}. {hint}"
+    kind = "parameter" if pattern.port == "grad" else "module"
+    msg = f"The model has no {kind} {pattern.path!r}. {hint}"
     raise SiteError(msg)
 
 

@@ -22,6 +22,9 @@ class ModelMagics(DeskMagics):
     @magic_arguments()
     @argument("path", nargs="?", help="folder or hub id of a Hugging Face causal language model")
     @argument("--tp", type=int, help="tensor parallel over this many ranks (default: all of them)")
+    @argument("--pp", type=int, help="pipeline parallel: the layers in this many stages")
+    @argument("--dp", type=int, help="data parallel: the rows of a batch over this many ranks")
+    @argument("--fsdp", type=int, help="data parallel with the weights sharded over this many ranks")
     @argument("--dtype", help="float32, bfloat16, ... (default: what the model's configuration says)")
     @argument("--attn", help="attention implementation; eager also returns the attention patterns")
     @argument("--layout", action="store_true", help="show every site with its whole shape and layout")
@@ -44,17 +47,18 @@ class ModelMagics(DeskMagics):
         args = parse(self.flexmodel, line)
         if args is None:
             return None
+        sizes = {"tp": args.tp, "pp": args.pp, "dp": args.dp, "fsdp": args.fsdp}
         if cell is not None:
             if args.path:
                 msg = "A %%flexmodel cell builds the model itself and takes no path."
                 raise InputError(msg)
             with waiting(self._desk.shell, "Building the model") as status:
-                model = self._desk.session.load_cell(cell, first_line=2, progress=status.tick)
+                model = self._desk.session.load_cell(cell, first_line=2, progress=status.tick, **sizes)
                 status.done(str(model))
         elif args.path:
             with waiting(self._desk.shell, f"Loading {args.path}") as status:
                 model = self._desk.session.load(
-                    unquoted(args.path), tp=args.tp, dtype=args.dtype, attn=args.attn, progress=status.tick
+                    unquoted(args.path), dtype=args.dtype, attn=args.attn, progress=status.tick, **sizes
                 )
                 status.done(str(model))
         elif args.unwrap:

@@ -36,19 +36,21 @@ def clear(session):
         hook.remove()
 
 
+_SHIPPED = {}
+
+
 @pytest.fixture
 def loaded(session):
     """The session with the shipped model, eager attention so that patterns are sites too."""
     if not holds_shipped_model(session):
-        session.load(MODEL, tp=2, attn="eager")
+        _SHIPPED["model"] = session.load(MODEL, tp=2, attn="eager")
     return session
 
 
 def holds_shipped_model(session):
-    try:
-        return session.model.name == "LlamaForCausalLM" and session.model.paths[-1] == "lm_head"
-    except Exception:  # noqa: BLE001 - any reason not to hold it
-        return False
+    """Whether the model that ``loaded`` made is still the one there is."""
+    model = _SHIPPED.get("model")
+    return model is not None and model.alive and session._model is model
 
 
 @pytest.fixture(scope="session")

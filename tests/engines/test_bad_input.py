@@ -41,7 +41,7 @@ def unharmed(loaded):
     [
         ("model.layers.0.mpl", SiteError, r"Did you mean model\.layers\.0\.mlp"),
         ("model.layers.*.mpl", SiteError, r"Did you mean model\.layers\.\*\.mlp"),
-        ("model.layers.0.mlp:weights", SiteError, "Ports are input and output"),
+        ("model.layers.0.mlp:weights", SiteError, "Ports are input, output"),
         ("model.layers", SiteError, "No tensor was seen"),
         ("model.layers.0.self_attn", SiteError, r"Name one, e\.g\. model\.layers\.0\.self_attn:output\[0\]"),
         ("", SiteError, "is no site"),
@@ -142,7 +142,7 @@ def test_what_a_run_did_not_capture_is_said_with_the_way_to_get_it(loaded):
         (str(Path(__file__).parent), {}, r"is no model: there is no config\.json"),
         ("/nowhere/at/all", {}, "neither a folder with a model nor a model id"),
         (MODEL, {"dtype": "float33"}, "no dtype of torch"),
-        (MODEL, {"tp": 4}, r"--tp 4 does not fit the 2 engines"),
+        (MODEL, {"tp": 4}, r"--tp 4 is for 4 ranks, but there are 2 engines"),
         (MODEL, {"attn": "nonsense"}, "could not be loaded"),
     ],
 )
@@ -225,7 +225,7 @@ def test_a_number_of_engines_that_the_machine_does_not_carry(n, said):
 
 def test_a_first_input_that_the_model_cannot_take_is_its_own_error(session):
     session.load_cell("import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Linear(4, 2)")
-    with pytest.raises(ModelError, match="own forward failed: RuntimeError"):
+    with pytest.raises(ModelError, match="own forward failed on rank 0: RuntimeError"):
         session.run({"input": np.ones((1, 3), np.float32)})
     assert session.run({"input": np.ones((1, 4), np.float32)})[":output"].shape == (1, 2)
 

@@ -67,7 +67,7 @@ def test_every_site_equals_one_process_or_is_refused_as_listed(session, tmp_path
     assert refused == expected_refused
     truth = {}
     one = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
-    observe(one, {"input_ids": IDS, "use_cache": False}, lambda s, t: truth.setdefault(s, t.clone()))
+    observe(one, lambda: one(input_ids=IDS, use_cache=False), lambda s, t: truth.setdefault(s, t.clone()))
     assert set(truth) == set(rules)
     places = sorted({f"{s.path}:{s.port}" for s in rules if s.path} | {":input"})
     run = session.run(IDS, capture=places)

@@ -18,7 +18,11 @@ EVERY = ["model", "lm_head", "model.*", "model.layers.*", "model.layers.*.*", "m
 def truth(one_process, ids):
     """Every tensor at every site of the model in one process."""
     seen = {}
-    observe(one_process, {"input_ids": ids, "use_cache": False}, lambda s, t: seen.setdefault(s, t.clone()))
+    observe(
+        one_process,
+        lambda: one_process(input_ids=ids, use_cache=False),
+        lambda s, t: seen.setdefault(s, t.clone()),
+    )
     return seen
 
 

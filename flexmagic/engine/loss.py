@@ -1,0 +1,83 @@
+"""A run's loss: evaluated on the whole output on every rank, so that its gradient is that of one process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from flexmagic.engine.exchange import Exchange
+from flexmagic.engine.tensors import leaves, local_of, replace_leaf
+from flexmagic.layout.assemble import own_part
+from flexmagic.layout.layout import Layout
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
+
+LOGITS = ".logits"
+
+
+@dataclass(frozen=True)
+class LossSource:
+    """What a user gives as loss: an expression over ``logits``, ``output`` and ``ids``, or a function.
+
+    A function gets one object with these three as attributes.
+    """
+
+    text: str = ""
+    function: Callable[[Any], Any] | None = None
+
+    def evaluate(self, namespace: Mapping[str, Any], names: Mapping[str, Any]) -> torch.Tensor:
+        """The loss, a scalar; raises :class:`TypeError` for anything that is no number to differentiate."""
+        if self.function is not None:
+            loss = self.function(SimpleNamespace(**names))
+        else:
+            code = compile(self.text.strip(), "<backward>", "eval")
+            loss = eval(code, {**namespace, "torch": torch, **names})  # noqa: S307 - the user's own expression
+        if not isinstance(loss, torch.Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+            kind = (
+                f"{loss.dtype}{list(loss.shape)}" if isinstance(loss, torch.Tensor) else type(loss).__name__
+            )
+            msg = f"the loss must be one number, it is {kind}; sum or average it"
+            raise TypeError(msg)
+        if not loss.requires_grad:
+            msg = "the loss does not depend on what the model computed with gradients"
+            raise TypeError(msg)
+        return loss.reshape(())
+
+
+def whole_output(output: Any, rules: Mapping[Site, Rule], exchange: Exchange) -> Any:
+    """The model's output with every tensor whole, this rank's own part still attached to its graph.
+
+    Tensors of which the whole is not known are left out.
+    """
+    for where, tensor in list(leaves(output)):
+        rule = rules.get(Site("", "output", where))
+        if rule is None or rule.refused or exchange.rank not in rule.ranks:
+            continue
+        output = replace_leaf(output, where, _attached(rule, exchange, local_of(tensor)))
+    return output
+
+
+def _attached(rule: Rule, exchange: Exchange, local: torch.Tensor) -> torch.Tensor:
+    """The whole of a site; its derivative by this rank's piece is that of the piece itself."""
+    layout, whole = exchange.gather(rule, local.detach(), well=True)
+    if not local.requires_grad:
+        return whole
+    return local if layout.replicated else whole + _spread(layout, exchange.rank, local - local.detach())
+
+
+def _spread(layout: Layout, rank: int, piece: torch.Tensor) -> torch.Tensor:
+    """A tensor of the whole's shape that is zero but for a rank's piece."""
+    out = piece.new_zeros(layout.shape)
+    for there, here in own_part(layout, rank):
+        out[there] = piece[here]
+    return out
+
+
+def loss_names(output: Any, ids: Any) -> dict[str, Any]:
+    """What a loss may use: ``output``, its ``logits`` where it has some, and the input's ``ids``."""
+    found = dict(leaves(output))
+    return {"output": output, "logits": found.get(LOGITS), "ids": ids}

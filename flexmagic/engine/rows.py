@@ -1,0 +1,105 @@
+"""Which rank works on which rows of a batch: found on what makes the model data-parallel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+from flexmagic.engine.private import deepspeed_ranks, fsdp_ranks
+from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.rule import Extent
+
+DATA_AXES = frozenset({"dp", "fsdp", "dp_replicate", "dp_shard", "hsdp"})
+"""Mesh axes along which ranks hold different rows, by the names that are usual for them."""
+
+
+def data_ranks(model: nn.Module) -> tuple[int, ...] | None:
+    """The ranks among which a model's wrappers share out the batch, this one included.
+
+    ``None`` if nothing about the model is data-parallel.
+    """
+    deepspeed = sys.modules.get("deepspeed")
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            return tuple(dist.get_process_group_ranks(module.process_group))
+        if isinstance(module, FullyShardedDataParallel):
+            return tuple(dist.get_process_group_ranks(module.process_group))
+        if isinstance(module, FSDPModule):
+            return fsdp_ranks(module)
+        if deepspeed is not None and isinstance(module, deepspeed.DeepSpeedEngine):
+            return deepspeed_ranks()
+    return None
+
+
+def row_groups(mesh: Mesh, lines: Sequence[tuple[int, ...] | None]) -> tuple[int, ...]:
+    """The data group of every rank, counted from 0: ranks of one group get the same rows.
+
+    ``lines``: per rank what :func:`data_ranks` found there. Without any, the mesh's data axes say it.
+    """
+    if any(line is not None for line in lines):
+        return tuple(0 if line is None else line.index(rank) for rank, line in enumerate(lines))
+    out = []
+    for rank in range(mesh.size):
+        group = 0
+        for axis, n, at in zip(mesh.axes, mesh.shape, mesh.coordinate(rank), strict=True):
+            if axis in DATA_AXES:
+                group = group * n + at
+        out.append(group)
+    return tuple(out)
+
+
+def batch_of(arguments: Mapping[str, Any]) -> int:
+    """The number of rows of a forward's arguments: that of the first tensor with dims; 1 without any."""
+    return next((len(v) for v in arguments.values() if isinstance(v, torch.Tensor) and v.ndim), 1)
+
+
+def share(arguments: Mapping[str, Any], group: int, groups: int) -> tuple[dict[str, Any], bool]:
+    """A data group's share of a batch, and whether it was shared out at all.
+
+    Rows go to the groups in order, as evenly as ``torch.tensor_split`` does. Arguments that are not
+    as long as the batch go to all; so does a batch with fewer rows than groups.
+    """
+    batch = batch_of(arguments)
+    if groups == 1 or batch < groups:
+        return dict(arguments), False
+    return {
+        name: value.tensor_split(groups)[group]
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
+        else value
+        for name, value in arguments.items()
+    }, True
+
+
+def extent_of(arguments: Mapping[str, Any], *, shared_out: bool) -> Extent:
+    """The rows of a whole batch, and the tokens per row where it consists of token ids."""
+    ids = arguments.get("input_ids")
+    seq = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
+    return Extent(batch_of(arguments), seq, shared_out)
+
+
+def copies_of_a_row(arguments: Mapping[str, Any], row: int, copies: int) -> dict[str, Any]:
+    """Arguments whose rows are all the same one of the given batch."""
+    return _rows(arguments, [row % batch_of(arguments)] * copies)
+
+
+def with_a_row_more(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments whose last row stands there twice."""
+    batch = batch_of(arguments)
+    return _rows(arguments, [*range(batch), batch - 1])
+
+
+def _rows(arguments: Mapping[str, Any], picked: list[int]) -> dict[str, Any]:
+    batch = batch_of(arguments)
+    return {
+        name: value[picked]
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
+        else value
+        for name, value in arguments.items()
+    }

@@ -1,0 +1,217 @@
+"""The survey on a rank: one tiny forward, what this rank saw of it, and the ranks' notes together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from flexmagic.engine.checkpoint import Checkpoint, spans_in
+from flexmagic.engine.distributed import Loaded
+from flexmagic.engine.groups import Groups
+from flexmagic.engine.probe import LocalWeight, Notes, observe
+from flexmagic.engine.rows import batch_of, copies_of_a_row, data_ranks, row_groups, with_a_row_more
+from flexmagic.engine.tensors import local_of
+from flexmagic.engine.tree import parameters_of
+from flexmagic.engine.twin import Twin, probe_inputs, twin_of
+from flexmagic.errors import ModelError
+from flexmagic.layout.dims import Dim, follow_rows
+from flexmagic.layout.layout import Span, contiguous_spans
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.seen import Probe, Seen, WeightSplit
+from flexmagic.layout.sites import Site
+from flexmagic.layout.survey import Evidence, infer
+
+ROWS = (2, 4)
+"""Rows of the data groups in the probe, in turn: all the same in a group, so that what follows the rows
+shows itself, and not as many in all groups, so that what counts them differs."""
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """The survey's result, the same on every rank.
+
+    ``groups``: each rank's data group. ``overwritten``: sites the model writes into later.
+    ``parameters``: shapes in the unsharded model.
+    """
+
+    rules: dict[Site, Rule]
+    groups: tuple[int, ...]
+    overwritten: set[Site]
+    parameters: dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class _Mine:
+    """What one rank contributes."""
+
+    seen: dict[Site, Seen]
+    weights: list[tuple[LocalWeight, tuple[Span, ...] | None]]
+    overwritten: set[Site]
+    owning: frozenset[str]
+    called: dict[str, list[str]]
+    dims: dict[Site, tuple[Dim, ...] | None]
+    error: str = ""
+
+
+def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> Surveyed:
+    """Measure every site's layout in one forward; in two for a model without an unsharded form.
+
+    ``inputs``: the user's own, the same on every rank; ``None`` to make some up for a language model.
+    Raises :class:`ModelError` if the forward fails on some rank.
+    """
+    data = row_groups(loaded.mesh, everyone(groups, data_ranks(loaded.model)))
+    count = max(data) + 1
+    arguments = probe_inputs(loaded.model, max(count, 2), PROBE_SEQ) if inputs is None else dict(inputs)
+    assert arguments is not None  # callers ask for a made-up input only where there is one
+    twin = twin_of(loaded.model, loaded.unsharded, arguments)
+    rows = [ROWS[group % len(ROWS)] for group in range(count)] if count > 1 else [batch_of(arguments)]
+    if count > 1:
+        arguments = copies_of_a_row(arguments, data[groups.place.rank], rows[data[groups.place.rank]])
+    mine = _look(loaded, arguments, twin)
+    parts: list[_Mine] = everyone(groups, mine)
+    failed = {rank: part.error for rank, part in enumerate(parts) if part.error}
+    if failed:
+        rank, error = next(iter(failed.items()))
+        msg = f"The model's own forward failed on rank {rank}: {error}"
+        raise ModelError(msg)
+    seq = arguments["input_ids"].shape[1] if "input_ids" in arguments else 0
+    evidence = Evidence(
+        mesh=loaded.mesh,
+        probe=Probe(data, tuple(rows), seq),
+        seen=_without_stand_ins(parts),
+        weights=_joined([part.weights for part in parts]),
+        whole=twin.sites if twin else None,
+        local={site: dims for part in reversed(parts) for site, dims in part.dims.items() if dims},
+    )
+    overwritten = set().union(*(part.overwritten for part in parts))
+    return Surveyed(infer(evidence), data, overwritten, twin.parameters if twin else {})
+
+
+PROBE_SEQ = 8
+"""Tokens per row in the probe: a length that most splits of a sequence divide."""
+
+
+def everyone(groups: Groups, mine: Any) -> list[Any]:
+    """What every rank says, in rank order; all ranks must call it."""
+    out: list[Any] = [None] * groups.place.world_size
+    dist.all_gather_object(out, mine, group=groups.own)
+    return out
+
+
+def _look(loaded: Loaded, arguments: Mapping[str, Any], twin: Twin | None) -> _Mine:
+    """Make one forward and return the notes of it."""
+    notes = Notes(twin.parameters if twin else {})
+    try:
+        observe(loaded.model, lambda: loaded.model(**arguments), notes, notes.enter)
+        dims = {} if twin is not None else _local_dims(loaded.model, arguments, notes.seen)
+    except Exception as error:  # noqa: BLE001 - whatever the user's model raises, all ranks must hear of it
+        return _Mine({}, [], set(), frozenset(), {}, {}, f"{type(error).__name__}: {error}")
+    checkpoint = Checkpoint(loaded.folder)
+    weights = [(weight, _positions(weight, loaded.model, checkpoint)) for weight in notes.weights.values()]
+    return _Mine(
+        notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called, dims
+    )  # fmt: skip
+
+
+def _local_dims(
+    model: nn.Module, arguments: Mapping[str, Any], seen: Mapping[Site, Seen]
+) -> dict[Site, tuple[Dim, ...] | None]:
+    """Names for the dims of local tensors, from a second forward with one row more."""
+    shapes: dict[Site, tuple[int, ...]] = {}
+
+    def look(site: Site, tensor: torch.Tensor) -> None:
+        shapes.setdefault(site, tuple(local_of(tensor).shape))
+
+    more = with_a_row_more(arguments)
+    observe(model, lambda: model(**more), look)
+    batch = batch_of(arguments)
+    return {
+        site: follow_rows(its.shape, shapes[site], batch, batch + 1)
+        for site, its in seen.items()
+        if site in shapes
+    }
+
+
+def _positions(weight: LocalWeight, model: nn.Module, checkpoint: Checkpoint) -> tuple[Span, ...] | None:
+    """Where a plain local weight stands in the checkpoint's; ``None`` if that cannot be told."""
+    if weight.place is not None:
+        return None
+    parameter = parameters_of(model).get(weight.name)
+    whole = checkpoint.shape(weight.name)
+    if parameter is None or whole is None or whole[weight.dim] != weight.whole:
+        return None
+    local = parameter.detach()
+    others = [n for dim, n in enumerate(local.shape) if dim != weight.dim]
+    if local.is_meta or others != [n for dim, n in enumerate(whole) if dim != weight.dim]:
+        return None
+    return spans_in(local, checkpoint.tensor(weight.name), weight.dim)
+
+
+def _owning(model: nn.Module) -> frozenset[str]:
+    """The modules that have parameters, themselves or inside."""
+    out: set[str] = set()
+    for name in parameters_of(model):
+        parts = name.split(".")[:-1]
+        out.update(".".join(parts[:depth]) for depth in range(len(parts) + 1))
+    return frozenset(out)
+
+
+def _without_stand_ins(parts: list[_Mine]) -> list[dict[Site, Seen]]:
+    """What the ranks saw at modules that are theirs.
+
+    A module that has parameters on some rank and none on this one stands in for a layer of another
+    pipeline stage; what goes into a container through one, or comes out of it through one, is not
+    the container's either.
+    """
+    owned = frozenset().union(*(part.owning for part in parts))
+    out = []
+    for part in parts:
+        absent = owned - part.owning
+        out.append(
+            {
+                site: seen
+                for site, seen in part.seen.items()
+                if not _stood_in(site.path, part.called, absent, 0 if site.port == "input" else -1)
+            }
+        )
+    return out
+
+
+def _stood_in(path: str, called: Mapping[str, list[str]], absent: frozenset[str], end: int) -> bool:
+    """Whether a stand-in is the module itself, or comes first (``end`` 0) or last (-1) inside it."""
+    if path in absent:
+        return True
+    inside = called.get(path)
+    return inside is not None and _stood_in(inside[end], called, absent, end)
+
+
+def _joined(per_rank: list[list[tuple[LocalWeight, tuple[Span, ...] | None]]]) -> list[WeightSplit]:
+    """Each split weight once, with the spans that every rank holds."""
+    by_key: dict[tuple[str, int], dict[int, tuple[LocalWeight, tuple[Span, ...] | None]]] = {}
+    for rank, weights in enumerate(per_rank):
+        for weight, spans in weights:
+            by_key.setdefault((weight.name, weight.dim), {})[rank] = weight, spans
+    out = []
+    for (name, dim), held in by_key.items():
+        whole = next(iter(held.values()))[0].whole
+        by_place = _by_place({rank: weight for rank, (weight, _) in held.items()})
+        parts: list[tuple[Span, ...] | None] = [()] * len(per_rank)
+        for rank, (_, known) in held.items():
+            parts[rank] = known or by_place.get(rank)
+        out.append(WeightSplit(name.rpartition(".")[0], dim, whole, tuple(parts)))
+    return out
+
+
+def _by_place(held: Mapping[int, LocalWeight]) -> dict[int, tuple[Span, ...]]:
+    """The spans of the parts of a DTensor, which follow each other in the order it says."""
+    sizes: dict[int, int] = {}
+    for weight in held.values():
+        if weight.place is None or sizes.setdefault(weight.place, weight.size) != weight.size:
+            return {}
+    spans = dict(zip(sorted(sizes), contiguous_spans([sizes[n] for n in sorted(sizes)]), strict=True))
+    return {rank: spans[weight.place] for rank, weight in held.items() if weight.place is not None}

@@ -1,0 +1,72 @@
+"""The model's own module names, whatever wraps its modules.
+
+Data parallelism, sharding, compilation and checkpointing put wrappers around modules and so change
+their paths. Here a wrapper is looked through: the module inside has the path the user knows.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from typing import Any, cast
+
+from torch import nn
+from torch._dynamo import OptimizedModule
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointWrapper
+from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
+from torch.nn.parallel import DistributedDataParallel
+
+
+def inner_of(module: nn.Module) -> nn.Module | None:
+    """The module that a wrapper wraps; ``None`` for a module that is no wrapper."""
+    wrappers: list[tuple[type[nn.Module], str]] = [
+        (DistributedDataParallel, "module"),
+        (FullyShardedDataParallel, "module"),
+        (OptimizedModule, "_orig_mod"),
+        (CheckpointWrapper, "_checkpoint_wrapped_module"),
+    ]
+    deepspeed = sys.modules.get("deepspeed")
+    if deepspeed is not None:
+        wrappers += [(deepspeed.DeepSpeedEngine, "module"), (deepspeed.InferenceEngine, "module")]
+    name = next((name for kind, name in wrappers if isinstance(module, kind)), None)
+    return None if name is None else cast("nn.Module", getattr(module, name))
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The innermost module behind any number of wrappers; the module itself if there is none."""
+    while (inner := inner_of(module)) is not None:
+        module = inner
+    return module
+
+
+def modules_of(model: nn.Module) -> dict[str, nn.Module]:
+    """Every module by its own path, ``""`` for the model itself; a shared module under its first path."""
+    return dict(_walk(model, "", set()))
+
+
+def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    module = unwrapped(module)
+    if module in seen:
+        return
+    seen.add(module)
+    yield path, module
+    for name, child in module.named_children():
+        yield from _walk(child, f"{path}.{name}" if path else name, seen)
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by its own path, a shared one under its first."""
+    found: dict[str, nn.Parameter] = {}
+    known: set[nn.Parameter] = set()
+    for path, module in modules_of(model).items():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter not in known:
+                known.add(parameter)
+                found[f"{path}.{name}" if path else name] = parameter
+    return found
+
+
+def kind_of(module: nn.Module) -> type[nn.Module]:
+    """The class that the user knows: ``fully_shard`` puts one of its own before it."""
+    kinds: list[Any] = [kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule)]
+    return cast("type[nn.Module]", kinds[0])

@@ -1,0 +1,65 @@
+"""How a parameter's parts join: as DTensors say it, or not at all where plain parts differ."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from flexmagic.errors import LayoutError
+from flexmagic.layout.decide import Decision, from_distributed
+from flexmagic.layout.dims import Dim
+from flexmagic.layout.layout import Layout
+from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.rule import Rule, Split
+from flexmagic.layout.seen import Seen, same
+from flexmagic.layout.sites import Site
+
+DATA_AXES = frozenset({"dp", "fsdp"})
+"""The usual axes along which a plain tensor is never split."""
+
+
+def parameter_layout(
+    mesh: Mesh, name: str, parts: Mapping[int, Seen], whole: tuple[int, ...] | None = None
+) -> Layout:
+    """The layout of a parameter from each rank's part of it.
+
+    ``whole``: its shape in the unsharded model, where that is known. Raises :class:`LayoutError` if
+    the parts do not say how they join, or may be less than the whole.
+    """
+    first = next(iter(parts.values()))
+    ranks = tuple(parts)
+    if len({part.distributed is None for part in parts.values()}) > 1:
+        msg = f"Some ranks hold {name} as a DTensor and others as a plain tensor."
+        raise LayoutError(msg)
+    if first.distributed is None:
+        return _of_plain(mesh, name, parts, whole)
+    dims = tuple(Dim(f"dim{at}") for at in range(len(first.shape)))
+    found = from_distributed(Decision(ranks, dims, first.dtype), parts)
+    if found.refused:
+        msg = f"{name}: {found.refused}"
+        raise LayoutError(msg)
+    splits = tuple(
+        Split(dim, tuple(place.get(rank) for rank in range(mesh.size))) for dim, place in found.places.items()
+    )
+    addends = tuple(found.addends.get(rank, 0) for rank in range(mesh.size)) if found.addends else ()
+    rule = Rule(Site(name, "weight"), dims, first.dtype, mesh, ranks, splits, addends)
+    return rule.local_layout([parts[rank].shape if rank in parts else None for rank in range(mesh.size)])
+
+
+def _of_plain(mesh: Mesh, name: str, parts: Mapping[int, Seen], whole: tuple[int, ...] | None) -> Layout:
+    """The layout of plain tensors: they are the whole if all are the same and nothing is missing."""
+    first = next(iter(parts.values()))
+    if any(part.dtype != first.dtype or not same(first, part) for part in parts.values()):
+        msg = f"The ranks hold different values of {name} and do not say how they join."
+        raise LayoutError(msg)
+    if whole is not None and first.shape != whole:
+        msg = f"The ranks hold {first.shape} of {name}, which is {whole}, and do not say how they join."
+        raise LayoutError(msg)
+    data_only = all(n == 1 or axis in DATA_AXES for axis, n in zip(mesh.axes, mesh.shape, strict=True))
+    if whole is None and first.constant and len(parts) > 1 and not data_only:
+        msg = f"All elements of {name} are equal on every rank, so a piece cannot be told from the whole."
+        raise LayoutError(msg)
+    blocks = tuple(
+        tuple(((0, n),) for n in first.shape) if rank in parts else None for rank in range(mesh.size)
+    )
+    names = tuple(f"dim{at}" for at in range(len(first.shape)))
+    return Layout(first.shape, names, first.dtype, mesh, blocks)
