@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import itertools
 import math
 import uuid
@@ -19,12 +20,13 @@ from flexmagic.client.hooks import Hook, HookBook
 from flexmagic.client.model import Model
 from flexmagic.client.run import Run
 from flexmagic.client.table import Table, size_text
-from flexmagic.errors import CellError, ClusterError, FlexError, ModelError
+from flexmagic.errors import CellError, ClusterError, FlexError, ModelError, SiteError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
     from flexmagic.engine.code import HookSource
+    from flexmagic.engine.runtime import RunPlan
     from flexmagic.engine.verbs import RunAnswer, Seat
 
 STATUS_PATIENCE = 3.0
@@ -274,19 +276,22 @@ class Session:
 
         Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
-        from flexmagic.client.planning import plan
-
         model = self.model
         patterns = [Site.parse(t) for t in ([capture] if isinstance(capture, str) else capture)]
         if not model.surveyed:
             model.update(self._calls.all("survey_for", inputs, progress=progress))
-        if backward is not None and not model.knows_gradients:
-            model.update(self._calls.all("survey_gradients", inputs, progress=progress))
-        planned, acted = plan(
-            model, self.hooks.enabled, patterns,
-            key=(self._id, next(self._runs)), seed=seed, grad=grad, backward=backward,
+        attempt = functools.partial(
+            self._attempt, patterns, inputs, key=(self._id, next(self._runs)), progress=progress,
+            seed=seed, grad=grad, backward=backward,
         )  # fmt: skip
-        answers: list[RunAnswer] = self._calls.all("run", planned, inputs, progress=progress)
+        made = attempt()
+        if made is None:  # the model, or the kind of input, is a new one
+            model.update(self._calls.all("survey_for", inputs, progress=progress))
+            made = attempt()
+        if made is None:
+            msg = "The model changes with every forward, so that no survey of it holds."
+            raise ModelError(msg)
+        planned, acted, answers = made
         self._print(answers)
         try:
             failures.raise_for([answer.reply for answer in answers])
@@ -294,6 +299,24 @@ class Session:
             self._calls.all("release", planned.key)
             raise
         return Run(planned.key, self._calls, answers, model.rules, acted)
+
+    def _attempt(
+        self, patterns: list[Site], inputs: Any, *, progress: Progress | None, **options: Any
+    ) -> tuple[RunPlan, dict[Site, str], list[RunAnswer]] | None:
+        """Plan a run with what is known of the model, and make it; ``None`` if that no longer holds."""
+        from flexmagic.client.planning import plan
+
+        model = self.model
+        if options["backward"] is not None and not model.knows_gradients:
+            model.update(self._calls.all("survey_gradients", inputs, progress=progress))
+        try:
+            planned, acted = plan(model, self.hooks.enabled, patterns, **options)
+        except SiteError:
+            if any(self._calls.all("is_stale", inputs)):
+                return None
+            raise
+        answers = self._calls.all("run", planned, inputs, progress=progress)
+        return None if None in answers else (planned, acted, answers)
 
     def _print(self, answers: list[RunAnswer]) -> None:
         """Show what hooks printed: once if all ranks printed the same, else by rank."""

@@ -6,13 +6,14 @@ import contextlib
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded, local_part
@@ -29,6 +30,9 @@ from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import ModelError
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site
+
+SAME_LOSS = 1e-4
+"""Largest relative difference between what ranks compute as the same loss."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Runtime:
     row_groups: tuple[int, ...] = ()
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    surveyed: tuple[Any, ...] = ()
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -127,6 +132,20 @@ class Runtime:
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
+        self.surveyed = self._form(inputs)
+
+    def _form(self, arguments: Mapping[str, Any] | None) -> tuple[Any, ...]:
+        """What a survey holds for: a form of the model and, where none is made up, of the input."""
+        made_up = arguments is None or probe_inputs(self.model, 1, 1) is not None
+        return form_of(self.model), () if made_up else form_of_input(arguments or {})
+
+    def is_stale(self, prepared: Prepared) -> bool:
+        """Whether any rank's model, or the kind of input, is not what was surveyed; all ranks must ask.
+
+        Raises :class:`~flexmagic.errors.InputError` if the ranks were given different inputs.
+        """
+        stale = self.surveyed != self._form(prepared.arguments)
+        return agree(self.groups, prepared.arguments, stale=stale)
 
     def survey_gradients(self, inputs: dict[str, Any] | None) -> None:
         """Measure how gradients lie; ``inputs``: the user's, ``None`` to make some up."""
@@ -193,9 +212,14 @@ class Runtime:
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
                 problem = f"{type(error).__name__}: {error}"
-            said = everyone(self.groups, (problem, None if loss is None else float(loss)))
+            said = everyone(self.groups, (problem, None if loss is None else float(loss.detach())))
             if any(text for text, _ in said):
                 instrument.outcome.loss_failures = tuple(text for text, _ in said)
+                return None
+            values = [value for _, value in said]
+            if any(abs(value - values[0]) > SAME_LOSS * max(abs(value), abs(values[0])) for value in values):
+                text = f"it differs between the ranks: {values}"
+                instrument.outcome.loss_failures = (text,) * len(values)
                 return None
             assert loss is not None  # no rank has a problem
             loss.backward()
@@ -207,7 +231,7 @@ class Runtime:
                     self.captures.keep(
                         plan.key, site, local * scale if site in self.gradients.reduced else local
                     )
-        return float(loss)
+        return float(loss.detach())
 
     def memory(self) -> tuple[int, str]:
         """Bytes in use on this rank's device and what is counted."""

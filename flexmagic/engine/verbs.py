@@ -254,10 +254,11 @@ def unwrap(runtime: Runtime) -> int:
 
 @verb
 def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
-    """Survey a model with the user's own input: for models whose input cannot be guessed."""
+    """Survey a model, with the user's own input if none can be made up."""
     assert runtime.loaded is not None  # the client has a model
     prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
-    runtime.survey(prepared.arguments)
+    made_up = probe_inputs(runtime.model, 1, 1) is not None
+    runtime.survey(None if made_up else prepared.arguments)
     return _report(runtime)
 
 
@@ -295,12 +296,21 @@ class RunAnswer:
 
 
 @verb
-def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer:
-    """One forward under the plan."""
+def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer | None:
+    """One forward under the plan; ``None`` on all ranks if the model has to be surveyed anew first."""
     model = runtime.model
     assert runtime.loaded is not None  # the line above raises otherwise
     prepared = prepare(inputs, model, runtime.loaded.tokenizer, runtime.place.device)
+    if runtime.is_stale(prepared):
+        return None
     return RunAnswer(runtime.run(plan, prepared), prepared.tokens, prepared.ids)
+
+
+@verb
+def is_stale(runtime: Runtime, inputs: Any) -> bool:
+    """Whether the model is another than was surveyed, on any rank."""
+    assert runtime.loaded is not None  # the client has a model
+    return runtime.is_stale(prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device))
 
 
 @verb

@@ -1,0 +1,63 @@
+"""What all ranks have to agree on before a run starts, so that none waits for another in vain."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from flexmagic.engine.groups import Groups
+from flexmagic.engine.tensors import as_bytes
+from flexmagic.engine.tree import kind_of, modules_of
+from flexmagic.errors import InputError
+
+
+def agree(groups: Groups, arguments: Mapping[str, Any], *, stale: bool) -> bool:
+    """Whether any rank's model has changed since its survey; all ranks must call it.
+
+    Raises :class:`InputError` on all ranks alike if they were given different inputs.
+    """
+    mine = torch.tensor([int(stale), _digest(arguments)], dtype=torch.int64)
+    everyone = [torch.empty_like(mine) for _ in range(groups.place.world_size)]
+    dist.all_gather(everyone, mine, group=groups.own)
+    digests = [int(said[1]) for said in everyone]
+    odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+    if odd:
+        ranks = ", ".join(map(str, odd))
+        msg = f"Rank {ranks} was given another input than rank 0. Each run has one input, the same for all."
+        raise InputError(msg)
+    return any(bool(said[0]) for said in everyone)
+
+
+def _digest(arguments: Mapping[str, Any]) -> int:
+    digest = 0
+    for name, value in arguments.items():
+        if isinstance(value, torch.Tensor):
+            digest = zlib.crc32(f"{name}{value.dtype}{tuple(value.shape)}".encode(), digest)
+            digest = zlib.crc32(as_bytes(value.detach().cpu().contiguous()).numpy().tobytes(), digest)
+        else:
+            digest = zlib.crc32(f"{name}{type(value).__name__}".encode(), digest)
+    return digest
+
+
+def form_of(model: nn.Module) -> int:
+    """A number that changes with the modules, their parameters' shapes and the kind of attention."""
+    parts = []
+    for path, module in modules_of(model).items():
+        shapes = [tuple(parameter.shape) for parameter in module.parameters(recurse=False)]
+        parts.append(f"{path}{kind_of(module).__qualname__}{shapes}")
+        config = getattr(module, "config", None)
+        parts.append(str(getattr(config, "_attn_implementation", "")))
+    return zlib.crc32("|".join(parts).encode())
+
+
+def form_of_input(arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:
+    """Names, dtypes and shapes, but for the number of rows."""
+    return tuple(
+        (name, str(value.dtype), tuple(value.shape[1:])) if isinstance(value, torch.Tensor) else (name,)
+        for name, value in arguments.items()
+    )
