@@ -25,6 +25,7 @@ class RunMagics(DeskMagics):
         "--inputs", metavar="EXPR", help="instead of a text: ids, or a dict of the model's own arguments"
     )
     @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
+    @argument("--backward", metavar="LOSS", help="differentiate this expression over logits, output and ids")
     @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
     @line_magic
     def flexrun(self, line: str) -> Run | None:
@@ -35,6 +36,14 @@ class RunMagics(DeskMagics):
 
             run = %flexrun "The capital of France is" --capture model.layers.*.mlp
             run["model.layers.3.mlp"]
+
+        With a loss, gradients are sites too: those of the loss on the whole batch, as in one
+        process. The ports are ``grad_output``, ``grad_input`` and, after a parameter's name,
+        ``grad``::
+
+            site = "model.layers.*.mlp:grad_output"
+            run = %flexrun "Paris is" --backward "logits[:, -1, 5].sum()" --capture {site}
+            run["model.layers.3.mlp:grad_output"]
         """
         args = parse(self.flexrun, line)
         if args is None:
@@ -43,7 +52,13 @@ class RunMagics(DeskMagics):
         _ = session.model  # without one, that is what to say first
         inputs = self._inputs(args)
         with waiting(self._desk.shell, "Running", quiet=1.0) as status:
-            run = session.run(inputs, capture=sites(args.capture), seed=args.seed, progress=status.tick)
+            run = session.run(
+                inputs,
+                capture=sites(args.capture),
+                backward=None if args.backward is None else unquoted(args.backward),
+                seed=args.seed,
+                progress=status.tick,
+            )
             status.done(repr(run))
         return run
 

@@ -184,6 +184,32 @@ def test_ranks_that_print_different_things_are_told_apart(desk):
     assert typed.said.splitlines()[:2] == ["[rank 0] I am 0", "[rank 1] I am 1"]
 
 
+def test_a_loss_gives_gradients_at_the_named_sites(desk):
+    site = "model.layers.*.mlp:grad_output"
+    run = typed(desk, f'r = %flexrun "{PROMPT}" --backward "logits[:, -1, 5].sum()" --capture {site}\nr')
+    assert run["model.layers.3.mlp:grad_output"].shape == (1, len(run.tokens[0]), 256)
+    assert run.loss == pytest.approx(float(run.logits[0, -1, 5]))
+    assert "give the run a loss" in failing(desk, f'%flexrun "{PROMPT}" --capture {site}')
+
+
+def test_the_axes_of_the_mesh_are_options(desk, loaded):
+    clear(loaded)
+    typed(desk, f"%flexmodel {MODEL} --fsdp 2")
+    assert "fsdp=2" in typed.said
+    run = typed(desk, 'r = %flexrun "Tom gave a book to" "Mary and John went home"\nr')
+    assert run.logits.shape[0] == 2
+    assert "fsdp: Shard(dim=0)" in repr(run.logits)
+    assert "for 4 ranks" in failing(desk, f"%flexmodel {MODEL} --tp 2 --dp 2")
+    typed(
+        desk,
+        "%%flexmodel --dp 2\nimport torch\ntorch.manual_seed(0)\n"
+        "assert mesh.mesh_dim_names == ('dp',)\nmodel = torch.nn.Linear(3, 2)",
+    )
+    desk.user_ns["x"] = torch.ones(5, 3)
+    run = typed(desk, "r = %flexrun --inputs {'input':x}\nr")
+    assert repr(run[":output"]).count("dp: Shard(dim=0)") == 1
+
+
 def test_the_model_is_shown_as_a_tree_and_as_layouts(desk):
     tree = typed(desk, "%flexmodel")
     assert tree.columns == ("module", "class", "output", "layout")

@@ -1,0 +1,1 @@
+"""Scripts that print measured ratios; run one by its path. No test depends on a time."""
