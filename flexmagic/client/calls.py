@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from flexmagic.client import engine_side
@@ -15,7 +16,23 @@ from flexmagic.errors import ClusterError, FlexError, UserCodeError
 GRACE = 5.0
 """Seconds that the other ranks get to answer once one rank has refused."""
 
-Progress = Callable[[float], None]
+
+@dataclass(frozen=True)
+class Waited:
+    """How long a call has taken by now, and how far ranks say they are: what, done, out of how many."""
+
+    seconds: float
+    ranks: dict[int, tuple[str, int, int]]
+
+    def __str__(self) -> str:
+        """``3.2 s: loading weights, rank 0 12/39, rank 1 10/39``."""
+        told = [f"rank {rank} {done}/{total}" for rank, (_, done, total) in sorted(self.ranks.items())]
+        what = next((what for what, _, _ in self.ranks.values()), "")
+        return f"{self.seconds:.1f} s" + (f": {what}, {', '.join(told)}" if told else "")
+
+
+Progress = Callable[[Waited], None]
+"""Called a few times a second while a call is waited for."""
 
 
 class Calls:
@@ -133,7 +150,7 @@ class Calls:
             while waiting := [rank for rank, answer in pending.items() if not answer.ready()]:
                 pending[waiting[0]].wait(0.05)
                 if progress is not None:
-                    progress(time.perf_counter() - started)
+                    progress(Waited(time.perf_counter() - started, _how_far(pending)))
                 if refused_at is None and any(_refused(a) for a in pending.values()):
                     refused_at = time.perf_counter()
                 if refused_at is not None and time.perf_counter() - refused_at > GRACE:
@@ -183,6 +200,12 @@ class Calls:
             else:
                 msg = f"Rank {rank} could not answer: {text}"
             raise ClusterError(msg) from error
+
+
+def _how_far(pending: dict[int, Any]) -> dict[int, tuple[str, int, int]]:
+    """What the ranks that are still at work have said of themselves."""
+    told = {rank: answer.data for rank, answer in pending.items() if not answer.ready()}
+    return {rank: data[engine_side.PROGRESS] for rank, data in told.items() if engine_side.PROGRESS in data}
 
 
 def _refused(answer: Any) -> bool:

@@ -9,6 +9,9 @@ import os
 import socket
 from typing import Any
 
+PROGRESS = "flexmagic progress"
+"""Under this key an engine publishes how far it is."""
+
 
 def host_name() -> str:
     """The name of the engine's host."""
@@ -53,4 +56,11 @@ def join(rank: int, world_size: int, host: str, port: int, generation: int = 1) 
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel
-    return verbs.join(shell.user_ns, rank, world_size, host, port, generation)
+    return verbs.join(shell.user_ns, rank, world_size, host, port, generation, _tell)
+
+
+def _tell(what: str, done: int, total: int) -> None:
+    """Say how far the call that is being worked on is."""
+    from ipyparallel.datapub import publish_data
+
+    publish_data({PROGRESS: (what, done, total)})

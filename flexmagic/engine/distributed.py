@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from flexmagic.engine.progress import Tell, told
 from flexmagic.engine.tree import unwrapped
 from flexmagic.errors import ModelError
 from flexmagic.layout.mesh import Mesh
@@ -96,10 +97,11 @@ def _check_split(config: Any, tp: int) -> None:
             raise ModelError(msg)
 
 
-def load(spec: LoadSpec) -> Loaded:
+def load(spec: LoadSpec, tell: Tell) -> Loaded:
     """Load a Hugging Face model, each rank reading only its own part of the weights.
 
-    How it is split is transformers' own doing. Raises :class:`ModelError` with the loader's reason.
+    How it is split is transformers' own doing. ``tell`` hears how far it is. Raises
+    :class:`ModelError` with the loader's reason.
     """
     from transformers import AutoModelForCausalLM
     from transformers.distributed import DistributedConfig
@@ -118,7 +120,7 @@ def load(spec: LoadSpec) -> Loaded:
         )
     source = _expanded(spec.source)
     try:
-        with _quiet():
+        with _quiet(), told(tell):
             model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         msg = f"{spec.source} could not be loaded: {error}"

@@ -23,6 +23,7 @@ from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
+from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
 from flexmagic.engine.tensors import dtype_name, local_of
@@ -83,6 +84,7 @@ class Runtime:
 
     groups: Groups
     namespace: dict[str, Any]
+    tell: Tell = lambda _what, _done, _total: None
     captures: Captures = field(default_factory=Captures)
     loaded: Loaded | None = None
     built: Loaded | None = None

@@ -26,6 +26,7 @@ from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import prepare
 from flexmagic.engine.probe import note
+from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.tensors import dtype_name
 from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unwrapped
@@ -100,15 +101,24 @@ def seat() -> Seat | None:
 
 
 def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
-    namespace: dict[str, Any], rank: int, world_size: int, host: str, port: int, generation: int
+    namespace: dict[str, Any],
+    rank: int,
+    world_size: int,
+    host: str,
+    port: int,
+    generation: int,
+    tell: Tell = lambda _what, _done, _total: None,
 ) -> Seat:
-    """Make this process a rank: choose its device, connect the groups, keep the namespace."""
+    """Make this process a rank: choose its device, connect the groups, keep the namespace.
+
+    ``tell`` carries how far a call is to whoever waits for it.
+    """
     torch.set_num_threads(1)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     place = Place(rank, world_size, device)
-    _Slot.runtime = Runtime(Groups(place, host, port, generation), namespace)
+    _Slot.runtime = Runtime(Groups(place, host, port, generation), namespace, tell)
     namespace.setdefault("torch", torch)
     namespace.update(rank=rank, world_size=world_size, device=device)
     joined = seat()
@@ -160,7 +170,7 @@ def check_model(_runtime: Runtime, spec: LoadSpec) -> None:
 @verb
 def load_model(runtime: Runtime, spec: LoadSpec) -> None:
     """Load this rank's part of a model; :func:`adopt_model` takes it once all ranks have one."""
-    runtime.built = distributed.load(spec)
+    runtime.built = distributed.load(spec, runtime.tell)
 
 
 ASSIGNED = ("model", "tokenizer", "unsharded")

@@ -6,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import Magics
@@ -16,6 +17,7 @@ from flexmagic.errors import ClusterError, FlexError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
+    from flexmagic.client.calls import Waited
     from flexmagic.client.session import Session
 
 
@@ -91,12 +93,12 @@ class StatusLine:
             self._text = text
             self._show(f"{text} …")
 
-    def tick(self, _seconds: float) -> None:
-        """Show how long it has taken by now, a few times a second; not in a plain log."""
+    def tick(self, waited: Waited) -> None:
+        """Show how long it has taken by now and how far it is, a few times a second; not in a plain log."""
         passed = time.perf_counter() - self._started
         if passed > self._quiet and passed - self._last > TICK and (self._in_kernel or self._in_terminal):
             self._last = passed
-            self._show(f"{self._text} … {passed:.1f} s")
+            self._show(f"{self._text} … {replace(waited, seconds=passed)}")
 
     def done(self, text: str) -> None:
         """The last word: what has been reached, and in how long; nothing if nothing was said before."""

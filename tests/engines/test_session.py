@@ -192,3 +192,14 @@ def test_importing_is_light():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == []
+
+
+def test_each_rank_says_how_far_its_loading_is(session):
+    heard = []
+    session.load(MODEL, tp=2, progress=heard.append)
+    told = [waited for waited in heard if waited.ranks]
+    assert told, "no rank said anything"
+    what, done, total = next(iter(told[-1].ranks.values()))
+    assert what == "loading weights"
+    assert 0 < done <= total
+    assert "loading weights, rank" in str(told[-1])
