@@ -34,13 +34,13 @@ def offer_port(host: str) -> int:
 
 
 def call(verb: str, payload: bytes) -> Any:
-    """Run one of :mod:`flexmagic.engine.verbs` with arguments pickled by value."""
+    """Run one of the engine's verbs with arguments pickled by value."""
     import cloudpickle
 
-    from flexmagic.engine import verbs
+    from flexmagic.engine import model_verbs, verbs
 
     args, kwargs = cloudpickle.loads(payload)
-    return getattr(verbs, verb)(*args, **kwargs)
+    return getattr(verbs if hasattr(verbs, verb) else model_verbs, verb)(*args, **kwargs)
 
 
 def join(rank: int, world_size: int, host: str, port: int, generation: int = 1) -> Any:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flexmagic.engine.instrument import Edit, Outcome
 from flexmagic.engine.runtime import RunReply
 from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
 
 READY = "The model and the engines are ready: mend the cell and run it again."
 
 
-def raise_for(replies: Sequence[RunReply]) -> None:
+def raise_for(replies: Sequence[RunReply], rules: Mapping[Site, Rule]) -> None:
     """Raise what went wrong in a run, if anything did; ``replies`` in rank order."""
     failures = tuple(f for reply in replies for f in reply.outcome.failures)
     if failures:
@@ -19,7 +21,7 @@ def raise_for(replies: Sequence[RunReply]) -> None:
     _raise_for_loss([reply.outcome.loss_failures for reply in replies])
     _raise_for_model(replies)
     _raise_for_stop([reply.outcome for reply in replies])
-    _raise_for_edits([reply.outcome.edits for reply in replies])
+    _raise_for_edits([reply.outcome.edits for reply in replies], {str(s): r.ranks for s, r in rules.items()})
 
 
 def _raise_for_loss(said: Sequence[Sequence[str]]) -> None:
@@ -47,27 +49,30 @@ def _raise_for_stop(outcomes: Sequence[Outcome]) -> None:
         raise FlexError("The run was ended on all ranks together: " + "; ".join(reasons))
 
 
-def _raise_for_edits(edits: Sequence[Sequence[Edit]]) -> None:
-    """Compare what each rank's hooks left: a whole tensor must be edited alike everywhere."""
-    by_place: dict[tuple[str, str], dict[int, list[tuple[bool, tuple[int, int]]]]] = {}
-    for rank, of_rank in enumerate(edits):
-        for e in of_rank:
-            by_place.setdefault((e.site, e.hook), {}).setdefault(rank, []).append((e.edited, e.sums))
-    for (site, hook), per_rank in by_place.items():
-        if len({len(left) for left in per_rank.values()}) > 1:
+def _raise_for_edits(edits: Sequence[Sequence[Edit]], holders: Mapping[str, Sequence[int]]) -> None:
+    """Compare what hooks left on the ranks that hold a site: a whole tensor must be edited alike there."""
+    for site in dict.fromkeys(edit.site for of_rank in edits for edit in of_rank):
+        ranks = holders.get(site, range(len(edits)))
+        _raise_for_site([[e for e in edits[rank] if e.site == site and not e.local] for rank in ranks])
+
+
+def _raise_for_site(edits: Sequence[Sequence[Edit]]) -> None:
+    for per_rank in zip(*edits, strict=False):
+        if len({(e.site, e.hook, e.edited, e.sums) for e in per_rank}) > 1:
+            first = per_rank[0]
             msg = (
-                "the ranks did not run the same hooks the same number of times, "
-                "so the result is not that of one model"
-            )
-            raise HookError(msg)
-        if len({tuple(left) for left in per_rank.values()}) > 1:
-            msg = (
-                f"hook {hook!r} left different values on the ranks at {site}, "
+                f"hook {first.hook!r} left different values on the ranks at {first.site}, "
                 "so the result would not be that of one model. A hook on whole tensors must do the same on "
                 "every rank: do not branch on `rank`, and draw random numbers from torch. "
                 "For a rank's own piece use --local."
             )
             raise HookError(msg)
+    if len({len(of_rank) for of_rank in edits}) > 1:
+        msg = (
+            "the ranks did not run the same hooks the same number of times, "
+            "so the result is not that of one model"
+        )
+        raise HookError(msg)
 
 
 def cell_error(error: CellError, world_size: int) -> CellError:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from flexmagic.client.calls import Calls
-    from flexmagic.engine.verbs import ModelReport
+    from flexmagic.engine.model_verbs import ModelReport
     from flexmagic.layout.mesh import Mesh
     from flexmagic.layout.rule import Rule
 

@@ -63,9 +63,18 @@ class Run:
 
     @property
     def context(self) -> dict[str, Any]:
-        """What the hooks saved in ``ctx``, fetched when it is asked for: rank 0's, which all share."""
+        """What the hooks saved in ``ctx``, fetched when it is asked for: rank 0's, which all share.
+
+        Of a pipeline it is what its last stage has, and what hooks saved on other stages only.
+        """
         if self._context is None:
-            self._context = self._calls.one(0, "context", self._key)
+            last = next((r.ranks for s, r in self._rules.items() if (s.path, s.port) == ("", "output")), ())
+            if not last or 0 in last:
+                self._context = self._calls.one(0, "context", self._key)
+            else:
+                found = self._calls.all("context", self._key)
+                found = [found[last[0]], *found]
+                self._context = {k: v for context in reversed(found) for k, v in context.items()}
         return self._context
 
     @property
@@ -117,6 +126,10 @@ class Run:
     def _explain(self, text: str, error: SiteError) -> LayoutError | SiteError:
         pattern = Site.parse(text)
         surveyed = [s for s in self._rules if pattern.matches(s)]
+        for answer in self._answers:
+            for s, reason in answer.reply.outcome.refused.items():
+                if pattern.matches(s):
+                    return LayoutError(f"{s} is refused in this run: {reason}")
         refused = [s for s in surveyed if self._rules[s].refused]
         if refused and len(refused) == len(surveyed):
             return LayoutError(f"{refused[0]} is refused: {self._rules[refused[0]].refused}")
@@ -128,6 +141,10 @@ class Run:
         return error
 
     def _activation(self, site: Site) -> Activation:
+        for answer in self._answers:
+            if site in answer.reply.outcome.refused:
+                msg = f"{site} is refused in this run: {answer.reply.outcome.refused[site]}"
+                raise LayoutError(msg)
         layout = self._rules[site].local_layout(
             [_shape(local.get(site)) for local in self._local], self._answers[0].reply.extent
         )

@@ -159,7 +159,8 @@ class Session:
         ``tp`` ranks by tensor parallelism, ``pp`` by layers, ``dp`` by rows of the batch and ``fsdp``
         by rows with the weights sharded (default: all ranks by ``tp``); or a builder
         ``(rank, world_size, device, mesh) -> torch.nn.Module`` that runs on every engine and
-        distributes the model in its own way, ``mesh`` having the axes asked for. ``dtype``: a torch
+        distributes the model in its own way, ``mesh`` having the axes asked for; it may also return a
+        schedule of torch.distributed.pipelining. ``dtype``: a torch
         dtype's name. ``attn``: an attention implementation such as ``"eager"``, which also returns
         attention patterns. Raises :class:`ModelError`; the former model is then still there.
         """
@@ -234,7 +235,9 @@ class Session:
         """Register code at sites, on every engine or on none; the same name replaces.
 
         ``code`` is a hook's body, or a function ``(x, h)`` that may return the new value; an empty
-        body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece.
+        body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece. A run
+        with a hook on whole tensors sends a pipeline its batch in one piece, not in micro-batches;
+        with ``local`` hooks alone each micro-batch's piece comes by itself.
         Raises :class:`SiteError`, :class:`LayoutError` or :class:`HookError`.
         """
         listed = [sites] if isinstance(sites, str) else list(sites)
@@ -294,7 +297,7 @@ class Session:
         planned, acted, answers = made
         self._print(answers)
         try:
-            failures.raise_for([answer.reply for answer in answers])
+            failures.raise_for([answer.reply for answer in answers], model.rules)
         except FlexError:
             self._calls.all("release", planned.key)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,10 @@ DEFAULT_BUDGET = 2 << 30
 
 RunKey = tuple[str, int]
 """The session that asked for a run, and the run's number there."""
+
+
+Join = Callable[[Site, dict[int, torch.Tensor]], torch.Tensor | str]
+"""One tensor out of a site's numbered parts, or why there is none."""
 
 
 @dataclass
@@ -46,15 +51,35 @@ class Captures:
         self.budget = budget
         self.overwritten: set[Site] = set()
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
+        self._parts: dict[RunKey, dict[Site, dict[int, Capture]]] = {}
         self._evicted: set[RunKey] = set()
         self._contexts: dict[RunKey, dict[str, Any]] = {}
 
-    def keep(self, run: RunKey, site: Site, local: torch.Tensor) -> None:
-        """Keep this rank's piece of a site for a run."""
+    def keep(self, run: RunKey, site: Site, local: torch.Tensor, part: int | None = None) -> None:
+        """Keep this rank's piece of a site for a run, or the numbered part of it that :meth:`join` joins."""
         piece = local.detach()
         if site in self.overwritten:
             piece = piece.clone()
-        self._runs.setdefault(run, {})[site] = Capture(piece, piece._version)  # noqa: SLF001
+        capture = Capture(piece, piece._version)  # noqa: SLF001
+        if part is None:
+            self._runs.setdefault(run, {})[site] = capture
+        else:
+            self._parts.setdefault(run, {}).setdefault(site, {})[part] = capture
+
+    def join(self, run: RunKey, how: Join) -> dict[Site, str]:
+        """Make one piece of each site's parts; the reason for each site where that cannot be done."""
+        refused = {}
+        for site, parts in self._parts.pop(run, {}).items():
+            if not all(part.intact for part in parts.values()):
+                self.overwritten.add(site)
+                refused[site] = "the model wrote into it later; it is copied from the next run on: run again"
+                continue
+            joined = how(site, {n: part.tensor for n, part in parts.items()})
+            if isinstance(joined, str):
+                refused[site] = joined
+            else:
+                self._runs.setdefault(run, {})[site] = Capture(joined, joined._version)  # noqa: SLF001
+        return refused
 
     def finish(self, run: RunKey) -> dict[Site, Capture]:
         """Close a run: drop what was overwritten (it is copied from the next run on) and old runs."""
@@ -101,6 +126,7 @@ class Captures:
     def clear(self) -> None:
         """Forget everything."""
         self._runs.clear()
+        self._parts.clear()
         self._contexts.clear()
         self.overwritten.clear()
 

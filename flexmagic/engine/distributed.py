@@ -6,6 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,24 @@ def check_source(spec: LoadSpec) -> Any:
         msg = f"{spec.dtype!r} is no dtype of torch; try float32, bfloat16 or float16."
         raise ModelError(msg)
     _check_split(config, spec.size("tp"))
+    if spec.size("pp") > 1 and spec.size("tp") > 1 and _transformers() <= LAST_WITHOUT_STAGES_OF_SHARDS:
+        msg = f"transformers {'.'.join(map(str, _transformers()))} cannot load {spec.mesh}. {BY_HAND}"
+        raise ModelError(msg)
     return config
+
+
+LAST_WITHOUT_STAGES_OF_SHARDS = (5, 23)
+"""The last transformers known to fail, with a KeyError, at pipeline stages of tensor-parallel layers."""
+
+BY_HAND = (
+    "Build the model in a %%flexmodel cell instead: shard its layers with parallelize_module on "
+    'mesh["tp"], make a PipelineStage on mesh["pp"] of this rank\'s part, and assign a schedule to `model`.'
+)
+
+
+def _transformers() -> tuple[int, ...]:
+    """The major and minor version of transformers."""
+    return tuple(int(part) for part in version("transformers").split(".")[:2])
 
 
 def _check_split(config: Any, tp: int) -> None:
@@ -122,8 +140,10 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
     try:
         with _quiet(), told(tell):
             model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        msg = f"{spec.source} could not be loaded: {error}"
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+        several = f"\nIf transformers cannot load {spec.mesh}: {BY_HAND}" if len(spec.mesh.axes) > 1 else ""
+        msg = f"{spec.source} could not be loaded: {reason}{several}"
         raise ModelError(msg) from None
     return Loaded(model, _tokenizer(source), spec.mesh, spec.source)
 

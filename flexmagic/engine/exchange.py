@@ -36,12 +36,14 @@ class RunStopped(Exception):  # noqa: N818 - a signal between ranks, not an erro
 class Exchange:
     """Exchanges over one group: every rank that holds a site must call at the same places.
 
-    ``extent``: what the run's input is, as a whole.
+    ``extent``: what the run's input is, as a whole. ``mates``: the ranks of the same pipeline stage,
+    where there are stages: others are never waited for.
     """
 
     group: dist.ProcessGroup
     rank: int
     extent: Extent = field(default_factory=Extent)
+    mates: frozenset[int] | None = None
 
     def gather(self, rule: Rule, local: torch.Tensor, *, well: bool) -> tuple[Layout, torch.Tensor]:
         """The layout and the whole tensor of a site from this rank's local piece.
@@ -50,6 +52,8 @@ class Exchange:
         ranks that hold the site alike if any is not, or if they are not at the same site; a
         :class:`~flexmagic.errors.LayoutError` on all alike if the shapes do not follow the rule.
         """
+        if self.mates is not None and rule.site.path:  # what the root takes, all stages have at once
+            rule = rule.among(self.mates)
         layout = rule.local_layout(self._agree(rule, local, well=well), self.extent)
         if layout.replicated:
             return layout, local.clone()

@@ -20,6 +20,7 @@ from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, failure
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
+from flexmagic.engine.micro_batches import MicroBatches
 from flexmagic.engine.tensors import (
     checksum,
     dtype_name,
@@ -49,12 +50,16 @@ class ActiveHook:
 
 @dataclass(frozen=True)
 class Edit:
-    """One body that ran: whether it changed its tensor, and exact sums over what it left."""
+    """One body that ran: whether it changed its tensor, and exact sums over what it left.
+
+    ``local``: it had the rank's own piece, so that ranks may differ.
+    """
 
     site: str
     hook: str
     edited: bool
     sums: tuple[int, int] = (0, 0)
+    local: bool = False
 
 
 @dataclass
@@ -67,6 +72,7 @@ class Outcome:
     printed: list[tuple[str, str, str]] = field(default_factory=list)
     calls: Counter[Site] = field(default_factory=Counter)
     loss_failures: tuple[str, ...] = ()
+    refused: dict[Site, str] = field(default_factory=dict)
 
 
 class Instrument:
@@ -90,6 +96,7 @@ class Instrument:
         capture: frozenset[Site],
     ) -> None:
         self._model = model
+        self._batches = MicroBatches(model, rules)
         self._rules = rules
         self.exchange = exchange
         self._captures = captures
@@ -98,11 +105,14 @@ class Instrument:
         self._hooks = hooks
         self._capture = capture
         self._handles: list[Any] = []
+        self._visits: Counter[Site] = Counter()
         self.context: dict[str, Any] = {}
         self.outcome = Outcome()
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
+        whole = any(not (hook.source.local or hook.source.captures_only) for hook in self._hooks)
+        self._batches.start(self._capture, whole=whole, context=self.context)
         wanted = self._capture.union(*(hook.sites for hook in self._hooks))
         modules = modules_of(self._model)
         places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
@@ -128,6 +138,8 @@ class Instrument:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._batches.stop()
+        self.outcome.refused.update(self._captures.join(self._run, self._batches.join))
 
     def _on_output(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, _args: Any, output: Any) -> Any:
@@ -176,12 +188,13 @@ class Instrument:
             hooks = [hook for hook in self._hooks if site in hook.sites]
             if not hooks and site not in self._capture:
                 continue
-            self.outcome.calls[site] += 1
+            self._visits[site] += 1
+            self.outcome.calls[site] = max(self.outcome.calls[site], self._batches.call(site))
             local = local_of(tensor)
             changed = self._apply(hooks, site, module, local) if hooks else local
             if changed is not local:
                 value = replace_leaf(value, where, like_original(changed, tensor))
-            self._captures.keep(self._run, site, changed)
+            self._captures.keep(self._run, site, changed, self._batches.part)
         return value
 
     def _holds(self, site: Site) -> bool:
@@ -250,7 +263,7 @@ class Instrument:
                 self.outcome.printed.append((str(site), hook.source.name, printed.getvalue()))
         edited = result is not x or x._version != before  # noqa: SLF001
         sums = checksum(result) if edited and not hook.source.local else (0, 0)
-        self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums))
+        self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums, hook.source.local))
         return result if edited else None
 
     @contextlib.contextmanager
@@ -260,7 +273,7 @@ class Instrument:
         Every rank draws the same; the generators' states are put back, so that the model's own
         draws are what they are without the hook.
         """
-        call = self.outcome.calls[site]
+        call = self._visits[site]
         seed = zlib.crc32(f"{self._seed}|{site}|{hook.source.name}|{call}".encode())
         numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor.placement_types import Shard
 
 from flexmagic.engine.tensors import dtype_name, leaves, local_of
-from flexmagic.engine.tree import modules_of
+from flexmagic.engine.tree import modules_of, unwrapped
 from flexmagic.layout.seen import Distributed, Seen
 from flexmagic.layout.sites import Site
 
@@ -91,7 +91,7 @@ class Notes:
         """Note a module's own weights as it is about to use them, and that its parent called it."""
         if path:
             self.called.setdefault(path.rpartition(".")[0], []).append(path)
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in unwrapped(module).named_parameters(recurse=False):
             full = f"{path}.{name}" if path else name
             for weight in local_weights(full, parameter, self._whole.get(full)):
                 self.weights.setdefault((full, weight.dim), weight)

@@ -23,6 +23,7 @@ from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
+from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
@@ -93,6 +94,7 @@ class Runtime:
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
     surveyed: tuple[Any, ...] = ()
+    mates: frozenset[int] | None = None
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -111,11 +113,18 @@ class Runtime:
         return self.loaded.model
 
     def adopt(self, loaded: Loaded) -> None:
-        """Take a model on every rank or on none, then survey it where its input can be guessed."""
+        """Take a model on every rank or on none, then survey it where its input can be guessed.
+
+        Raises :class:`ModelError` on all ranks alike if their parts are not those of one pipeline.
+        """
+        standings = everyone(self.groups, standing(loaded.model))
+        check_standings(standings)
         self.forget_model()
-        self.loaded = loaded
+        self.loaded = loaded = settled(loaded, standings)
+        self.mates = stage_mates(standings, self.place.rank)
         self.namespace["model"], self.namespace["tokenizer"] = loaded.model, loaded.tokenizer
-        if probe_inputs(loaded.model, 1, 1) is not None:
+        # parts of a pipeline may differ in whether they say what they take, but all must survey or none
+        if all(s.guessable if s is not None else probe_inputs(loaded.model, 1, 1) for s in standings):
             self.survey(None)
 
     def forget_model(self) -> None:
@@ -175,7 +184,7 @@ class Runtime:
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
         extent = extent_of(prepared.arguments, shared_out=shared_out)
-        exchange = Exchange(self.groups.own, self.place.rank, extent)
+        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),

@@ -12,7 +12,9 @@ from torch import nn
 
 from flexmagic.engine.checkpoint import Checkpoint, spans_in
 from flexmagic.engine.distributed import Loaded
+from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
+from flexmagic.engine.pipeline import Standing, standing, whole_batches
 from flexmagic.engine.probe import LocalWeight, Notes, observe
 from flexmagic.engine.rows import batch_of, copies_of_a_row, data_ranks, row_groups, with_a_row_more
 from flexmagic.engine.tensors import local_of
@@ -55,6 +57,7 @@ class _Mine:
     owning: frozenset[str]
     called: dict[str, list[str]]
     dims: dict[Site, tuple[Dim, ...] | None]
+    stands: Standing | None
     error: str = ""
 
 
@@ -68,7 +71,7 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
     count = max(data) + 1
     arguments = probe_inputs(loaded.model, max(count, 2), PROBE_SEQ) if inputs is None else dict(inputs)
     assert arguments is not None  # callers ask for a made-up input only where there is one
-    twin = twin_of(loaded.model, loaded.unsharded, arguments)
+    twin = _same_twin(twin_of(loaded.model, loaded.unsharded, arguments), groups)
     rows = [ROWS[group % len(ROWS)] for group in range(count)] if count > 1 else [batch_of(arguments)]
     if count > 1:
         arguments = copies_of_a_row(arguments, data[groups.place.rank], rows[data[groups.place.rank]])
@@ -85,15 +88,35 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
         probe=Probe(data, tuple(rows), seq),
         seen=_without_stand_ins(parts),
         weights=_joined([part.weights for part in parts]),
-        whole=twin.sites if twin else None,
+        whole=_with_plain_output(twin.sites, parts) if twin else None,
         local={site: dims for part in reversed(parts) for site, dims in part.dims.items() if dims},
     )
     overwritten = set().union(*(part.overwritten for part in parts))
     return Surveyed(infer(evidence), data, overwritten, twin.parameters if twin else {})
 
 
+def _with_plain_output(
+    sites: dict[Site, tuple[Dim, ...] | None], parts: list[_Mine]
+) -> dict[Site, tuple[Dim, ...] | None]:
+    """The unsharded model's sites, its only output also as a plain tensor if the last stage returns one."""
+    outputs = [site for site in sites if (site.path, site.port) == ("", "output")]
+    plain = Site("", "output")
+    if len(outputs) == 1 and any(part.stands is not None and plain in part.seen for part in parts):
+        return {**sites, plain: sites[outputs[0]]}
+    return sites
+
+
 PROBE_SEQ = 8
 """Tokens per row in the probe: a length that most splits of a sequence divide."""
+
+
+def _same_twin(mine: Twin | None, groups: Groups) -> Twin | None:
+    """The unsharded form for all ranks if any has one: parts of a pipeline may differ in that."""
+    having = everyone(groups, mine is not None)
+    if all(having) or not any(having):
+        return mine
+    found = everyone(groups, mine if having.index(True) == groups.place.rank else None)
+    return next(twin for twin in found if twin is not None)
 
 
 def everyone(groups: Groups, mine: Any) -> list[Any]:
@@ -107,14 +130,18 @@ def _look(loaded: Loaded, arguments: Mapping[str, Any], twin: Twin | None) -> _M
     """Make one forward and return the notes of it."""
     notes = Notes(twin.parameters if twin else {})
     try:
-        observe(loaded.model, lambda: loaded.model(**arguments), notes, notes.enter)
-        dims = {} if twin is not None else _local_dims(loaded.model, arguments, notes.seen)
+        with whole_batches(loaded.model):
+            observe(loaded.model, lambda: loaded.model(**arguments), notes, notes.enter)
+            dims = {} if twin is not None else _local_dims(loaded.model, arguments, notes.seen)
+    except RunStopped:  # the rank at which it failed says why
+        return _Mine({}, [], set(), frozenset(), {}, {}, None)
     except Exception as error:  # noqa: BLE001 - whatever the user's model raises, all ranks must hear of it
-        return _Mine({}, [], set(), frozenset(), {}, {}, f"{type(error).__name__}: {error}")
+        return _Mine({}, [], set(), frozenset(), {}, {}, None, f"{type(error).__name__}: {error}")
     checkpoint = Checkpoint(loaded.folder)
     weights = [(weight, _positions(weight, loaded.model, checkpoint)) for weight in notes.weights.values()]
     return _Mine(
-        notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called, dims
+        notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called, dims,
+        standing(loaded.model),
     )  # fmt: skip
 
 
@@ -177,9 +204,32 @@ def _without_stand_ins(parts: list[_Mine]) -> list[dict[Site, Seen]]:
                 site: seen
                 for site, seen in part.seen.items()
                 if not _stood_in(site.path, part.called, absent, 0 if site.port == "input" else -1)
+                and not _passed_on(site, part, parts)
             }
         )
     return out
+
+
+def _passed_on(site: Site, mine: _Mine, parts: list[_Mine]) -> bool:
+    """Whether a module reaches over several pipeline stages, and not this one has the end asked for.
+
+    What such a module takes on its first stage, and returns on its last, is the model's own.
+    """
+    if mine.stands is None or not site.path:
+        return False
+    inside: dict[int, set[str]] = {}
+    for part in parts:
+        if part.stands is not None and (used := _used_inside(site.path, part)):
+            inside.setdefault(part.stands.stage, set()).update(used)
+    if len({frozenset(used) for used in inside.values()}) < 2:
+        return False
+    return mine.stands.stage != (min(inside) if site.port == "input" else max(inside))
+
+
+def _used_inside(path: str, part: _Mine) -> set[str]:
+    """The modules with parameters inside a module that a rank called."""
+    called = {child for children in part.called.values() for child in children}
+    return {child for child in called & part.owning if child.startswith(f"{path}.")}
 
 
 def _stood_in(path: str, called: Mapping[str, list[str]], absent: frozenset[str], end: int) -> bool:

@@ -17,9 +17,18 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 
+class Staged(nn.Module):
+    """A model of which this rank holds one stage: it stands at the root, the stage's modules below it."""
+
+    def __init__(self, stage_module: nn.Module) -> None:
+        super().__init__()
+        self.stage_module = stage_module
+
+
 def inner_of(module: nn.Module) -> nn.Module | None:
     """The module that a wrapper wraps; ``None`` for a module that is no wrapper."""
     wrappers: list[tuple[type[nn.Module], str]] = [
+        (Staged, "stage_module"),
         (DistributedDataParallel, "module"),
         (FullyShardedDataParallel, "module"),
         (OptimizedModule, "_orig_mod"),
@@ -45,11 +54,12 @@ def modules_of(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+    shown = module if isinstance(module, Staged) else unwrapped(module)
     module = unwrapped(module)
     if module in seen:
         return
     seen.add(module)
-    yield path, module
+    yield path, shown
     for name, child in module.named_children():
         yield from _walk(child, f"{path}.{name}" if path else name, seen)
 
@@ -59,7 +69,7 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
     found: dict[str, nn.Parameter] = {}
     known: set[nn.Parameter] = set()
     for path, module in modules_of(model).items():
-        for name, parameter in module.named_parameters(recurse=False):
+        for name, parameter in unwrapped(module).named_parameters(recurse=False):
             if parameter not in known:
                 known.add(parameter)
                 found[f"{path}.{name}" if path else name] = parameter
@@ -68,5 +78,5 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class that the user knows: ``fully_shard`` puts one of its own before it."""
-    kinds: list[Any] = [kind for kind in type(module).__mro__ if not issubclass(kind, FSDPModule)]
+    kinds: list[Any] = [kind for kind in type(unwrapped(module)).__mro__ if not issubclass(kind, FSDPModule)]
     return cast("type[nn.Module]", kinds[0])

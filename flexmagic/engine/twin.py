@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexmagic.engine.probe import observe
 from flexmagic.engine.rows import batch_of
-from flexmagic.engine.tree import kind_of, unwrapped
+from flexmagic.engine.tree import Staged, kind_of, unwrapped
 from flexmagic.layout.dims import PROBES, Dim, follow_rows, name_dims
 from flexmagic.layout.sites import Site
 
@@ -73,26 +73,29 @@ def twin_of(
     # the shapes are the same in any dtype, but some operations know their fake form in one dtype only
     for dtype in (torch.bfloat16, torch.float32) if unsharded is None else (torch.get_default_dtype(),):
         try:
-            return _run_fake(unsharded or _from_config(inner), config, dtype, arguments)
+            return _run_fake(unsharded or _from_config(model), dtype, arguments)
         except Exception as error:  # noqa: BLE001 - any model may do anything; without a twin sites are refused
             _log.debug("no unsharded form of %s in %s: %s", type(inner).__name__, dtype, error)
     return None
 
 
 def _from_config(model: nn.Module) -> Callable[[], nn.Module]:
-    """What makes a model of the same class anew."""
-    made: Any = kind_of(model)
-    return lambda: cast("nn.Module", made(_plain(model.config)))
+    """What makes a model of the same class anew; a stage's class is a user's own, on top of the whole's."""
+    inner = unwrapped(model)
+    made: Any = kind_of(inner)
+    if isinstance(model, Staged):
+        made = next((k for k in made.__mro__ if k.__module__.startswith("transformers.models.")), made)
+    return lambda: cast("nn.Module", made(_plain(inner.config)))
 
 
 def _run_fake(
     make: Callable[[], nn.Module],
-    config: PretrainedConfig | None,
     dtype: torch.dtype,
     arguments: Mapping[str, Any],
 ) -> Twin:
     with _quiet_torch(), _made_in(dtype), FakeTensorMode(allow_non_fake_inputs=True):
         fake = make().eval()
+        config: PretrainedConfig | None = getattr(fake, "config", None)
         parameters = {name: tuple(p.shape) for name, p in fake.named_parameters()}
         if probe_inputs(fake, 1, 1) is not None and config is not None:
             ids = [torch.zeros(batch, seq, dtype=torch.long) for batch, seq in PROBES]

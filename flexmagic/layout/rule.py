@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 from torch.distributed.tensor.placement_types import Placement
 
@@ -104,6 +104,19 @@ class Rule:
         most = max(self.addends, default=0) + 1
         own = self.addends or (0,) * len(self.row_addends)
         return tuple(group * most + addend for group, addend in zip(self.row_addends, own, strict=True))
+
+    def among(self, ranks: Collection[int]) -> Rule:
+        """The rule as if only some ranks held the site.
+
+        Raises :class:`LayoutError` if they do not hold the whole of it between them.
+        """
+        here = tuple(rank for rank in self.ranks if rank in ranks)
+        lies = [split.place for split in self.splits] + ([self.addends] if self.addends else [])
+        if any({at[rank] for rank in here} != {at[rank] for rank in self.ranks} for at in lies):
+            listed = ", ".join(map(str, here))
+            msg = f"{self.site}: rank {listed} of this pipeline stage hold only a part of it"
+            raise LayoutError(msg)
+        return replace(self, ranks=here)
 
     def local_layout(self, local: Sequence[Shape | None], extent: Extent | None = None) -> Layout:
         """The layout of a real tensor, from every rank's local shape.

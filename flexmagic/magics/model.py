@@ -34,8 +34,9 @@ class ModelMagics(DeskMagics):
         """Load a model split over the engines, build one in a cell, or show the one there is.
 
         In a cell, the code runs on every engine and assigns ``model`` (a torch.nn.Module,
-        distributed in any way) and, if there is one, ``tokenizer``; ``rank``, ``world_size``,
-        ``device`` and ``mesh`` are at hand. Examples::
+        distributed in any way, or a schedule of torch.distributed.pipelining) and, if there are,
+        ``tokenizer`` and ``unsharded``, a function that makes the same model undistributed;
+        ``rank``, ``world_size``, ``device`` and ``mesh`` are at hand. Examples::
 
             %flexmodel demo_notebooks/model --tp 2
             %flexmodel              (the module tree, with shapes and layouts)

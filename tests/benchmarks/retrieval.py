@@ -29,14 +29,14 @@ def on_rank(  # noqa: C901 - it travels to the engines whole
     import torch
     import torch.distributed as dist
 
-    from flexmagic.engine import verbs
+    from flexmagic.engine import slot
     from flexmagic.engine.captures import Captures
     from flexmagic.engine.exchange import Exchange
     from flexmagic.engine.instrument import Instrument
     from flexmagic.engine.tree import modules_of
     from flexmagic.layout.sites import Site
 
-    runtime = verbs._Slot.runtime
+    runtime = slot.Slot.runtime
     model, modules = runtime.model, modules_of(runtime.model)
     wanted = frozenset(Site.parse(site) for site in sites)
     ids = torch.randint(0, 1000, (batch, seq), generator=torch.Generator().manual_seed(0))

@@ -123,8 +123,8 @@ def test_ranks_with_different_inputs_are_named_before_anything_runs(session):
         "    def __call__(self, *args, **kw): return {'input_ids': torch.tensor([[1, 2, 3 + rank]]),"
         " 'attention_mask': torch.ones(1, 3)}\n"
         "    def decode(self, ids): return str(ids)\n"
-        "import dataclasses\nfrom flexmagic.engine import verbs\n"
-        "runtime = verbs._Slot.runtime\nkept = runtime.loaded\n"
+        "import dataclasses\nfrom flexmagic.engine import slot\n"
+        "runtime = slot.Slot.runtime\nkept = runtime.loaded\n"
         "runtime.loaded = dataclasses.replace(kept, tokenizer=Odd())",
     )
     with pytest.raises(InputError, match="Rank 1 was given another input"):

@@ -1,0 +1,191 @@
+"""What a client may ask of a rank about its model: to load, build, survey, describe or drop it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.distributed.device_mesh import init_device_mesh
+
+from flexmagic.engine import distributed, look
+from flexmagic.engine.code import HookSource, failure, shifted
+from flexmagic.engine.distributed import Loaded, LoadSpec
+from flexmagic.engine.inputs import prepare
+from flexmagic.engine.pipeline import as_model
+from flexmagic.engine.probe import note
+from flexmagic.engine.runtime import Runtime
+from flexmagic.engine.slot import verb
+from flexmagic.engine.tensors import dtype_name
+from flexmagic.engine.tree import kind_of, modules_of, parameters_of
+from flexmagic.engine.twin import probe_inputs
+from flexmagic.errors import CellError
+from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.seen import Seen
+from flexmagic.layout.sites import Site
+
+
+@dataclass(frozen=True)
+class Part:
+    """One module: its path, its class, and whether it has parameters on the reporting rank."""
+
+    path: str
+    kind: str
+    owns: bool
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What a client needs to know of a model: one rank's view.
+
+    ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
+    as far as there is one.
+    """
+
+    name: str
+    source: str
+    mesh: Mesh
+    modules: tuple[Part, ...]
+    rules: dict[Site, Rule]
+    parameters: dict[str, tuple[tuple[int, ...], str]]
+    whole: dict[str, tuple[int, ...]]
+    local_bytes: int
+
+
+@verb
+def check_model(_runtime: Runtime, spec: LoadSpec) -> None:
+    """Refuse what cannot be loaded or split, before any rank starts to."""
+    distributed.check_source(spec)
+
+
+@verb
+def load_model(runtime: Runtime, spec: LoadSpec) -> None:
+    """Load this rank's part of a model; :func:`adopt_model` takes it once all ranks have one."""
+    runtime.built = distributed.load(spec, runtime.tell)
+
+
+ASSIGNED = ("model", "tokenizer", "unsharded")
+"""What a cell that builds a model may assign."""
+
+
+@verb
+def build_model(runtime: Runtime, cell: HookSource, axes: Mesh) -> None:
+    """Run a user's cell that builds ``model``; :func:`adopt_model` takes it once all ranks have one."""
+    place = runtime.place
+    mesh = init_device_mesh(place.device.type, axes.shape, mesh_dim_names=axes.axes)
+    names = {"rank": place.rank, "world_size": place.world_size, "device": place.device, "mesh": mesh}
+    previous = {key: runtime.namespace.pop(key) for key in ASSIGNED if key in runtime.namespace}
+    try:
+        if cell.function is not None:
+            built = cell.function(**names)
+        else:
+            runtime.namespace.update(names)
+            exec(compile(shifted(cell), cell.filename, "exec"), runtime.namespace)  # noqa: S102 - the user's cell
+            built = runtime.namespace.get("model")
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything; it becomes data
+        _restore(runtime, previous)
+        where = failure(place.rank, error, cell.filename, source=cell)
+        msg = "the cell failed"
+        raise CellError(msg, (where,)) from None
+    tokenizer, unsharded = runtime.namespace.get("tokenizer"), runtime.namespace.get("unsharded")
+    _restore(runtime, previous)
+    runtime.built = Loaded(as_model(built).eval(), tokenizer, axes, "a cell", unsharded)
+
+
+def _restore(runtime: Runtime, previous: dict[str, Any]) -> None:
+    for key in ASSIGNED:
+        runtime.namespace.pop(key, None)
+    runtime.namespace.update(previous)
+
+
+@verb
+def adopt_model(runtime: Runtime) -> ModelReport:
+    """Take the model that was loaded or built, now that every rank has one, and survey it."""
+    assert runtime.built is not None  # the client calls this only then
+    built, runtime.built = runtime.built, None
+    runtime.adopt(built)
+    return _report(runtime)
+
+
+@verb
+def drop_built(runtime: Runtime) -> None:
+    """Forget what was loaded or built: another rank has none."""
+    runtime.built = None
+
+
+@verb
+def describe_model(runtime: Runtime) -> ModelReport | None:
+    """The report of the loaded model, ``None`` without one."""
+    return _report(runtime) if runtime.loaded is not None else None
+
+
+def _report(runtime: Runtime) -> ModelReport:
+    assert runtime.loaded is not None  # callers checked
+    model = runtime.model
+    parts = modules_of(model)
+    return ModelReport(
+        name=kind_of(parts[""]).__name__,
+        source=runtime.loaded.source,
+        mesh=runtime.loaded.mesh,
+        modules=tuple(
+            Part(path, kind_of(module).__name__, any(True for _ in module.parameters()))
+            for path, module in parts.items()
+        ),
+        rules=dict(runtime.rules),
+        parameters={n: (tuple(p.shape), dtype_name(p.dtype)) for n, p in parameters_of(model).items()},
+        whole=runtime.whole,
+        local_bytes=runtime.parameter_bytes(),
+    )
+
+
+@verb
+def unwrap(runtime: Runtime) -> int:
+    """Let go of the model; returns how many hooks of ours are left on it (0, checked)."""
+    model = runtime.model
+    runtime.forget_model()
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks)  # noqa: SLF001 - torch has no public count
+        for module in model.modules()
+    )
+
+
+@verb
+def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
+    """Survey a model, with the user's own input if none can be made up."""
+    assert runtime.loaded is not None  # the client has a model
+    prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
+    made_up = probe_inputs(runtime.model, 1, 1) is not None
+    runtime.survey(None if made_up else prepared.arguments)
+    return _report(runtime)
+
+
+@verb
+def survey_gradients(runtime: Runtime, inputs: Any) -> ModelReport:
+    """Survey how gradients lie, with a tiny input, or the user's own where none can be made up."""
+    assert runtime.loaded is not None  # the client has a model
+    if probe_inputs(runtime.model, 1, 1) is not None:
+        runtime.survey_gradients(None)
+    else:
+        prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
+        runtime.survey_gradients(prepared.arguments)
+    return _report(runtime)
+
+
+@dataclass(frozen=True)
+class ParameterPart:
+    """A rank's part of a parameter: raw bytes, and what is known of where it lies."""
+
+    raw: NDArray[np.uint8]
+    seen: Seen
+
+
+@verb
+def parameter(runtime: Runtime, name: str) -> ParameterPart | None:
+    """The rank's part of a parameter; ``None`` where it has none of that name."""
+    found = parameters_of(runtime.model).get(name)
+    if found is None:
+        return None
+    local = distributed.local_part(found)
+    return ParameterPart(look.slice_bytes(local, tuple(slice(None) for _ in local.shape)), note(local, found))
