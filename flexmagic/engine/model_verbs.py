@@ -19,7 +19,6 @@ from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
 from flexmagic.engine.tree import kind_of, modules_of, parameters_of
-from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import CellError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Rule
@@ -156,8 +155,7 @@ def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
     """Survey a model, with the user's own input if none can be made up."""
     assert runtime.loaded is not None  # the client has a model
     prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
-    made_up = probe_inputs(runtime.model, 1, 1) is not None
-    runtime.survey(None if made_up else prepared.arguments)
+    runtime.survey(None if runtime.guessable else prepared.arguments)
     return _report(runtime)
 
 
@@ -165,7 +163,7 @@ def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
 def survey_gradients(runtime: Runtime, inputs: Any) -> ModelReport:
     """Survey how gradients lie, with a tiny input, or the user's own where none can be made up."""
     assert runtime.loaded is not None  # the client has a model
-    if probe_inputs(runtime.model, 1, 1) is not None:
+    if runtime.guessable:
         runtime.survey_gradients(None)
     else:
         prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)

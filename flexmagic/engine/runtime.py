@@ -94,6 +94,7 @@ class Runtime:
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
     surveyed: tuple[Any, ...] = ()
+    guessable: bool = False
     mates: frozenset[int] | None = None
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
@@ -124,7 +125,9 @@ class Runtime:
         self.mates = stage_mates(standings, self.place.rank)
         self.namespace["model"], self.namespace["tokenizer"] = loaded.model, loaded.tokenizer
         # parts of a pipeline may differ in whether they say what they take, but all must survey or none
-        if all(s.guessable if s is not None else probe_inputs(loaded.model, 1, 1) for s in standings):
+        mine = probe_inputs(loaded.model, 1, 1) is not None
+        self.guessable = all(s.guessable if s is not None else mine for s in standings)
+        if self.guessable:
             self.survey(None)
 
     def forget_model(self) -> None:
@@ -147,8 +150,7 @@ class Runtime:
 
     def _form(self, arguments: Mapping[str, Any] | None) -> tuple[Any, ...]:
         """What a survey holds for: a form of the model and, where none is made up, of the input."""
-        made_up = arguments is None or probe_inputs(self.model, 1, 1) is not None
-        return form_of(self.model), () if made_up else form_of_input(arguments or {})
+        return form_of(self.model), () if self.guessable else form_of_input(arguments or {})
 
     def is_stale(self, prepared: Prepared) -> bool:
         """Whether any rank's model, or the kind of input, is not what was surveyed; all ranks must ask.
