@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first; a second call starts at once.
-# Options: PYTHON=python3.12   PIP_ARGS="..." (to pip install)   DEMO_ARGS="..."   LAB_ARGS="..."   PYTEST_ARGS="..."
+# Options: PYTHON=python3.12   PIP_ARGS="..." (to pip install)   DEMO_ARGS="..."   LAB_ARGS="..."   PYTEST_ARGS="..."   MATRIX_ARGS="..."
 
 SHELL  := /bin/sh
 BIN    := .venv/bin
@@ -8,6 +8,7 @@ PIP_ARGS ?=
 DEMO_ARGS ?= --html artefacts/demo.html
 LAB_ARGS ?=
 PYTEST_ARGS ?=
+MATRIX_ARGS ?=
 comma  := ,
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -15,7 +16,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-full test-rest lint clean venv setup-notebook setup-lab setup-test browser
+.PHONY: help demo lab test test-full test-rest lint matrix clean venv setup-notebook setup-lab setup-test browser
 .NOTPARALLEL:
 
 help: ## this list
@@ -47,6 +48,9 @@ run-lint:
 	$(BIN)/ruff format --quiet --check --output-format concise . || { echo "Not formatted: run $(BIN)/ruff format"; failed=1; }; \
 	$(BIN)/mypy --no-error-summary || failed=1; \
 	[ $$failed = 0 ] && echo "lint: clean" || echo "lint: failed"; exit $$failed
+
+matrix: setup-test ## measure what is whole under which distribution, and write it into the README
+	@cd tests && ../$(BIN)/python -m engines.matrix.freeze $(MATRIX_ARGS)
 
 clean: ## remove what tests and builds left behind (.venv stays; remove it by hand)
 	@rm -rf build dist artefacts .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info kernel/*.egg-info

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from flexmagic.layout.layout import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 
 class Checkpoint:
@@ -41,6 +43,26 @@ class Checkpoint:
         with safe_open(self._files[name], "pt") as opened:
             found: Any = opened.get_tensor(name)
         return torch.as_tensor(found)
+
+
+class Unsharded:
+    """The weights of the undistributed model that a user's cell can make; made when first asked for."""
+
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        self._make = make
+
+    @functools.cached_property
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        with torch.random.fork_rng(devices=[]):
+            return {name: parameter.detach() for name, parameter in self._make().named_parameters()}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """A parameter's shape, ``None`` if there is none of that name."""
+        return tuple(self._tensors[name].shape) if name in self._tensors else None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """A whole parameter."""
+        return self._tensors[name]
 
 
 def spans_in(part: torch.Tensor, whole: torch.Tensor, dim: int) -> tuple[Span, ...] | None:

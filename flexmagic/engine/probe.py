@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,13 @@ from torch.distributed.tensor.placement_types import Shard
 
 from flexmagic.engine.tensors import dtype_name, leaves, local_of
 from flexmagic.engine.tree import modules_of, unwrapped
-from flexmagic.layout.seen import Distributed, Seen
+from flexmagic.layout.seen import Distributed, Seen, same
 from flexmagic.layout.sites import Site
 
 _PROJECTIONS = 4
 _CHUNK = 1 << 20
+_CALLS = 7
+"""So many calls of a module are looked at after its first."""
 _LONGEST = 64
 """Dims longer than this have no projections of their slices."""
 
@@ -97,12 +99,34 @@ class Notes:
                 self.weights.setdefault((full, weight.dim), weight)
 
     def __call__(self, site: Site, tensor: torch.Tensor) -> None:
-        """Note a site's tensor; the first call of a module counts."""
-        if site in self.seen:
+        """Note a site's tensor; of a module called often only the first few calls."""
+        first = self.seen.get(site)
+        if first is not None and len(first.later) == _CALLS:
             return
         local = local_of(tensor).detach()
-        self.seen[site] = note(local, tensor)
+        noted = note(local, tensor)
+        if first is not None:
+            self.seen[site] = replace(first, later=(*first.later, noted))
+            return
+        self.seen[site] = noted
         self._tensors[site] = (local, local._version)  # noqa: SLF001 - torch's documented counter
+
+    def begins_as(self, site: Site, local: torch.Tensor, rows: int) -> bool:
+        """Whether a tensor of a forward with ``rows`` rows starts with what the first row gave before.
+
+        What was overwritten since, or does not follow the number of rows, is not asked.
+        """
+        first, version = self._tensors[site]
+        shapes = list(zip(first.shape, local.shape, strict=False))
+        grown = [dim for dim, (a, b) in enumerate(shapes) if a != b]
+        if first._version != version or first.ndim != local.ndim or len(grown) > 1:  # noqa: SLF001
+            return True
+        if grown:
+            each, rest = divmod(local.shape[grown[0]], rows)
+            if rest or each * (rows - 1) != first.shape[grown[0]]:
+                return True
+            first, local = first.narrow(grown[0], 0, each), local.narrow(grown[0], 0, each)
+        return same(note(first, first), note(local, local))
 
     def overwritten(self) -> set[Site]:
         """The sites whose tensor the model wrote into after it was shown."""

@@ -85,8 +85,16 @@ def extent_of(arguments: Mapping[str, Any], *, shared_out: bool) -> Extent:
 
 
 def copies_of_a_row(arguments: Mapping[str, Any], row: int, copies: int) -> dict[str, Any]:
-    """Arguments whose rows are all the same one of the given batch."""
-    return _rows(arguments, [row % batch_of(arguments)] * copies)
+    """Arguments whose rows are all the same one of the given batch; see :func:`rows_from`."""
+    return _rows(arguments, [row] * copies)
+
+
+def rows_from(arguments: Mapping[str, Any], row: int, count: int) -> dict[str, Any]:
+    """Arguments with so many rows of the given batch, from one on.
+
+    After its last row follows its first again, in a form of other values and none that were not there.
+    """
+    return _rows(arguments, list(range(row, row + count)))
 
 
 def with_a_row_more(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,8 +106,17 @@ def with_a_row_more(arguments: Mapping[str, Any]) -> dict[str, Any]:
 def _rows(arguments: Mapping[str, Any], picked: list[int]) -> dict[str, Any]:
     batch = batch_of(arguments)
     return {
-        name: value[picked]
+        name: torch.stack([_varied(value[row % batch], row // batch) for row in picked])
         if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
         else value
         for name, value in arguments.items()
     }
+
+
+def _varied(row: torch.Tensor, places: int) -> torch.Tensor:
+    """The row turned by some places, every second of its values then replaced by the first."""
+    if not places or not row.ndim:
+        return row
+    varied = row.roll(places, 0)
+    varied[1::2] = varied[:1]
+    return varied

@@ -10,13 +10,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from flexmagic.engine.checkpoint import Checkpoint, spans_in
+from flexmagic.engine.checkpoint import Checkpoint, Unsharded, spans_in
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.pipeline import Standing, standing, whole_batches
 from flexmagic.engine.probe import LocalWeight, Notes, observe
-from flexmagic.engine.rows import batch_of, copies_of_a_row, data_ranks, row_groups, with_a_row_more
+from flexmagic.engine.rows import (
+    batch_of,
+    copies_of_a_row,
+    data_ranks,
+    row_groups,
+    rows_from,
+    with_a_row_more,
+)
 from flexmagic.engine.tensors import local_of
 from flexmagic.engine.tree import parameters_of
 from flexmagic.engine.twin import Twin, probe_inputs, twin_of
@@ -58,24 +65,29 @@ class _Mine:
     called: dict[str, list[str]]
     dims: dict[Site, tuple[Dim, ...] | None]
     stands: Standing | None
+    unsteady: frozenset[Site] = frozenset()
     error: str = ""
 
 
 def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> Surveyed:
-    """Measure every site's layout in one forward; in two for a model without an unsharded form.
+    """Measure every site's layout in one forward; in two with data groups or without an unsharded form.
 
     ``inputs``: the user's own, the same on every rank; ``None`` to make some up for a language model.
     Raises :class:`ModelError` if the forward fails on some rank.
     """
     data = row_groups(loaded.mesh, everyone(groups, data_ranks(loaded.model)))
     count = max(data) + 1
-    arguments = probe_inputs(loaded.model, max(count, 2), PROBE_SEQ) if inputs is None else dict(inputs)
+    some = max(count, 2 if count == 1 else max(ROWS) + 1)
+    arguments = probe_inputs(loaded.model, some, PROBE_SEQ) if inputs is None else dict(inputs)
     assert arguments is not None  # callers ask for a made-up input only where there is one
     twin = _same_twin(twin_of(loaded.model, loaded.unsharded, arguments), groups)
+    more = with_a_row_more(arguments) if twin is None else None
     rows = [ROWS[group % len(ROWS)] for group in range(count)] if count > 1 else [batch_of(arguments)]
     if count > 1:
-        arguments = copies_of_a_row(arguments, data[groups.place.rank], rows[data[groups.place.rank]])
-    mine = _look(loaded, arguments, twin)
+        mine_at = data[groups.place.rank]
+        more = rows_from(arguments, mine_at, rows[mine_at] + 1)
+        arguments = copies_of_a_row(arguments, mine_at, rows[mine_at])
+    mine = _look(loaded, arguments, more, twin)
     parts: list[_Mine] = everyone(groups, mine)
     failed = {rank: part.error for rank, part in enumerate(parts) if part.error}
     if failed:
@@ -90,6 +102,7 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
         weights=_joined([part.weights for part in parts]),
         whole=_with_plain_output(twin.sites, parts) if twin else None,
         local={site: dims for part in reversed(parts) for site, dims in part.dims.items() if dims},
+        unsteady=frozenset().union(*(part.unsteady for part in parts)),
     )
     overwritten = set().union(*(part.overwritten for part in parts))
     return Surveyed(infer(evidence), data, overwritten, twin.parameters if twin else {})
@@ -119,6 +132,10 @@ def _same_twin(mine: Twin | None, groups: Groups) -> Twin | None:
     return next(twin for twin in found if twin is not None)
 
 
+SMALL = 1 << 24
+"""An unsharded form of at most so many parameters is made for real, to find the ranks' weights in it."""
+
+
 def everyone(groups: Groups, mine: Any) -> list[Any]:
     """What every rank says, in rank order; all ranks must call it."""
     out: list[Any] = [None] * groups.place.world_size
@@ -126,57 +143,67 @@ def everyone(groups: Groups, mine: Any) -> list[Any]:
     return out
 
 
-def _look(loaded: Loaded, arguments: Mapping[str, Any], twin: Twin | None) -> _Mine:
-    """Make one forward and return the notes of it."""
+def _look(
+    loaded: Loaded, arguments: Mapping[str, Any], more: Mapping[str, Any] | None, twin: Twin | None
+) -> _Mine:
+    """Make one forward, and another with ``more`` rows where that is asked for, and return the notes."""
     notes = Notes(twin.parameters if twin else {})
     try:
         with whole_batches(loaded.model):
             observe(loaded.model, lambda: loaded.model(**arguments), notes, notes.enter)
-            dims = {} if twin is not None else _local_dims(loaded.model, arguments, notes.seen)
+            dims, unsteady = ({}, set()) if more is None else _look_again(loaded.model, more, notes)
     except RunStopped:  # the rank at which it failed says why
         return _Mine({}, [], set(), frozenset(), {}, {}, None)
     except Exception as error:  # noqa: BLE001 - whatever the user's model raises, all ranks must hear of it
-        return _Mine({}, [], set(), frozenset(), {}, {}, None, f"{type(error).__name__}: {error}")
-    checkpoint = Checkpoint(loaded.folder)
-    weights = [(weight, _positions(weight, loaded.model, checkpoint)) for weight in notes.weights.values()]
+        problem = f"{type(error).__name__}: {error}"
+        return _Mine({}, [], set(), frozenset(), {}, {}, None, error=problem)
+    wholes: Checkpoint | Unsharded = Checkpoint(loaded.folder)
+    if loaded.unsharded is not None and twin is not None and twin.elements <= SMALL:
+        wholes = Unsharded(loaded.unsharded)
+    weights = [(weight, _positions(weight, loaded.model, wholes)) for weight in notes.weights.values()]
     return _Mine(
-        notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called, dims,
-        standing(loaded.model),
+        notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called,
+        dims, standing(loaded.model), frozenset(unsteady),
     )  # fmt: skip
 
 
-def _local_dims(
-    model: nn.Module, arguments: Mapping[str, Any], seen: Mapping[Site, Seen]
-) -> dict[Site, tuple[Dim, ...] | None]:
-    """Names for the dims of local tensors, from a second forward with one row more."""
-    shapes: dict[Site, tuple[int, ...]] = {}
+def _look_again(
+    model: nn.Module, more: Mapping[str, Any], notes: Notes
+) -> tuple[dict[Site, tuple[Dim, ...] | None], set[Site]]:
+    """Names for the dims of local tensors, and the sites where the first row alone does not decide its part.
+
+    ``more``: arguments with one row more than those of the first forward, and the same first row.
+    """
+    dims: dict[Site, tuple[Dim, ...] | None] = {}
+    unsteady: set[Site] = set()
+    rows = batch_of(more)
 
     def look(site: Site, tensor: torch.Tensor) -> None:
-        shapes.setdefault(site, tuple(local_of(tensor).shape))
+        if site in notes.seen and site not in dims:
+            local = local_of(tensor).detach()
+            dims[site] = follow_rows(notes.seen[site].shape, tuple(local.shape), rows - 1, rows)
+            if not notes.begins_as(site, local, rows):
+                unsteady.add(site)
 
-    more = with_a_row_more(arguments)
     observe(model, lambda: model(**more), look)
-    batch = batch_of(arguments)
-    return {
-        site: follow_rows(its.shape, shapes[site], batch, batch + 1)
-        for site, its in seen.items()
-        if site in shapes
-    }
+    return dims, unsteady
 
 
-def _positions(weight: LocalWeight, model: nn.Module, checkpoint: Checkpoint) -> tuple[Span, ...] | None:
-    """Where a plain local weight stands in the checkpoint's; ``None`` if that cannot be told."""
+def _positions(
+    weight: LocalWeight, model: nn.Module, wholes: Checkpoint | Unsharded
+) -> tuple[Span, ...] | None:
+    """Where a plain local weight stands in the whole one; ``None`` if that cannot be told."""
     if weight.place is not None:
         return None
     parameter = parameters_of(model).get(weight.name)
-    whole = checkpoint.shape(weight.name)
+    whole = wholes.shape(weight.name)
     if parameter is None or whole is None or whole[weight.dim] != weight.whole:
         return None
     local = parameter.detach()
     others = [n for dim, n in enumerate(local.shape) if dim != weight.dim]
     if local.is_meta or others != [n for dim, n in enumerate(whole) if dim != weight.dim]:
         return None
-    return spans_in(local, checkpoint.tensor(weight.name), weight.dim)
+    return spans_in(local, wholes.tensor(weight.name), weight.dim)
 
 
 def _owning(model: nn.Module) -> frozenset[str]:

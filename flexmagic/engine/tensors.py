@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,7 +15,7 @@ _STEP = re.compile(r"\[(\d+)\]|\.(\w+)")
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors inside nested tuples, lists and mappings, with the way to each.
+    """The tensors inside nested tuples, lists, mappings and dataclasses, with the way to each.
 
     Other objects (caches, configurations, ``None``) are passed over.
     """
@@ -27,6 +28,9 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
         for key, item in value.items():
             if isinstance(key, str) and key.isidentifier():
                 yield from leaves(item, f"{where}.{key}")
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from leaves(getattr(value, field.name, None), f"{where}.{field.name}")
 
 
 def replace_leaf(value: Any, where: str, new: torch.Tensor) -> Any:
@@ -43,7 +47,10 @@ def replace_leaf(value: Any, where: str, new: torch.Tensor) -> Any:
             return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
         return items
     changed = copy.copy(value)
-    changed[match[2]] = replace_leaf(value[match[2]], rest, new)
+    if isinstance(value, Mapping):
+        changed[match[2]] = replace_leaf(value[match[2]], rest, new)
+    else:  # also a frozen dataclass: the copy is not yet anyone's
+        object.__setattr__(changed, match[2], replace_leaf(getattr(value, match[2]), rest, new))
     return changed
 
 

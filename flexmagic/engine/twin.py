@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -32,6 +33,11 @@ class Twin:
 
     sites: dict[Site, tuple[Dim, ...] | None]
     parameters: dict[str, tuple[int, ...]]
+
+    @property
+    def elements(self) -> int:
+        """The number of elements of all parameters."""
+        return sum(math.prod(shape) for shape in self.parameters.values())
 
 
 def probe_inputs(model: nn.Module, batch: int, seq: int) -> dict[str, Any] | None:

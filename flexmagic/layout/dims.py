@@ -15,10 +15,14 @@ PROBES: tuple[tuple[int, int], ...] = ((2, 5), (3, 7))
 
 @dataclass(frozen=True)
 class Dim:
-    """One dim: its name and, where the input does not change it, its constant length."""
+    """One dim: its name and, where the input does not change it, its constant length.
+
+    ``per_row``: how often it counts every row, where the input has no other length to count by.
+    """
 
     name: str
     size: int | None = None
+    per_row: int = 0
 
 
 def name_dims(
@@ -77,7 +81,7 @@ def follow_rows(
         if a == b:
             out.append(Dim("feature" if at == len(first) - 1 else f"dim{at}", a))
         elif a % rows == 0 and a // rows * more == b:
-            out.append(Dim("batch" if a == rows else "batch·seq"))
+            out.append(Dim("batch") if a == rows else Dim("batch·seq", per_row=a // rows))
         else:
             return None
     return tuple(out)

@@ -48,7 +48,10 @@ def spans_by_weights(site: Site, cut: Cut, weights: Sequence[WeightSplit]) -> Sp
     }
     if len(fitting) == 1:
         return fitting.pop()
-    odd = ", ".join(sorted({w.module for w in near_by if not _plain(w)} or {w.module for w in near_by}))
+    odd_ones = [w for w in near_by if not _plain(w)]
+    if ascending and all(w.whole != length and _fused(w, near_by) for w in odd_ones):
+        return tuple(contiguous_spans(list(cut.sizes)))
+    odd = ", ".join(sorted({w.module for w in odd_ones} or {w.module for w in near_by}))
     return f"the weights of {odd} are not split in plain rank order"
 
 
@@ -71,6 +74,21 @@ def _plain(weight: WeightSplit) -> bool:
             return False
         at = spans[0][1]
     return at == weight.whole
+
+
+def _fused(weight: WeightSplit, near_by: Sequence[WeightSplit]) -> bool:
+    """Whether it is several of one length in one, each in plain order as another weight of that length is."""
+    held = [spans for spans in dict.fromkeys(weight.spans) if spans]
+    parts = len(held[0]) if held else 0
+    if parts < 2 or None in weight.spans or any(len(spans) != parts for spans in held):
+        return False
+    length = weight.whole // parts
+    if weight.whole % parts or not any(w.whole == length and _plain(w) for w in near_by):
+        return False
+    moved = [
+        tuple(((spans[n][0] - n * length, spans[n][1] - n * length),) for spans in held) for n in range(parts)
+    ]
+    return all(_plain(WeightSplit(weight.module, weight.dim, length, inside)) for inside in moved)
 
 
 def _nearest(path: str, weights: Sequence[WeightSplit]) -> list[WeightSplit]:

@@ -94,6 +94,11 @@ class Rule:
         """Whether every rank that holds the site holds the whole of its data group's rows."""
         return not self.addends and not self.row_addends and all(split.rows for split in self.splits)
 
+    def lies_like(self, other: Rule) -> bool:
+        """Whether the other rule joins the ranks' pieces in the same way."""
+        mine, its = ((r.ranks, r.splits, r.addends, r.refused) for r in (self, other))
+        return mine == its
+
     def _place(self, dim: int, rank: int) -> tuple[int | None, ...]:
         return tuple(split.place[rank] for split in self.splits if split.dim == dim)
 

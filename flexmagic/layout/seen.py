@@ -35,6 +35,7 @@ class Seen:
     Euclidean norm. ``constant``: all elements are equal (or there are none). ``slices``: per dim,
     and per index along it, projections of that slice; empty for long dims. ``by_rows``: whether the
     first half along dim 0 equals the second, as it does where dim 0 counts rows that are the same.
+    ``later``: what was seen when the module was called again, the first few times.
     """
 
     shape: tuple[int, ...]
@@ -45,6 +46,7 @@ class Seen:
     slices: tuple[tuple[Vector, ...], ...] = ()
     by_rows: bool = True
     distributed: Distributed | None = None
+    later: tuple[Seen, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,10 @@ class Probe:
     def shape(self, dims: Sequence[Dim], group: int) -> tuple[int, ...]:
         """The whole shape that a tensor with such dims has in a data group."""
         rows = self.rows[group]
-        follow = {"batch": rows, "seq": self.seq, "batch·seq": rows * self.seq}
-        return tuple(follow[d.name] if d.size is None else d.size for d in dims)
+        follow = {"batch": rows, "seq": self.seq}
+        return tuple(
+            d.size if d.size is not None else follow.get(d.name, rows * (d.per_row or self.seq)) for d in dims
+        )
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ class Evidence:
     """All that is known of a model: one entry of ``seen`` per rank, and what holds for all of them.
 
     ``whole``: the dims of the unsharded model's tensors, ``None`` where there is no such form to
-    compare with; then ``local`` names the dims of what rank by rank was seen.
+    compare with; then ``local`` names the dims of what rank by rank was seen. ``unsteady``: sites
+    where what a row gives, or what all give together, changes with the other rows or their number.
     """
 
     mesh: Mesh
@@ -37,10 +38,35 @@ class Evidence:
     weights: Sequence[WeightSplit]
     whole: Dims | None
     local: Dims
+    unsteady: frozenset[Site] = frozenset()
+
+    def at_call(self, n: int) -> Evidence:
+        """What was seen when modules were called for the n-th time, counted from 0; else the first time."""
+        seen = [
+            {s: its.later[n - 1] if len(its.later) >= n else its for s, its in of_rank.items()}
+            for of_rank in self.seen
+        ]
+        return replace(self, seen=seen)
 
 
 def infer(evidence: Evidence) -> dict[Site, Rule]:
-    """A rule for every site that any rank saw."""
+    """A rule for every site that any rank saw, good for all calls of its module."""
+    rules = _infer(evidence)
+    calls = {
+        site: max(len(of_rank[site].later) for of_rank in evidence.seen if site in of_rank) for site in rules
+    }
+    for n in range(1, max(calls.values(), default=0) + 1):
+        again = _infer(evidence.at_call(n))
+        for site, count in calls.items():
+            if n <= count and not rules[site].refused and not rules[site].lies_like(again[site]):
+                rules[site] = replace(rules[site], refused=again[site].refused or CALLS)
+    return rules
+
+
+CALLS = "its module is called several times, and what the ranks hold lies differently then"
+
+
+def _infer(evidence: Evidence) -> dict[Site, Rule]:
     order = list(dict.fromkeys(site for of_rank in evidence.seen for site in of_rank))
     decided = {site: _decide(evidence, site) for site in order}
     decided = settle(decided, evidence.seen, evidence.probe)
@@ -80,7 +106,7 @@ def _decide(evidence: Evidence, site: Site) -> Decision:
         unknown = first.shape and len(evidence.probe.rows) > 1 and not evidence.local.get(site)
         return replace(decision, refused=decision.refused or UNKNOWN_ROWS) if unknown else decision
     if whole is None or len(whole) != len(first.shape):
-        return replace(base, refused="the unsharded model has no such tensor to compare with")
+        return _without_a_shape(base, site, here, evidence)
     return from_shapes(replace(base, dims=whole), site, here, evidence.probe, evidence.weights)
 
 
@@ -100,6 +126,17 @@ def _of_distributed(
     return replace(decision, dims=whole)
 
 
+def _without_a_shape(base: Decision, site: Site, here: Mapping[int, Seen], evidence: Evidence) -> Decision:
+    """A site without a known whole shape: of a model that is not split, what all hold alike is whole."""
+    if evidence.whole is not None and site in evidence.whole and not evidence.weights:
+        found = from_equality(base, here, evidence.probe)
+        if not found.refused and len(evidence.probe.rows) == 1:
+            return found
+    if evidence.whole is not None and evidence.whole.get(site, ()) is None:
+        return replace(base, refused="its whole shape depends on the values, so no piece tells its share")
+    return replace(base, refused="the unsharded model has no such tensor to compare with")
+
+
 def _rule(evidence: Evidence, site: Site, decision: Decision) -> Rule:
     """The rule for all ranks: the decision, and the data groups' rows joined."""
     mesh, probe = evidence.mesh, evidence.probe
@@ -114,6 +151,8 @@ def _rule(evidence: Evidence, site: Site, decision: Decision) -> Rule:
     rule = replace(rule, splits=splits, addends=addends)
     if len(probe.rows) == 1 or decision.across_groups:
         return rule
+    if site in evidence.unsteady:
+        return replace(rule, refused=UNSTEADY)
     return _join_rows(rule, evidence, site)
 
 
@@ -142,6 +181,9 @@ def _join_rows(rule: Rule, evidence: Evidence, site: Site) -> Rule:
     rows = Split(at[0], tuple(g if r in rule.ranks else None for r, g in enumerate(probe.groups)), rows=True)
     joined = f"{rule.how}; rows joined over {len(probe.rows)} data groups"
     return replace(rule, splits=(*rule.splits, rows), how=joined)
+
+
+UNSTEADY = "what a row gives here depends on the other rows, of which each data group has its own"
 
 
 def _the_same_everywhere(rule: Rule, evidence: Evidence, site: Site) -> Rule:
