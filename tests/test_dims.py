@@ -24,7 +24,7 @@ def test_shapes_that_follow_the_input_in_another_way_have_no_names():
 
 def test_dims_that_follow_the_number_of_rows():
     assert follow_rows((2, 5, 8), (3, 5, 8), 2, 3) == (Dim("batch"), Dim("dim1", 5), Dim("feature", 8))
-    assert follow_rows((10, 8), (15, 8), 2, 3) == (Dim("batch·seq"), Dim("feature", 8))
+    assert follow_rows((10, 8), (15, 8), 2, 3) == (Dim("batch·seq", per_row=5), Dim("feature", 8))
     assert follow_rows((2, 8), (4, 8), 2, 3) is None
     assert follow_rows((3, 8), (4, 8), 2, 3) is None
     assert follow_rows((2,), (2, 1), 2, 3) is None

@@ -78,3 +78,15 @@ def test_positions_of_slices_in_the_whole():
     assert positions(other, known.slices[1], 1, known.norm) is None
     twice = torch.cat([whole[:, :3], whole[:, :3]], 1)
     assert positions(note(whole[:, :1], whole), note(twice, twice).slices[1], 1, known.norm) is None
+
+
+def test_several_weights_fused_into_one_are_plain_where_one_of_their_length_shows_it():
+    three = (((0, 4), (8, 12), (16, 20)), ((4, 8), (12, 16), (20, 24)))
+    fused, out = weight("attn.qkv", three), weight("attn.out", HALVES, dim=1)
+    assert spans("attn.drop", fused, out, sizes=(2, 2), dim=1) == (((0, 2),), ((2, 4),))
+    assert spans("attn.drop", fused, out, sizes=(12, 12)) == three  # of the fused weight's own length
+    assert "attn.qkv" in spans("attn.drop", fused, sizes=(2, 2), dim=1)
+    every_second = weight("attn.qkv", (((0, 1), (2, 3)), ((1, 2), (3, 4))))
+    assert "attn.qkv" in spans("attn.drop", every_second, out, sizes=(3, 3), dim=1)
+    turned = weight("attn.qkv", tuple(reversed(three)))
+    assert "attn.qkv" in spans("attn.drop", turned, out, sizes=(2, 2), dim=1)

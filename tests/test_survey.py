@@ -16,7 +16,7 @@ from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Extent
 from flexmagic.layout.seen import Distributed, Probe, WeightSplit
 from flexmagic.layout.sites import Site
-from flexmagic.layout.survey import Evidence, infer
+from flexmagic.layout.survey import CALLS, UNSTEADY, Evidence, infer
 
 B, S = 2, 8
 A, W, Q = Site("layer.a"), Site("layer.sum"), Site("layer.q")
@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_with_the_reason(tensors, reason):
 
 
 def test_a_tensor_that_the_unsharded_model_does_not_have_is_refused():
-    assert "no such tensor" in survey([values(), values()], dims={A: None}).refused
+    assert "in no known way" in survey([values(), values()], dims={A: None}).refused
     assert "no such tensor" in survey([values(), values()], dims={A: DIMS[:2]}).refused
 
 
@@ -487,3 +487,31 @@ def test_fingerprints_tell_tensors_apart_and_add_up():
     assert not torch.allclose(fa, torch.tensor(note(swapped, swapped).fingerprint), rtol=1e-3)
     masked = torch.tensor([0.0, -torch.inf, torch.nan])
     assert all(math.isfinite(x) for x in note(masked, masked).fingerprint)
+
+
+def test_a_module_whose_later_calls_lie_differently_is_refused():
+    """A shared module sees addends of a sum first, copies of a whole tensor when it is called again."""
+    part, whole = [values(1), values(2)], values(3)
+    known = evidence({A: part, W: [part[0] + part[1]] * 2})
+    assert not infer(known)[A].refused
+    again = [{A: replace(seen[A], later=(note(whole, whole),)), W: seen[W]} for seen in known.seen]
+    assert infer(replace(known, seen=again))[A].refused == CALLS
+    alike = [{A: replace(seen[A], later=(seen[A],)), W: seen[W]} for seen in known.seen]
+    assert infer(replace(known, seen=alike))[A] == infer(known)[A]
+
+
+def test_rows_that_depend_on_each_other_are_joined_nowhere():
+    rows = [values(1), values(2)]
+    known = evidence({A: rows}, mesh=Mesh(("dp",), (2,)), groups=(0, 1), weights=())
+    assert not infer(known)[A].refused
+    assert infer(replace(known, unsteady=frozenset({A})))[A].refused == UNSTEADY
+
+
+def test_a_site_of_unknown_shape_is_whole_only_where_nothing_is_split():
+    same, other = [values(1)] * 2, [values(1), values(2)]
+    plain = evidence({A: same}, weights=())
+    unknown = {A: None}
+    assert not infer(replace(plain, whole=unknown))[A].refused
+    assert "in no known way" in infer(replace(plain, whole=unknown, weights=ORDERED))[A].refused
+    assert "in no known way" in infer(replace(evidence({A: other}, weights=()), whole=unknown))[A].refused
+    assert "no such tensor" in infer(replace(plain, whole={}))[A].refused

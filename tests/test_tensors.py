@@ -1,10 +1,17 @@
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 
 from flexmagic.engine.tensors import checksum, leaves, replace_leaf
+
+
+@dataclass(frozen=True)
+class Picks:
+    values: Any
+    rest: Any = None
 
 
 class Pair(NamedTuple):
@@ -20,6 +27,8 @@ def test_leaves_are_the_tensors_and_the_way_to_each():
     assert [(where, t.item()) for where, t in leaves(value)] == [("[0]", 0), ("[2].k[0]", 1), ("[3][0]", 2)]
     assert [where for where, _ in leaves(A)] == [""]
     assert list(leaves(object())) == []
+    assert [where for where, _ in leaves(Picks(A, {"k": B}))] == [".values", ".rest.k"]
+    assert list(leaves(Picks)) == []
 
 
 @pytest.mark.parametrize(
@@ -29,6 +38,7 @@ def test_leaves_are_the_tensors_and_the_way_to_each():
         ((A, B), "[1]"),
         ([A, (B,)], "[1][0]"),
         (Pair(A, B), "[1]"),
+        (Picks(A, (B, C)), ".rest[1]"),
         (OrderedDict(logits=A, hidden=(B, C)), ".hidden[1]"),
     ],
 )

@@ -214,6 +214,8 @@ def _by_rows(local: torch.Tensor) -> bool:
     """Whether the tensor's first half along dim 0 is the same as the second."""
     if local.ndim == 0 or local.shape[0] % 2:
         return False
+    if not local.numel():
+        return True
     first, second = local.chunk(2)
     if not local.is_floating_point():
         return bool(torch.equal(first, second))

@@ -177,7 +177,9 @@ def from_distributed(base: Decision, here: Mapping[int, Seen], groups: Sequence[
         if type(placement) is Partial:
             addends = _finer(addends, notes, axis)
     across = set(first.ranks) == set(here)
-    reason = _untrue(first.whole, here, places) or _unequal(here, places, addends, () if across else groups)
+    wholes = {note.ranks: note.whole for note in notes.values()}  # other rows may be more or fewer
+    untrue = (_untrue(whole, {r: here[r] for r in ranks}, places) for ranks, whole in wholes.items())
+    reason = next(filter(None, untrue), "") or _unequal(here, places, addends, () if across else groups)
     if reason:
         return replace(base, refused=reason)
     return replace(base, places=places, addends=addends, how="DTensor", across_groups=across)
@@ -190,8 +192,9 @@ def _is_copy_or_sum(placement: Placement) -> bool:
 def _unlike(notes: Mapping[int, Distributed], here: Mapping[int, Seen], groups: Sequence[int]) -> str:
     """Why the ranks' DTensors are not parts of one or, for ranks with other rows, of one each."""
     first = next(iter(notes.values()))
+    by_mesh = {n.ranks: n.whole for n in notes.values()}
     if any(
-        (n.placements, n.whole, n.mesh_shape) != (first.placements, first.whole, first.mesh_shape)
+        (n.placements, n.whole, n.mesh_shape) != (first.placements, by_mesh[n.ranks], first.mesh_shape)
         for n in notes.values()
     ):
         return "the ranks' DTensors have different placements"

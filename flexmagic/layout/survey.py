@@ -78,6 +78,7 @@ def _infer(evidence: Evidence) -> dict[Site, Rule]:
     return rules | {site: _rule(evidence, site, decision) for site, decision in plain.items()}
 
 
+NO_SHAPE = "its whole shape follows the input in no known way, so no piece tells its share"
 UNKNOWN_ROWS = "its shape follows the number of rows in no known way"
 UNTOLD = frozenset({CONSTANT, EVEN})
 """Reasons that hold only where some of the model is split."""
@@ -133,7 +134,7 @@ def _without_a_shape(base: Decision, site: Site, here: Mapping[int, Seen], evide
         if not found.refused and len(evidence.probe.rows) == 1:
             return found
     if evidence.whole is not None and evidence.whole.get(site, ()) is None:
-        return replace(base, refused="its whole shape depends on the values, so no piece tells its share")
+        return replace(base, refused=NO_SHAPE)
     return replace(base, refused="the unsharded model has no such tensor to compare with")
 
 
@@ -175,7 +176,7 @@ def _join_rows(rule: Rule, evidence: Evidence, site: Site) -> Rule:
     flat = rule.dims[at[0]].name != "batch"
     mine = [seen[rank][site] for rank in rule.ranks]
     # where all rows and positions are the same, nothing shows which of them counts first
-    shown = all(s.by_rows and not (flat and _all_alike(s)) for s in mine)
+    shown = all(s.by_rows and not (flat and 0 not in s.shape and _all_alike(s)) for s in mine)
     if (flat and at[0] != 0) or (at[0] == 0 and not shown):
         return replace(rule, refused="its order does not follow the rows of the batch")
     rows = Split(at[0], tuple(g if r in rule.ranks else None for r, g in enumerate(probe.groups)), rows=True)
