@@ -162,8 +162,13 @@ class Model:
             msg = f"The model has no parameter {name!r}. {hint}"
             raise ModelError(msg)
         parts = {rank: p for rank, p in enumerate(self._calls.all("parameter", name)) if p is not None}
-        whole = self._first.whole.get(name)
-        layout = parameter_layout(self.mesh, name, {rank: part.seen for rank, part in parts.items()}, whole)
+        layout = parameter_layout(
+            self.mesh,
+            name,
+            {rank: part.seen for rank, part in parts.items()},
+            self._first.whole.get(name),
+            [weight for weight in self._first.weights if weight.name == name],
+        )
         dtype = getattr(torch, layout.dtype)
         pieces = {
             rank: torch.from_numpy(parts[rank].raw.copy()).view(dtype).reshape(parts[rank].seen.shape)

@@ -19,7 +19,8 @@ from flexmagic.client.cluster import Cluster
 from flexmagic.client.hooks import Hook, HookBook
 from flexmagic.client.model import Model
 from flexmagic.client.run import Run
-from flexmagic.client.table import Table, size_text
+from flexmagic.client.status import status_table
+from flexmagic.client.table import Table
 from flexmagic.errors import CellError, ClusterError, FlexError, ModelError, SiteError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.sites import Site
@@ -151,6 +152,7 @@ class Session:
         fsdp: int | None = None,
         dtype: str | None = None,
         attn: str | None = None,
+        unsharded: Callable[[], Any] | None = None,
         progress: Progress | None = None,
     ) -> Model:
         """Load a model, split over all ranks, and survey its layouts.
@@ -162,11 +164,13 @@ class Session:
         distributes the model in its own way, ``mesh`` having the axes asked for; it may also return a
         schedule of torch.distributed.pipelining. ``dtype``: a torch
         dtype's name. ``attn``: an attention implementation such as ``"eager"``, which also returns
-        attention patterns. Raises :class:`ModelError`; the former model is then still there.
+        attention patterns. ``unsharded``: beside a builder, a function that makes the same model
+        undistributed, of which only shapes are taken. Raises :class:`ModelError`; the former model is
+        then still there.
         """
         mesh = self._mesh({"pp": pp, "dp": dp, "fsdp": fsdp, "tp": tp})
         if callable(source):
-            return self._build(self._cell("", source), mesh, progress)
+            return self._build(self._cell("", source), mesh, progress, unsharded)
         from flexmagic.engine.distributed import LoadSpec
 
         spec = LoadSpec(str(source), mesh, dtype, attn)
@@ -206,9 +210,15 @@ class Session:
         check_cell(source)
         return source
 
-    def _build(self, cell: HookSource, mesh: Mesh, progress: Progress | None) -> Model:
+    def _build(
+        self,
+        cell: HookSource,
+        mesh: Mesh,
+        progress: Progress | None,
+        unsharded: Callable[[], Any] | None = None,
+    ) -> Model:
         try:
-            return self._adopted("build_model", cell, mesh, progress=progress)
+            return self._adopted("build_model", cell, mesh, unsharded, progress=progress)
         except CellError as error:
             raise failures.cell_error(error, self.world_size) from None
 
@@ -338,17 +348,8 @@ class Session:
         The state is ``idle``, ``busy`` for a rank that does not answer now, or ``ended``.
         """
         vitals = self._calls.poll("vitals", STATUS_PATIENCE)
-        rows = []
-        for seat in self._seats:
-            state, vital = vitals[seat.rank]
-            memory = "" if vital is None else size_text(vital.memory)
-            part = "" if vital is None else "no model"
-            if vital is not None and vital.model:
-                part = f"{vital.model} {size_text(vital.parameter_bytes)}"
-            engine = str(self._calls.engines[seat.rank])
-            rows.append((str(seat.rank), engine, seat.host, str(seat.pid), seat.device, memory, part, state))
-        columns = ("rank", "engine", "host", "pid", "device", "memory", "model part", "state")
-        return Table(columns, tuple(rows), f"Cluster {self.cluster_name}: {self.world_size} engines")
+        title = f"Cluster {self.cluster_name}: {self.world_size} engines"
+        return status_table(self._seats, self._calls.engines, vitals, title)
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""

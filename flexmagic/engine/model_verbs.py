@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 
 from flexmagic.engine import distributed, look
@@ -22,7 +24,7 @@ from flexmagic.engine.tree import kind_of, modules_of, parameters_of
 from flexmagic.errors import CellError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Rule
-from flexmagic.layout.seen import Seen
+from flexmagic.layout.seen import Seen, WeightSplit
 from flexmagic.layout.sites import Site
 
 
@@ -40,7 +42,7 @@ class ModelReport:
     """What a client needs to know of a model: one rank's view.
 
     ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
-    as far as there is one.
+    as far as there is one; ``weights``: those that a forward uses in parts.
     """
 
     name: str
@@ -50,6 +52,7 @@ class ModelReport:
     rules: dict[Site, Rule]
     parameters: dict[str, tuple[tuple[int, ...], str]]
     whole: dict[str, tuple[int, ...]]
+    weights: tuple[WeightSplit, ...]
     local_bytes: int
 
 
@@ -70,7 +73,9 @@ ASSIGNED = ("model", "tokenizer", "unsharded")
 
 
 @verb
-def build_model(runtime: Runtime, cell: HookSource, axes: Mesh) -> None:
+def build_model(
+    runtime: Runtime, cell: HookSource, axes: Mesh, unsharded: Callable[[], nn.Module] | None = None
+) -> None:
     """Run a user's cell that builds ``model``; :func:`adopt_model` takes it once all ranks have one."""
     place = runtime.place
     mesh = init_device_mesh(place.device.type, axes.shape, mesh_dim_names=axes.axes)
@@ -88,7 +93,8 @@ def build_model(runtime: Runtime, cell: HookSource, axes: Mesh) -> None:
         where = failure(place.rank, error, cell.filename, source=cell)
         msg = "the cell failed"
         raise CellError(msg, (where,)) from None
-    tokenizer, unsharded = runtime.namespace.get("tokenizer"), runtime.namespace.get("unsharded")
+    tokenizer = runtime.namespace.get("tokenizer")
+    unsharded = unsharded or runtime.namespace.get("unsharded")
     _restore(runtime, previous)
     runtime.built = Loaded(as_model(built).eval(), tokenizer, axes, "a cell", unsharded)
 
@@ -135,6 +141,7 @@ def _report(runtime: Runtime) -> ModelReport:
         rules=dict(runtime.rules),
         parameters={n: (tuple(p.shape), dtype_name(p.dtype)) for n, p in parameters_of(model).items()},
         whole=runtime.whole,
+        weights=runtime.weights,
         local_bytes=runtime.parameter_bytes(),
     )
 

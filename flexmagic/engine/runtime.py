@@ -31,6 +31,7 @@ from flexmagic.engine.tensors import dtype_name, local_of
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import ModelError
 from flexmagic.layout.rule import Extent, Rule
+from flexmagic.layout.seen import WeightSplit
 from flexmagic.layout.sites import Site
 
 SAME_LOSS = 1e-4
@@ -93,6 +94,7 @@ class Runtime:
     row_groups: tuple[int, ...] = ()
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    weights: tuple[WeightSplit, ...] = ()
     surveyed: tuple[Any, ...] = ()
     guessable: bool = False
     mates: frozenset[int] | None = None
@@ -146,6 +148,7 @@ class Runtime:
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
+        self.weights = found.weights
         self.surveyed = self._form(inputs)
 
     def _form(self, arguments: Mapping[str, Any] | None) -> tuple[Any, ...]:

@@ -45,13 +45,14 @@ class Surveyed:
     """The survey's result, the same on every rank.
 
     ``groups``: each rank's data group. ``overwritten``: sites the model writes into later.
-    ``parameters``: shapes in the unsharded model.
+    ``parameters``: shapes in the unsharded model. ``weights``: those that forwards use in parts.
     """
 
     rules: dict[Site, Rule]
     groups: tuple[int, ...]
     overwritten: set[Site]
     parameters: dict[str, tuple[int, ...]]
+    weights: tuple[WeightSplit, ...]
 
 
 @dataclass(frozen=True)
@@ -103,9 +104,12 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
         whole=_with_plain_output(twin.sites, parts) if twin else None,
         local={site: dims for part in reversed(parts) for site, dims in part.dims.items() if dims},
         unsteady=frozenset().union(*(part.unsteady for part in parts)),
+        everywhere=len({part.owning for part in parts}) == 1 and all(part.stands is None for part in parts),
     )
     overwritten = set().union(*(part.overwritten for part in parts))
-    return Surveyed(infer(evidence), data, overwritten, twin.parameters if twin else {})
+    return Surveyed(
+        infer(evidence), data, overwritten, twin.parameters if twin else {}, tuple(evidence.weights)
+    )
 
 
 def _with_plain_output(
@@ -280,7 +284,7 @@ def _joined(per_rank: list[list[tuple[LocalWeight, tuple[Span, ...] | None]]]) -
         parts: list[tuple[Span, ...] | None] = [()] * len(per_rank)
         for rank, (_, known) in held.items():
             parts[rank] = known or by_place.get(rank)
-        out.append(WeightSplit(name.rpartition(".")[0], dim, whole, tuple(parts)))
+        out.append(WeightSplit(name.rpartition(".")[0], dim, whole, tuple(parts), name))
     return out
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flexmagic.errors import LayoutError
 from flexmagic.layout.decide import Decision, from_distributed
 from flexmagic.layout.dims import Dim
-from flexmagic.layout.layout import Layout
+from flexmagic.layout.layout import Block, Layout
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Rule, Split
-from flexmagic.layout.seen import Seen, same
+from flexmagic.layout.seen import Seen, WeightSplit, same
 from flexmagic.layout.sites import Site
 
 DATA_AXES = frozenset({"dp", "fsdp"})
@@ -18,11 +18,16 @@ DATA_AXES = frozenset({"dp", "fsdp"})
 
 
 def parameter_layout(
-    mesh: Mesh, name: str, parts: Mapping[int, Seen], whole: tuple[int, ...] | None = None
+    mesh: Mesh,
+    name: str,
+    parts: Mapping[int, Seen],
+    whole: tuple[int, ...] | None = None,
+    held: Sequence[WeightSplit] = (),
 ) -> Layout:
     """The layout of a parameter from each rank's part of it.
 
-    ``whole``: its shape in the unsharded model, where that is known. Raises :class:`LayoutError` if
+    ``whole``: its shape in the unsharded model, where that is known; ``held``: along which dims,
+    and where, ranks hold plain parts of it, as the survey found. Raises :class:`LayoutError` if
     the parts do not say how they join, or may be less than the whole.
     """
     first = next(iter(parts.values()))
@@ -31,7 +36,7 @@ def parameter_layout(
         msg = f"Some ranks hold {name} as a DTensor and others as a plain tensor."
         raise LayoutError(msg)
     if first.distributed is None:
-        return _of_plain(mesh, name, parts, whole)
+        return _in_parts(mesh, parts, whole, held) or _of_plain(mesh, name, parts, whole)
     dims = tuple(Dim(f"dim{at}") for at in range(len(first.shape)))
     found = from_distributed(Decision(ranks, dims, first.dtype), parts)
     if found.refused:
@@ -43,6 +48,25 @@ def parameter_layout(
     addends = tuple(found.addends.get(rank, 0) for rank in range(mesh.size)) if found.addends else ()
     rule = Rule(Site(name, "weight"), dims, first.dtype, mesh, ranks, splits, addends)
     return rule.local_layout([parts[rank].shape if rank in parts else None for rank in range(mesh.size)])
+
+
+def _in_parts(
+    mesh: Mesh, parts: Mapping[int, Seen], whole: tuple[int, ...] | None, held: Sequence[WeightSplit]
+) -> Layout | None:
+    """The layout of plain parts whose places along one dim are all known; ``None`` for any other."""
+    if whole is None or len(held) != 1:
+        return None
+    (split,) = held
+    blocks: list[Block | None] = [None] * mesh.size
+    for rank, part in parts.items():
+        spans = split.spans[rank]
+        shape = (*whole[: split.dim], sum(b - a for a, b in spans or ()), *whole[split.dim + 1 :])
+        if not spans or part.shape != shape:
+            return None
+        block = [((0, n),) for n in whole]
+        blocks[rank] = (*block[: split.dim], spans, *block[split.dim + 1 :])
+    names = tuple(f"dim{at}" for at in range(len(whole)))
+    return Layout(whole, names, next(iter(parts.values())).dtype, mesh, tuple(blocks))
 
 
 def _of_plain(mesh: Mesh, name: str, parts: Mapping[int, Seen], whole: tuple[int, ...] | None) -> Layout:

@@ -77,7 +77,7 @@ class Probe:
 class WeightSplit:
     """How one weight of a module is split along ``dim``, of the whole length ``whole``.
 
-    ``spans``: per rank the global spans that it holds; ``None`` where that is not known, and empty
+    ``name``: the parameter's whole name. ``spans``: per rank the global spans that it holds; ``None`` where that is not known, and empty
     for a rank that has no such weight.
     """
 
@@ -85,6 +85,7 @@ class WeightSplit:
     dim: int
     whole: int
     spans: tuple[tuple[Span, ...] | None, ...]
+    name: str = ""
 
 
 def same(a: Seen, b: Seen) -> bool:

@@ -30,6 +30,7 @@ class Evidence:
     ``whole``: the dims of the unsharded model's tensors, ``None`` where there is no such form to
     compare with; then ``local`` names the dims of what rank by rank was seen. ``unsteady``: sites
     where what a row gives, or what all give together, changes with the other rows or their number.
+    ``everywhere``: every rank has all of the model's modules, so that all should see the same sites.
     """
 
     mesh: Mesh
@@ -39,6 +40,7 @@ class Evidence:
     whole: Dims | None
     local: Dims
     unsteady: frozenset[Site] = frozenset()
+    everywhere: bool = False
 
     def at_call(self, n: int) -> Evidence:
         """What was seen when modules were called for the n-th time, counted from 0; else the first time."""
@@ -78,6 +80,7 @@ def _infer(evidence: Evidence) -> dict[Site, Rule]:
     return rules | {site: _rule(evidence, site, decision) for site, decision in plain.items()}
 
 
+ELSEWHERE = "rank {} has no such tensor, though it has all of the model: the ranks' forwards differ"
 NO_SHAPE = "its whole shape follows the input in no known way, so no piece tells its share"
 UNKNOWN_ROWS = "its shape follows the number of rows in no known way"
 UNTOLD = frozenset({CONSTANT, EVEN})
@@ -96,6 +99,9 @@ def _decide(evidence: Evidence, site: Site) -> Decision:
     first = next(iter(here.values()))
     dims = evidence.local.get(site) or tuple(Dim(f"dim{i}") for i in range(len(first.shape)))
     base = Decision(tuple(here), dims, first.dtype)
+    if evidence.everywhere and len(here) < len(evidence.seen):
+        ranks = ", ".join(str(rank) for rank in range(len(evidence.seen)) if rank not in here)
+        return replace(base, refused=ELSEWHERE.format(ranks))
     if len({(len(s.shape), s.dtype) for s in here.values()}) > 1:
         kinds = "; ".join(f"rank {rank} {s.shape} {s.dtype}" for rank, s in here.items())
         return replace(base, refused=f"the ranks hold tensors of different kinds: {kinds}")

@@ -21,7 +21,7 @@ from flexmagic import (
     SiteError,
 )
 
-from .conftest import MODEL, PROMPT
+from .conftest import MODEL, PROMPT, relative
 
 pytestmark = pytest.mark.engines
 
@@ -261,3 +261,68 @@ def test_every_error_is_a_flex_error():
     named = [getattr(flexmagic, n) for n in flexmagic.__all__ if n.endswith("Error")]
     assert len(named) >= 7
     assert all(issubclass(e, FlexError) for e in named)
+
+
+def test_a_forward_that_differs_between_ranks_is_named(session):
+    def build(rank, **_):
+        import torch
+        from torch import nn
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.first, self.other = nn.Linear(4, 4), nn.Linear(4, 4)
+
+            def forward(self, x):
+                x = self.first(x)
+                return {"a": x, "b": self.other(x)} if rank else {"a": x}
+
+        return Model()
+
+    session.load(build)
+    x = torch.randn(3, 4)
+    run = session.run({"x": x}, capture=["first"])
+    assert run["first"].shape == (3, 4)
+    refused = {str(s): r.refused for s, r in session.model.rules.items() if r.refused}
+    assert set(refused) == {"other:input[0]", "other:output", ":output.b"}
+    assert all("forwards differ" in reason for reason in refused.values())
+    with pytest.raises(LayoutError, match="rank 0 has no such tensor"):
+        session.hook("other", "x *= 2")
+
+
+def test_a_builder_may_say_what_its_model_is_undistributed(session):
+    def build(rank, world_size, **_):
+        import torch
+        import torch.distributed as dist
+        from torch import nn
+
+        class Parallel(nn.Module):
+            def __init__(self, whole):
+                super().__init__()
+                self.weight = nn.Parameter(whole.weight.chunk(world_size, 1)[rank].clone())
+                self.bias = whole.bias
+
+            def forward(self, x):
+                y = nn.functional.linear(x.chunk(world_size, -1)[rank], self.weight)
+                dist.all_reduce(y)
+                return y + self.bias
+
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+        model[1] = Parallel(model[1])
+        return model
+
+    def unsharded():
+        import torch
+        from torch import nn
+
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+
+    session.load(build, unsharded=unsharded)
+    x = torch.randn(3, 4)
+    run = session.run({"input": x}, capture=["0", "1"])
+    with torch.no_grad():
+        assert relative(run[":output"].torch(), unsharded()(x)) <= 1e-5
+    assert relative(session.model.parameter("1.weight"), unsharded()[1].weight.detach()) == 0
