@@ -77,8 +77,8 @@ class Probe:
 class WeightSplit:
     """How one weight of a module is split along ``dim``, of the whole length ``whole``.
 
-    ``name``: the parameter's whole name. ``spans``: per rank the global spans that it holds; ``None`` where that is not known, and empty
-    for a rank that has no such weight.
+    ``name``: the parameter's whole name. ``spans``: per rank the global spans that it holds; ``None``
+    where that is not known, and empty for a rank that has no such weight.
     """
 
     module: str
