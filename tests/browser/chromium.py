@@ -73,6 +73,8 @@ class Browser:
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         self.driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
         self.driver.set_script_timeout(120)
+        # without a window of its own a page may have no focus, and JupyterLab then no current widget
+        self.driver.execute_cdp_cmd("Emulation.setFocusEmulationEnabled", {"enabled": True})
         self._console: list[dict[str, Any]] = []
         self._network: list[dict[str, Any]] = []
 
