@@ -113,9 +113,7 @@ STRATEGIES = (
         "pipeline, loaded by path", {"pp": 2}, columns=("Llama", "Mixtral"), core=("Llama",),
         without=_LOADED["without"] | {"GPT-2": NO_STAGES},
     ),
-    Strategy(
-        "pipeline, torch’s schedules, 1 micro-batch", {"pp": 2}, "pipeline", {"pieces": 1}, **_ONLY_LLAMA,
-    ),
+    Strategy("pipeline, torch’s schedules, 1 micro-batch", {"pp": 2}, "pipeline", {"pieces": 1}, **_ONLY_LLAMA),
     Strategy(
         "pipeline, torch’s schedules, 4 micro-batches", {"pp": 2}, "pipeline", {"pieces": 4},
         **_ONLY_LLAMA, core=("Llama",),
