@@ -19,7 +19,8 @@ class Strategy:
     ``function``: of :mod:`strategies`, with its ``options``; without one, the model is loaded from
     its folder with ``axes``. ``instead``: for a column, the checkpoint that shows what the row is
     about. ``without``: per column why there is no such cell. ``everywhere``: a reason for all others.
-    ``unsharded``: whether the cell says how the module by hand is made undistributed.
+    ``unsharded``: whether the cell says how the module by hand is made undistributed. ``pending``: why
+    the whole row is not measured yet; it has no columns then.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Strategy:
     instead: dict[str, str] = field(default_factory=dict)
     without: dict[str, str] = field(default_factory=dict)
     everywhere: str = ""
+    pending: str = ""
     unsharded: bool = True
     core: tuple[str, ...] = ()
 
@@ -55,6 +57,8 @@ NO_EXPERTS = "it has no experts"
 
 _ONLY_LLAMA = {"columns": ("Llama",), "everywhere": LLAMA}
 _LOADED = {"without": {"by hand": "it has no checkpoint", "BERT": NOT_CAUSAL}}
+
+NOT_YET = {"columns": (), "pending": "not measured yet"}
 
 STRATEGIES = (
     Strategy(
@@ -113,11 +117,8 @@ STRATEGIES = (
         "pipeline, loaded by path", {"pp": 2}, columns=("Llama", "Mixtral"), core=("Llama",),
         without=_LOADED["without"] | {"GPT-2": NO_STAGES},
     ),
-    Strategy("pipeline, torch’s schedules, 1 micro-batch", {"pp": 2}, "pipeline", {"pieces": 1}, **_ONLY_LLAMA),
-    Strategy(
-        "pipeline, torch’s schedules, 4 micro-batches", {"pp": 2}, "pipeline", {"pieces": 4},
-        **_ONLY_LLAMA, core=("Llama",),
-    ),
+    Strategy("pipeline, torch’s schedules, 1 micro-batch", {"pp": 2}, **NOT_YET),
+    Strategy("pipeline, torch’s schedules, 4 micro-batches", {"pp": 2}, **NOT_YET),
     Strategy(
         "expert parallel, one batch", {"tp": 2}, "expert_parallel", {"tp_size": 2, "ep_size": 2},
         columns=("Mixtral",), everywhere=NO_EXPERTS, core=("Mixtral",),
@@ -146,9 +147,9 @@ STRATEGIES = (
         "TP × FSDP2, torch’s plan, uneven batch", {"fsdp": 2, "tp": 2}, "torch_tp_fsdp2", rows=3,
         columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED},
     ),
-    Strategy("PP × TP, torch’s schedules", {"pp": 2, "tp": 2}, "pipeline", {"pieces": 2}, **_ONLY_LLAMA),
+    Strategy("PP × TP, torch’s schedules", {"pp": 2, "tp": 2}, **NOT_YET),
 )  # fmt: skip
-"""All rows."""
+"""All rows. One that is ``pending`` gets a function of :mod:`strategies` and its columns."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ class Cell:
 
     def why_not(self) -> str:
         """The reason why a column has no cell in this row."""
-        return self.strategy.without.get(self.column) or self.strategy.everywhere
+        return self.strategy.pending or self.strategy.without.get(self.column) or self.strategy.everywhere
 
     def load(self, session, folder: Path) -> None:
         """Distribute the model over the session's ranks in this cell's way."""
@@ -193,8 +194,6 @@ class Cell:
             from matrix import models, strategies
             made = models.whole({self.model!r}, {str(where)!r})
             model = strategies.{self.strategy.function}(made, {self.model!r}, mesh, **{options!r})
-            if {self.strategy.function == "pipeline"}:
-                unsharded = lambda: models.whole({self.model!r}, {str(where)!r})
             if {self.model in models.BY_HAND and self.strategy.unsharded}:
                 unsharded = lambda: models.whole({self.model!r}, None)
         """

@@ -310,52 +310,6 @@ _MEGATRON = {
     "an odd width": _by_hand,
 }
 
-# --- pipelines ----------------------------------------------------------------------------------------
-
-
-class Stage(nn.Module):
-    """Some of a Llama's layers, under the names that they have in the whole."""
-
-    def __init__(self, whole, stage, stages):
-        super().__init__()
-        n = len(whole.model.layers)
-        mine = range(n * stage // stages, n * (stage + 1) // stages)
-        self.model = nn.Module()
-        self.model.rotary_emb = whole.model.rotary_emb
-        self.model.layers = nn.ModuleDict({str(at): whole.model.layers[at] for at in mine})
-        if stage == 0:
-            self.model.embed_tokens = whole.model.embed_tokens
-        if stage == stages - 1:
-            self.model.norm, self.lm_head = whole.model.norm, whole.lm_head
-
-    def forward(self, x):
-        if hasattr(self.model, "embed_tokens"):
-            x = self.model.embed_tokens(x)
-        rows, length = x.shape[:2]
-        places = torch.arange(length)[None]
-        turned = self.model.rotary_emb(x, position_ids=places)
-        mask = torch.full((length, length), torch.finfo(x.dtype).min).triu(1).expand(rows, 1, -1, -1)
-        for layer in self.model.layers.values():
-            x = layer(x, attention_mask=mask, position_embeddings=turned, position_ids=places)
-        return {"logits": self.lm_head(self.model.norm(x))} if hasattr(self, "lm_head") else x
-
-
-def pipeline(model, name, mesh, *, pieces):
-    """Torch's schedule over the axis ``pp``; the layers tensor parallel besides if there is such an axis."""
-    from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
-
-    if mesh.ndim > 1:
-        for layer in layers_of(model, name):
-            plan = {
-                p: ColwiseParallel() if w == "out" else RowwiseParallel() for p, w in _PLANS[name].items()
-            }
-            parallelize_module(layer, mesh["tp"], plan)
-    over = mesh["pp"] if mesh.ndim > 1 else mesh
-    at, stages = over.get_local_rank(), over.size()
-    stage = PipelineStage(Stage(model, at, stages), at, stages, torch.device("cpu"), group=over.get_group())
-    return ScheduleGPipe(stage, n_microbatches=pieces)
-
-
 # --- experts ------------------------------------------------------------------------------------------
 
 
