@@ -37,6 +37,11 @@ class Strategy:
     core: tuple[str, ...] = ()
 
     @property
+    def module(self) -> str:
+        """Where the function is."""
+        return "pipelines" if self.function.startswith("pipelined") else "strategies"
+
+    @property
     def ranks(self) -> int:
         """The number of ranks it takes."""
         out = 1
@@ -117,8 +122,11 @@ STRATEGIES = (
         "pipeline, loaded by path", {"pp": 2}, columns=("Llama", "Mixtral"), core=("Llama",),
         without=_LOADED["without"] | {"GPT-2": NO_STAGES},
     ),
-    Strategy("pipeline, torch’s schedules, 1 micro-batch", {"pp": 2}, **NOT_YET),
-    Strategy("pipeline, torch’s schedules, 4 micro-batches", {"pp": 2}, **NOT_YET),
+    Strategy("pipeline, torch’s schedules, 1 micro-batch", {"pp": 2}, "pipelined", core=("BERT",)),
+    Strategy(
+        "pipeline, torch’s schedules, 4 micro-batches", {"pp": 2}, "pipelined", {"micro_batches": 4}, rows=6,
+        core=("GPT-2", "by hand"),
+    ),
     Strategy(
         "expert parallel, one batch", {"tp": 2}, "expert_parallel", {"tp_size": 2, "ep_size": 2},
         columns=("Mixtral",), everywhere=NO_EXPERTS, core=("Mixtral",),
@@ -147,7 +155,10 @@ STRATEGIES = (
         "TP × FSDP2, torch’s plan, uneven batch", {"fsdp": 2, "tp": 2}, "torch_tp_fsdp2", rows=3,
         columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED},
     ),
-    Strategy("PP × TP, torch’s schedules", {"pp": 2, "tp": 2}, **NOT_YET),
+    Strategy(
+        "PP × TP, torch’s schedules", {"pp": 2, "tp": 2}, "pipelined_tp", {"micro_batches": 2}, rows=3,
+        columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED}, core=("Llama",),
+    ),
 )  # fmt: skip
 """All rows. One that is ``pending`` gets a function of :mod:`strategies` and its columns."""
 
@@ -191,9 +202,9 @@ class Cell:
             import sys
             if {str(Path(__file__).parents[1])!r} not in sys.path:
                 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-            from matrix import models, strategies
+            from matrix import models, pipelines, strategies
             made = models.whole({self.model!r}, {str(where)!r})
-            model = strategies.{self.strategy.function}(made, {self.model!r}, mesh, **{options!r})
+            model = {self.strategy.module}.{self.strategy.function}(made, {self.model!r}, mesh, **{options!r})
             if {self.model in models.BY_HAND and self.strategy.unsharded}:
                 unsharded = lambda: models.whole({self.model!r}, None)
         """

@@ -166,6 +166,10 @@ class ByHand(nn.Module):
     def forward(self, x):
         for block in self.blocks:
             x = x + block(x)
+        return self.after_blocks(x)
+
+    def after_blocks(self, x):
+        """What comes after the blocks; a pipeline's last stage does this alone."""
         nested = self.nested(x)
         x = x + nested["parts"][0] - nested["parts"][1]
         picks = self.choose(x)
