@@ -17,7 +17,8 @@ from flexmagic.layout.sites import Site
 class MicroBatches:
     """Where one run's forward is among a pipeline's micro-batches; of any other model there is one.
 
-    A hook on whole tensors needs the whole batch: a run with one sends the batch in one piece.
+    A hook on whole tensors needs the whole batch: a run with one sends the batch in one piece. So does
+    one that captures what cannot be joined by rows, or what depends on all rows together.
     """
 
     def __init__(self, model: nn.Module, rules: Mapping[Site, Rule]) -> None:
@@ -28,8 +29,9 @@ class MicroBatches:
     def start(self, capture: Collection[Site], *, whole: bool, context: dict[str, Any]) -> None:
         """Before a run: what it captures, whether its hooks need ``whole`` batches, where they save."""
         if self._pipeline is not None:
-            flat = any(site in self._rules and batch_dim(self._rules[site]) == -1 for site in capture)
-            self._pipeline.in_one_piece = whole or flat
+            rules = [self._rules[site] for site in capture if site in self._rules]
+            at_once = any(rule.together or batch_dim(rule) == -1 for rule in rules)
+            self._pipeline.in_one_piece = whole or at_once
             self._pipeline.context = context if whole else None
 
     def stop(self) -> None:

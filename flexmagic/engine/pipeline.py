@@ -232,6 +232,11 @@ def whole_batches(model: nn.Module) -> Iterator[None]:
         model.in_one_piece = False
 
 
+def cuts_batches(model: nn.Module) -> bool:
+    """Whether a model works on a batch in several pieces: on all stages of a pipeline alike."""
+    return isinstance(model, Pipeline) and model.micro_batches > 1
+
+
 @dataclass(frozen=True)
 class Standing:
     """Where a rank stands in a pipeline: plain data that all ranks compare before they run it.

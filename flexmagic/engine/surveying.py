@@ -14,7 +14,7 @@ from flexmagic.engine.checkpoint import Checkpoint, Unsharded, spans_in
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.pipeline import Standing, standing, whole_batches
+from flexmagic.engine.pipeline import Standing, cuts_batches, standing, whole_batches
 from flexmagic.engine.probe import LocalWeight, Notes, observe
 from flexmagic.engine.rows import (
     batch_of,
@@ -71,7 +71,7 @@ class _Mine:
 
 
 def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> Surveyed:
-    """Measure every site's layout in one forward; in two with data groups or without an unsharded form.
+    """Measure every site's layout in one forward; in two with data groups, micro-batches or no unsharded form.
 
     ``inputs``: the user's own, the same on every rank; ``None`` to make some up for a language model.
     Raises :class:`ModelError` if the forward fails on some rank.
@@ -83,6 +83,8 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
     assert arguments is not None  # callers ask for a made-up input only where there is one
     twin = _same_twin(twin_of(loaded.model, loaded.unsharded, arguments), groups)
     more = with_a_row_more(arguments) if twin is None else None
+    if cuts_batches(loaded.model):
+        more = rows_from(arguments, 0, batch_of(arguments) + 1)
     rows = [ROWS[group % len(ROWS)] for group in range(count)] if count > 1 else [batch_of(arguments)]
     if count > 1:
         mine_at = data[groups.place.rank]

@@ -59,7 +59,8 @@ class Rule:
     ``ranks`` hold it; ``splits`` say along which dims they hold pieces of it, ``addends`` (one
     number per rank, empty for none) that they hold addends of a sum. ``row_addends``: each rank's
     data group, where groups with different rows hold addends, as of the gradient of what all rows
-    share. ``refused`` is the reason if the whole cannot be established; then nothing else of the
+    share. ``together``: what it holds of a row changes with the other rows, or with how many there are.
+    ``refused`` is the reason if the whole cannot be established; then nothing else of the
     rule may be used.
     """
 
@@ -73,6 +74,7 @@ class Rule:
     row_addends: tuple[int, ...] = ()
     how: str = ""
     refused: str = ""
+    together: bool = False
 
     @property
     def placements(self) -> tuple[Placement | None, ...]:

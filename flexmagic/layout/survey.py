@@ -156,9 +156,10 @@ def _rule(evidence: Evidence, site: Site, decision: Decision) -> Rule:
     )
     addends = tuple(decision.addends.get(rank, 0) for rank in range(mesh.size)) if decision.addends else ()
     rule = replace(rule, splits=splits, addends=addends)
+    rule = replace(rule, together=site in evidence.unsteady)
     if len(probe.rows) == 1 or decision.across_groups:
         return rule
-    if site in evidence.unsteady:
+    if rule.together:
         return replace(rule, refused=UNSTEADY)
     return _join_rows(rule, evidence, site)
 

@@ -5,6 +5,7 @@ import torch
 from transformers import AutoTokenizer
 
 from flexmagic import LayoutError, ModelError
+from flexmagic.layout.sites import Site
 
 from .conftest import MODEL, PROMPT, relative
 from .stages import PRUNED, cell
@@ -161,17 +162,21 @@ def test_a_module_called_twice_shows_its_last_call_and_says_so(small):
     assert run["a"]._origin.warnings == ()
 
 
-def test_what_has_no_batch_dim_and_differs_over_micro_batches_is_refused(small):
-    run = small.run(masked(5), capture="mean")
-    with pytest.raises(LayoutError, match="micro-batches have different values"):
-        run["mean"]
-    small.hook("b", "x *= 1", name="whole")  # one piece: then it is the whole batch's
-    run = small.run(masked(5), capture="mean:input")
+def test_what_depends_on_all_rows_is_the_whole_batch_s(small):
+    """Each micro-batch has a mean of its own, which is none of the batch; it goes in one piece then."""
     inputs = masked(5)
     with torch.no_grad():
         model = both()
         expected = model.scale(model.scale(model.a(inputs["x"])) + 1)
     assert relative(small.run(inputs, capture="mean")["mean"].torch(), expected.mean(0)) <= 1e-5
+    assert [site for site, rule in small.model.rules.items() if rule.together] == [Site.parse("mean:output")]
+
+
+def test_what_counts_rows_is_not_taken_from_one_micro_batch(session):
+    """As many rows in every micro-batch, so that the count is the same in all and still not the batch's."""
+    counting = SMALL.replace("return x.mean(0)", "return torch.tensor(float(len(x)))")
+    session.load_cell(counting + "model = ScheduleGPipe(stage, n_microbatches=2)\n", pp=2)
+    assert session.run(masked(4), capture="mean")["mean"].torch() == 4
 
 
 REFUSED = {

@@ -63,8 +63,6 @@ NO_EXPERTS = "it has no experts"
 _ONLY_LLAMA = {"columns": ("Llama",), "everywhere": LLAMA}
 _LOADED = {"without": {"by hand": "it has no checkpoint", "BERT": NOT_CAUSAL}}
 
-NOT_YET = {"columns": (), "pending": "not measured yet"}
-
 STRATEGIES = (
     Strategy(
         "tensor parallel, loaded by path", {"tp": 2}, core=("Llama",),
