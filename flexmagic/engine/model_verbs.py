@@ -16,6 +16,7 @@ from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.inputs import prepare
 from flexmagic.engine.pipeline import as_model
+from flexmagic.engine.private import gathered, shape_of
 from flexmagic.engine.probe import note
 from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
@@ -96,7 +97,9 @@ def build_model(
     tokenizer = runtime.namespace.get("tokenizer")
     unsharded = unsharded or runtime.namespace.get("unsharded")
     _restore(runtime, previous)
-    runtime.built = Loaded(as_model(built).eval(), tokenizer, axes, "a cell", unsharded)
+    model = as_model(built)
+    model.eval()  # not every wrapper returns itself
+    runtime.built = Loaded(model, tokenizer, axes, "a cell", unsharded)
 
 
 def _restore(runtime: Runtime, previous: dict[str, Any]) -> None:
@@ -139,7 +142,7 @@ def _report(runtime: Runtime) -> ModelReport:
             for path, module in parts.items()
         ),
         rules=dict(runtime.rules),
-        parameters={n: (tuple(p.shape), dtype_name(p.dtype)) for n, p in parameters_of(model).items()},
+        parameters={n: (shape_of(p), dtype_name(p.dtype)) for n, p in parameters_of(model).items()},
         whole=runtime.whole,
         weights=runtime.weights,
         local_bytes=runtime.parameter_bytes(),
@@ -188,9 +191,11 @@ class ParameterPart:
 
 @verb
 def parameter(runtime: Runtime, name: str) -> ParameterPart | None:
-    """The rank's part of a parameter; ``None`` where it has none of that name."""
+    """The rank's part of a parameter; ``None`` where it has none of that name. All ranks call it together."""
     found = parameters_of(runtime.model).get(name)
     if found is None:
         return None
-    local = distributed.local_part(found)
-    return ParameterPart(look.slice_bytes(local, tuple(slice(None) for _ in local.shape)), note(local, found))
+    with gathered(found):
+        local = distributed.local_part(found)
+        everything = tuple(slice(None) for _ in local.shape)
+        return ParameterPart(look.slice_bytes(local, everything), note(local, found))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
+from torch import nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.pipelining.schedules import PipelineScheduleSingle
 
@@ -25,6 +28,28 @@ def deepspeed_ranks() -> tuple[int, ...]:
     groups: Any = importlib.import_module("deepspeed.utils.groups")
 
     return tuple(dist.get_process_group_ranks(groups._get_data_parallel_group()))  # noqa: SLF001
+
+
+def shape_of(parameter: nn.Parameter) -> tuple[int, ...]:
+    """A parameter's shape; of one that DeepSpeed shares out, which is empty at rest, that of the whole."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def at_rest(parameter: nn.Parameter) -> torch.Tensor:
+    """What this rank keeps of a parameter between forwards: of one that DeepSpeed shares out, its share."""
+    share = getattr(parameter, "ds_tensor", None)
+    return parameter if share is None else cast("torch.Tensor", share)
+
+
+def gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
+    """The whole of one parameter that DeepSpeed has shared out, on all ranks, which enter it together.
+
+    Nothing happens to any other parameter.
+    """
+    if not hasattr(parameter, "ds_status"):
+        return contextlib.nullcontext()
+    deepspeed: Any = importlib.import_module("deepspeed")
+    return cast("contextlib.AbstractContextManager[Any]", deepspeed.zero.GatheredParameters([parameter]))
 
 
 @dataclass(frozen=True)

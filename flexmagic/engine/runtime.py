@@ -24,6 +24,7 @@ from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
 from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
+from flexmagic.engine.private import at_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
@@ -261,7 +262,7 @@ class Runtime:
         """Bytes of this rank's own part of the parameters."""
         if self.loaded is None:
             return 0
-        return sum(local_part(p).nbytes for p in self.loaded.model.parameters())
+        return sum(local_part(at_rest(p)).nbytes for p in self.loaded.model.parameters())
 
     def process(self) -> int:
         """The process id."""

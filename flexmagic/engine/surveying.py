@@ -71,7 +71,7 @@ class _Mine:
 
 
 def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> Surveyed:
-    """Measure every site's layout in one forward; in two with data groups, micro-batches or no unsharded form.
+    """Measure every site's layout in one forward; in two with data groups, micro-batches or no whole form.
 
     ``inputs``: the user's own, the same on every rank; ``None`` to make some up for a language model.
     Raises :class:`ModelError` if the forward fails on some rank.

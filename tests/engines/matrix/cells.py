@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +20,8 @@ class Strategy:
     ``function``: of :mod:`strategies`, with its ``options``; without one, the model is loaded from
     its folder with ``axes``. ``instead``: for a column, the checkpoint that shows what the row is
     about. ``without``: per column why there is no such cell. ``everywhere``: a reason for all others.
-    ``unsharded``: whether the cell says how the module by hand is made undistributed. ``pending``: why
-    the whole row is not measured yet; it has no columns then.
+    ``unsharded``: whether the cell says how the module by hand is made undistributed. ``needs``: a
+    library that may be missing. ``pending``: why the whole row is not measured; it has no columns then.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Strategy:
     instead: dict[str, str] = field(default_factory=dict)
     without: dict[str, str] = field(default_factory=dict)
     everywhere: str = ""
+    needs: str = ""
     pending: str = ""
     unsharded: bool = True
     core: tuple[str, ...] = ()
@@ -39,7 +41,15 @@ class Strategy:
     @property
     def module(self) -> str:
         """Where the function is."""
+        if self.needs:
+            return "deepspeeds"
         return "pipelines" if self.function.startswith("pipelined") else "strategies"
+
+    @property
+    def missing(self) -> str:
+        """Why it cannot be tried here; empty if it can."""
+        absent = self.needs and importlib.util.find_spec(self.needs) is None
+        return f"{self.needs} is not installed" if absent else ""
 
     @property
     def ranks(self) -> int:
@@ -62,6 +72,8 @@ NO_EXPERTS = "it has no experts"
 
 _ONLY_LLAMA = {"columns": ("Llama",), "everywhere": LLAMA}
 _LOADED = {"without": {"by hand": "it has no checkpoint", "BERT": NOT_CAUSAL}}
+
+_TWO = {"columns": ("Llama", "GPT-2"), "everywhere": "shown on Llama and GPT-2"}
 
 STRATEGIES = (
     Strategy(
@@ -114,6 +126,15 @@ STRATEGIES = (
     Strategy(
         "FSDP2, loaded by path", {"fsdp": 2}, columns=("Llama", "GPT-2", "Mixtral"), **_LOADED,
     ),
+    Strategy("DeepSpeed ZeRO-3", {"dp": 2}, "zero3", rows=3, needs="deepspeed", **_TWO),
+    Strategy(
+        "DeepSpeed ZeRO-3 through Accelerate", {"dp": 2}, "zero3_accelerate", needs="deepspeed", **_TWO
+    ),
+    Strategy(
+        "DeepSpeed AutoTP", {"tp": 2}, "auto_tp", needs="deepspeed", columns=("Llama",),
+        without={"GPT-2": "DeepSpeed has only kernel injection for it"}, everywhere="shown on Llama",
+    ),
+    Strategy("DeepSpeed kernel injection", {"tp": 2}, columns=(), pending="not run: it needs CUDA"),
     Strategy("device_map, weights in memory", {"tp": 2}, "offloaded", {"to": "cpu"}),
     Strategy("device_map, weights on disk", {"tp": 2}, "offloaded", {"to": "disk"}, core=("GPT-2",)),
     Strategy(
@@ -158,7 +179,7 @@ STRATEGIES = (
         columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED}, core=("Llama",),
     ),
 )  # fmt: skip
-"""All rows. One that is ``pending`` gets a function of :mod:`strategies` and its columns."""
+"""All rows. One that is ``pending`` has no columns; a function is of :mod:`strategies` or beside it."""
 
 
 @dataclass(frozen=True)
@@ -200,7 +221,7 @@ class Cell:
             import sys
             if {str(Path(__file__).parents[1])!r} not in sys.path:
                 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-            from matrix import models, pipelines, strategies
+            from matrix import deepspeeds, models, pipelines, strategies
             made = models.whole({self.model!r}, {str(where)!r})
             model = {self.strategy.module}.{self.strategy.function}(made, {self.model!r}, mesh, **{options!r})
             if {self.model in models.BY_HAND and self.strategy.unsharded}:

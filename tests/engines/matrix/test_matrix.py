@@ -1,8 +1,12 @@
 """The matrix: every site of every cell equals one process or is refused as frozen, and so do edits."""
 
-import pytest
+import contextlib
+import importlib.util
 
-from flexmagic import Session
+import pytest
+import torch
+
+from flexmagic import LayoutError, Session
 
 from .cells import CELLS, MODELS, STRATEGIES
 from .measure import EDITS, OneProcess, compare_edits, measure, relative
@@ -24,7 +28,10 @@ def four():
 
 
 def marked(cell):
-    return pytest.param(cell, id=cell.name, marks=() if cell.core else pytest.mark.full)
+    marks = [] if cell.core else [pytest.mark.full]
+    if cell.strategy.missing:
+        marks.append(pytest.mark.skip(reason=cell.strategy.missing))
+    return pytest.param(cell, id=cell.name, marks=marks)
 
 
 @pytest.mark.engines
@@ -56,6 +63,34 @@ def test_a_survey_with_one_row_is_good_for_more(session, folder, column):
     found = measure(session, one)
     assert not found.wrong
     assert set(found.refused) == set(refused(results()[cell.name]))
+
+
+@pytest.mark.engines
+@pytest.mark.full
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+@pytest.mark.parametrize("row", ["DeepSpeed ZeRO-3", "DeepSpeed ZeRO-3 through Accelerate"])
+def test_parameters_that_are_empty_at_rest_are_whole_or_refused(session, folder, row):
+    cell = next(cell for cell in CELLS if cell.name == f"{row} / Llama")
+    cell.load(session, folder)
+    model = OneProcess(cell, folder).model
+    for name, whole in model.named_parameters():
+        assert torch.equal(session.model.parameter(name), whole), name
+    total = sum(whole.nbytes for whole in model.parameters())
+    assert all(total / 2 <= own < 0.51 * total for own in session.model.parameter_bytes)
+
+
+@pytest.mark.engines
+@pytest.mark.full
+@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
+def test_parameters_that_are_cut_unevenly_are_whole_or_refused(session, folder):
+    cell = next(cell for cell in CELLS if cell.name == "DeepSpeed AutoTP / Llama")
+    cell.load(session, folder)
+    given = 0
+    for name, whole in OneProcess(cell, folder).model.named_parameters():
+        with contextlib.suppress(LayoutError):
+            assert torch.equal(session.model.parameter(name), whole), name
+            given += 1
+    assert given
 
 
 def test_the_frozen_results_are_of_these_cells():
@@ -92,8 +127,6 @@ def test_the_readme_shows_the_frozen_results():
 
 
 def test_a_difference_in_kind_is_no_small_difference():
-    import torch
-
     x = torch.ones(2, 3)
     assert relative(x, x) == 0
     assert relative(x + 1e-3, x) == pytest.approx(1e-3, rel=1e-3)
