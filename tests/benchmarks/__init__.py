@@ -1,1 +1,0 @@
-"""Scripts that print measured ratios; run one by its path. No test depends on a time."""
