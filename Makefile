@@ -16,7 +16,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-full test-rest lint matrix clean venv setup-notebook setup-lab setup-test browser
+.PHONY: help demo lab test test-full test-rest lint matrix oldest clean venv setup-notebook setup-lab setup-test browser
 .NOTPARALLEL:
 
 help: ## this list
@@ -51,6 +51,14 @@ run-lint:
 
 matrix: setup-test ## measure what is whole under which distribution, and write it into the README
 	@cd tests && ../$(BIN)/python -m engines.matrix.freeze $(MATRIX_ARGS)
+
+# An environment of its own, made once: .venv-oldest.
+oldest: ## the core of that table against the oldest transformers that this works with
+	@[ -e .venv-oldest/.made ] || { echo "Set-up: making .venv-oldest (a few minutes: it waits for downloads)"; \
+	  $(or $(PYTHON),python3) -m venv --clear .venv-oldest && \
+	  .venv-oldest/bin/python -m pip install --quiet --progress-bar off "transformers==5.19.*" -e ".[test]" $(PIP_ARGS) </dev/null && \
+	  touch .venv-oldest/.made; }
+	@.venv-oldest/bin/python -m pytest tests/engines/matrix tests/engines/test_main_job.py $(PYTEST_ARGS)
 
 clean: ## remove what tests and builds left behind (.venv stays; remove it by hand)
 	@rm -rf build dist artefacts .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info kernel/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -122,7 +123,6 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
     :class:`ModelError` with the loader's reason.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.distributed import DistributedConfig
 
     options: dict[str, Any] = {}
     if spec.dtype is not None:
@@ -130,12 +130,7 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
     if spec.attention is not None:
         options["attn_implementation"] = spec.attention
     if spec.mesh.size > 1:
-        options["distributed_config"] = DistributedConfig(
-            pp_size=spec.size("pp"),
-            dp_replicate_size=spec.size("dp"),
-            fsdp_size=spec.size("fsdp"),
-            tp_size=spec.size("tp"),
-        )
+        options["distributed_config"] = _distributed_config(spec.mesh)
     source = _expanded(spec.source)
     try:
         with _quiet(), told(tell):
@@ -146,6 +141,26 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
         msg = f"{spec.source} could not be loaded: {reason}{several}"
         raise ModelError(msg) from None
     return Loaded(model, _tokenizer(source), spec.mesh, spec.source)
+
+
+SIZES = {"pp": "pp_size", "dp": "dp_replicate_size", "fsdp": "fsdp_size", "tp": "tp_size"}
+"""What transformers calls the size of each axis."""
+
+
+def _distributed_config(mesh: Mesh) -> Any:
+    """How transformers is told of a mesh; raises :class:`ModelError` if its version knows no such axis."""
+    import transformers
+    from transformers.distributed import DistributedConfig
+
+    known = {field.name for field in dataclasses.fields(DistributedConfig)}
+    unknown = [axis for axis in mesh.axes if SIZES[axis] not in known]
+    if unknown:
+        msg = (
+            f"transformers {transformers.__version__} cannot load a model with --{unknown[0]}; "
+            f"a newer version can. {BY_HAND}"
+        )
+        raise ModelError(msg)
+    return DistributedConfig(**{SIZES[axis]: size for axis, size in zip(mesh.axes, mesh.shape, strict=True)})
 
 
 def _expanded(source: str) -> str:
