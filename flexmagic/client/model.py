@@ -186,9 +186,10 @@ class Model:
         return left
 
     def __str__(self) -> str:
-        """Class, source, mesh and bytes per rank."""
+        """Class, source, mesh, what shares out the rows of a batch, and bytes per rank."""
         sizes = ", ".join(f"rank {rank} {size_text(n)}" for rank, n in enumerate(self.parameter_bytes))
-        return f"{self.name} from {self._first.source} on {self.mesh}: {sizes}"
+        sharing = f", rows shared out by {self._first.sharing}" if self._first.sharing else ""
+        return f"{self.name} from {self._first.source} on {self.mesh}{sharing}: {sizes}"
 
     def __repr__(self) -> str:
         """As :meth:`__str__`."""

@@ -18,6 +18,7 @@ from flexmagic.engine.inputs import prepare
 from flexmagic.engine.pipeline import as_model
 from flexmagic.engine.private import gathered, shape_of
 from flexmagic.engine.probe import note
+from flexmagic.engine.rows import kind_of_sharing
 from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
@@ -43,7 +44,8 @@ class ModelReport:
     """What a client needs to know of a model: one rank's view.
 
     ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
-    as far as there is one; ``weights``: those that a forward uses in parts.
+    as far as there is one; ``weights``: those that a forward uses in parts. ``sharing``: by what the
+    rows of a batch are shared out.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ModelReport:
     parameters: dict[str, tuple[tuple[int, ...], str]]
     whole: dict[str, tuple[int, ...]]
     weights: tuple[WeightSplit, ...]
+    sharing: str
     local_bytes: int
 
 
@@ -145,6 +148,7 @@ def _report(runtime: Runtime) -> ModelReport:
         parameters={n: (shape_of(p), dtype_name(p.dtype)) for n, p in parameters_of(model).items()},
         whole=runtime.whole,
         weights=runtime.weights,
+        sharing=kind_of_sharing(model),
         local_bytes=runtime.parameter_bytes(),
     )
 

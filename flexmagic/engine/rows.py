@@ -38,6 +38,24 @@ def data_ranks(model: nn.Module) -> tuple[int, ...] | None:
     return None
 
 
+def kind_of_sharing(model: nn.Module) -> str:
+    """By what a model's batch is shared out over ranks, as found on the model; ``""`` for nothing.
+
+    What a model is may be other than what was asked for: Accelerate's FSDP is DDP on a CPU.
+    """
+    deepspeed = sys.modules.get("deepspeed")
+    for module in model.modules():
+        if isinstance(module, DistributedDataParallel):
+            return "DistributedDataParallel, all weights on every rank"
+        if isinstance(module, FullyShardedDataParallel):
+            return "FullyShardedDataParallel (FSDP1)"
+        if isinstance(module, FSDPModule):
+            return "fully_shard (FSDP2)"
+        if deepspeed is not None and isinstance(module, deepspeed.DeepSpeedEngine):
+            return f"DeepSpeed ZeRO stage {module.zero_optimization_stage()}"
+    return ""
+
+
 def row_groups(mesh: Mesh, lines: Sequence[tuple[int, ...] | None]) -> tuple[int, ...]:
     """The data group of every rank, counted from 0: ranks of one group get the same rows.
 

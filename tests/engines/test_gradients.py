@@ -234,7 +234,8 @@ def test_plain_replicas_wrapped_for_data_parallelism(session):
         torch.manual_seed(0)
         return nn.parallel.DistributedDataParallel(nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)))
 
-    session.load(build)
+    session.load(build, fsdp=2)
+    assert "DistributedDataParallel" in str(session.model)  # what it is, not what the mesh was called
     x = torch.randn(5, 4, generator=torch.Generator().manual_seed(3))
     loss = "output.pow(2).mean()"
     session.run({"input": x}, backward=loss)
