@@ -22,7 +22,7 @@ from flexmagic.engine.rows import kind_of_sharing
 from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
-from flexmagic.engine.tree import kind_of, modules_of, parameters_of
+from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered
 from flexmagic.errors import CellError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Rule
@@ -199,7 +199,8 @@ def parameter(runtime: Runtime, name: str) -> ParameterPart | None:
     found = parameters_of(runtime.model).get(name)
     if found is None:
         return None
-    with gathered(found):
-        local = distributed.local_part(found)
+    with unit_gathered(runtime.model, name), gathered(found):
+        found = parameters_of(runtime.model)[name]
+        local = distributed.local_part(found).clone()  # what is gathered is let go of again
         everything = tuple(slice(None) for _ in local.shape)
         return ParameterPart(look.slice_bytes(local, everything), note(local, found))

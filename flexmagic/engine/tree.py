@@ -6,6 +6,7 @@ their paths. Here a wrapper is looked through: the module inside has the path th
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Iterator
 from typing import Any, cast
@@ -80,3 +81,24 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class that the user knows: ``fully_shard`` puts one of its own before it."""
     kinds: list[Any] = [kind for kind in type(unwrapped(module)).__mro__ if not issubclass(kind, FSDPModule)]
     return cast("type[nn.Module]", kinds[0])
+
+
+def unit_gathered(model: nn.Module, name: str) -> contextlib.AbstractContextManager[Any]:
+    """The parameters of the FSDP1 unit that holds one of them whole, on all ranks, which enter it together.
+
+    Nothing happens where there is no such unit, nor to the other units.
+    """
+    paths = {module: path for path, module in modules_of(model).items()}
+    units = [unit for unit in model.modules() if isinstance(unit, FullyShardedDataParallel)]
+    around = [unit for unit in units if f"{name}.".startswith(_prefix(paths.get(unwrapped(unit), name)))]
+    if not around:
+        return contextlib.nullcontext()
+    innermost = max(around, key=lambda unit: len(paths[unwrapped(unit)]))
+    held: contextlib.AbstractContextManager[Any] = FullyShardedDataParallel.summon_full_params(
+        innermost, recurse=False, writeback=False
+    )
+    return held
+
+
+def _prefix(path: str) -> str:
+    return f"{path}." if path else ""
