@@ -38,7 +38,7 @@ def _digest(arguments: Mapping[str, Any]) -> int:
     for name, value in arguments.items():
         if isinstance(value, torch.Tensor):
             digest = zlib.crc32(f"{name}{value.dtype}{tuple(value.shape)}".encode(), digest)
-            digest = zlib.crc32(as_bytes(value.detach().cpu().contiguous()).numpy().tobytes(), digest)
+            digest = zlib.crc32(as_bytes(value.detach().cpu().contiguous()).numpy().data, digest)
         else:
             digest = zlib.crc32(f"{name}{type(value).__name__}".encode(), digest)
     return digest

@@ -68,8 +68,8 @@ class Trial:
         output = whole_output(self.loaded.model(**self.arguments), self.rules, self.exchange)
         generator = torch.Generator().manual_seed(2)
         total = None
-        for where, tensor in leaves(output):
-            if tensor.is_floating_point() and (Site("", "output", where) in self.rules):
+        for _, tensor in leaves(output):
+            if tensor.is_floating_point():
                 weights = torch.randn(tensor.shape, generator=generator).to(tensor)
                 part = (tensor * weights).sum() / tensor.numel() ** 0.5
                 total = part if total is None else total + part

@@ -51,13 +51,14 @@ class LossSource:
 def whole_output(output: Any, rules: Mapping[Site, Rule], exchange: Exchange) -> Any:
     """The model's output with every tensor whole, this rank's own part still attached to its graph.
 
-    Tensors of which the whole is not known are left out.
+    Tensors of which the whole is not known are ``None`` in it: a loss never sees a piece.
     """
     for where, tensor in list(leaves(output)):
         rule = rules.get(Site("", "output", where))
         if rule is None or rule.refused or exchange.rank not in rule.ranks:
-            continue
-        output = replace_leaf(output, where, _attached(rule, exchange, local_of(tensor)))
+            output = replace_leaf(output, where, None)
+        else:
+            output = replace_leaf(output, where, _attached(rule, exchange, local_of(tensor)))
     return output
 
 

@@ -13,11 +13,8 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.private import deepspeed_ranks, fsdp_ranks
-from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.mesh import DATA_AXES, Mesh
 from flexmagic.layout.rule import Extent
-
-DATA_AXES = frozenset({"dp", "fsdp", "dp_replicate", "dp_shard", "hsdp"})
-"""Mesh axes along which ranks hold different rows, by the names that are usual for them."""
 
 
 def data_ranks(model: nn.Module) -> tuple[int, ...] | None:
@@ -25,17 +22,14 @@ def data_ranks(model: nn.Module) -> tuple[int, ...] | None:
 
     ``None`` if nothing about the model is data-parallel.
     """
-    deepspeed = sys.modules.get("deepspeed")
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            return tuple(dist.get_process_group_ranks(module.process_group))
-        if isinstance(module, FullyShardedDataParallel):
-            return tuple(dist.get_process_group_ranks(module.process_group))
-        if isinstance(module, FSDPModule):
-            return fsdp_ranks(module)
-        if deepspeed is not None and isinstance(module, deepspeed.DeepSpeedEngine):
-            return deepspeed_ranks()
-    return None
+    sharer = _sharer(model)
+    if sharer is None:
+        return None
+    if isinstance(sharer, FSDPModule):
+        return fsdp_ranks(sharer)
+    if isinstance(sharer, (DistributedDataParallel, FullyShardedDataParallel)):
+        return tuple(dist.get_process_group_ranks(sharer.process_group))
+    return deepspeed_ranks()
 
 
 def kind_of_sharing(model: nn.Module) -> str:
@@ -43,17 +37,25 @@ def kind_of_sharing(model: nn.Module) -> str:
 
     What a model is may be other than what was asked for: Accelerate's FSDP is DDP on a CPU.
     """
+    sharer: Any = _sharer(model)
+    if sharer is None:
+        return ""
+    if isinstance(sharer, DistributedDataParallel):
+        return "DistributedDataParallel, all weights on every rank"
+    if isinstance(sharer, FullyShardedDataParallel):
+        return "FullyShardedDataParallel (FSDP1)"
+    if isinstance(sharer, FSDPModule):
+        return "fully_shard (FSDP2)"
+    return f"DeepSpeed ZeRO stage {sharer.zero_optimization_stage()}"
+
+
+def _sharer(model: nn.Module) -> nn.Module | None:
+    """The outermost module that makes a model data-parallel."""
+    kinds: list[type[Any]] = [DistributedDataParallel, FullyShardedDataParallel, FSDPModule]
     deepspeed = sys.modules.get("deepspeed")
-    for module in model.modules():
-        if isinstance(module, DistributedDataParallel):
-            return "DistributedDataParallel, all weights on every rank"
-        if isinstance(module, FullyShardedDataParallel):
-            return "FullyShardedDataParallel (FSDP1)"
-        if isinstance(module, FSDPModule):
-            return "fully_shard (FSDP2)"
-        if deepspeed is not None and isinstance(module, deepspeed.DeepSpeedEngine):
-            return f"DeepSpeed ZeRO stage {module.zero_optimization_stage()}"
-    return ""
+    if deepspeed is not None:
+        kinds.append(deepspeed.DeepSpeedEngine)
+    return next((module for module in model.modules() if isinstance(module, tuple(kinds))), None)
 
 
 def row_groups(mesh: Mesh, lines: Sequence[tuple[int, ...] | None]) -> tuple[int, ...]:

@@ -138,8 +138,9 @@ class Runtime:
         if self.loaded is not None and self.namespace.get("model") is self.loaded.model:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)
-        self.loaded = None
-        self.rules.clear()
+        self.loaded = self.gradients = None
+        self.rules, self.whole, self.weights = {}, {}, ()
+        self.row_groups, self.surveyed = (), ()
         self.captures.clear()
 
     def survey(self, inputs: dict[str, Any] | None) -> None:

@@ -33,7 +33,7 @@ def leaves(value: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
             yield from leaves(getattr(value, field.name, None), f"{where}.{field.name}")
 
 
-def replace_leaf(value: Any, where: str, new: torch.Tensor) -> Any:
+def replace_leaf(value: Any, where: str, new: torch.Tensor | None) -> Any:
     """The nested value with one tensor replaced; everything else is shared, nothing is changed."""
     match = _STEP.match(where)
     if match is None:

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field, replace
 from torch.distributed.tensor.placement_types import Partial, Placement, Replicate
 
 from flexmagic.layout.dims import Dim
+from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.order import Cut, Spans, spans_by_weights
 from flexmagic.layout.placement import cut_order, dim_cut
+from flexmagic.layout.rule import Rule, Split
 from flexmagic.layout.seen import Distributed, Probe, Seen, WeightSplit, leaders, near, same
 from flexmagic.layout.sites import Site
 
@@ -41,6 +43,18 @@ class Decision:
     across_groups: bool = False
     how: str = ""
     refused: str = ""
+
+    def rule(self, site: Site, mesh: Mesh) -> Rule:
+        """The decision spelled out for every rank of the mesh."""
+        if self.refused:
+            return Rule(site, self.dims, self.dtype, mesh, self.ranks, how=self.how, refused=self.refused)
+        ranks = range(mesh.size)
+        splits = tuple(
+            Split(dim, tuple(place.get(rank) for rank in ranks), self.spans.get(dim, ()))
+            for dim, place in self.places.items()
+        )
+        addends = tuple(self.addends.get(rank, 0) for rank in ranks) if self.addends else ()
+        return Rule(site, self.dims, self.dtype, mesh, self.ranks, splits, addends, how=self.how)
 
     @property
     def whole_everywhere(self) -> bool:

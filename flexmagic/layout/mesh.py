@@ -9,6 +9,10 @@ AXES = ("pp", "dp", "fsdp", "tp")
 """The axes a model can be asked to be split over, outermost first."""
 
 
+DATA_AXES = frozenset({"dp", "fsdp", "dp_replicate", "dp_shard", "hsdp"})
+"""Mesh axes along which ranks hold different rows, by the names that are usual for them."""
+
+
 @dataclass(frozen=True)
 class Mesh:
     """Named axes over the ranks 0..size-1, ranks counted in row-major order.

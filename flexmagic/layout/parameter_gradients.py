@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from flexmagic.layout.decide import Decision, from_distributed
 from flexmagic.layout.dims import Dim
 from flexmagic.layout.mesh import Mesh
-from flexmagic.layout.rule import Rule, Split
+from flexmagic.layout.rule import Rule
 from flexmagic.layout.seen import Seen, same
 from flexmagic.layout.sites import Site
 
@@ -36,16 +36,7 @@ def parameter_gradient_rule(
         decision = from_distributed(Decision(tuple(here), dims, first.dtype), here)
         if decision.refused:
             return Found(replace(rule, refused=decision.refused))
-        rule = replace(
-            rule,
-            splits=tuple(
-                Split(dim, tuple(place.get(rank) for rank in range(mesh.size)))
-                for dim, place in decision.places.items()
-            ),
-            addends=tuple(decision.addends.get(rank, 0) for rank in range(mesh.size))
-            if decision.addends
-            else (),
-        )
+        rule = replace(decision.rule(site, mesh), how=rule.how)
     return _over_groups(rule, here, groups)
 
 

@@ -8,13 +8,9 @@ from flexmagic.errors import LayoutError
 from flexmagic.layout.decide import Decision, from_distributed
 from flexmagic.layout.dims import Dim
 from flexmagic.layout.layout import Block, Layout
-from flexmagic.layout.mesh import Mesh
-from flexmagic.layout.rule import Rule, Split
+from flexmagic.layout.mesh import DATA_AXES, Mesh
 from flexmagic.layout.seen import Seen, WeightSplit, same
 from flexmagic.layout.sites import Site
-
-DATA_AXES = frozenset({"dp", "fsdp"})
-"""The usual axes along which a plain tensor is never split."""
 
 
 def parameter_layout(
@@ -42,11 +38,7 @@ def parameter_layout(
     if found.refused:
         msg = f"{name}: {found.refused}"
         raise LayoutError(msg)
-    splits = tuple(
-        Split(dim, tuple(place.get(rank) for rank in range(mesh.size))) for dim, place in found.places.items()
-    )
-    addends = tuple(found.addends.get(rank, 0) for rank in range(mesh.size)) if found.addends else ()
-    rule = Rule(Site(name, "weight"), dims, first.dtype, mesh, ranks, splits, addends)
+    rule = found.rule(Site(name, "weight"), mesh)
     return rule.local_layout([parts[rank].shape if rank in parts else None for rank in range(mesh.size)])
 
 

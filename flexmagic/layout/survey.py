@@ -147,15 +147,9 @@ def _without_a_shape(base: Decision, site: Site, here: Mapping[int, Seen], evide
 def _rule(evidence: Evidence, site: Site, decision: Decision) -> Rule:
     """The rule for all ranks: the decision, and the data groups' rows joined."""
     mesh, probe = evidence.mesh, evidence.probe
-    rule = Rule(site, decision.dims, decision.dtype, mesh, decision.ranks, how=decision.how)
-    if decision.refused:
-        return replace(rule, refused=decision.refused)
-    splits = tuple(
-        Split(dim, tuple(place.get(rank) for rank in range(mesh.size)), decision.spans.get(dim, ()))
-        for dim, place in decision.places.items()
-    )
-    addends = tuple(decision.addends.get(rank, 0) for rank in range(mesh.size)) if decision.addends else ()
-    rule = replace(rule, splits=splits, addends=addends)
+    rule = decision.rule(site, mesh)
+    if rule.refused:
+        return rule
     rule = replace(rule, together=site in evidence.unsteady)
     if len(probe.rows) == 1 or decision.across_groups:
         return rule

@@ -248,3 +248,37 @@ def test_plain_replicas_wrapped_for_data_parallelism(session):
     assert run["0:grad_output"].shape == (5, 6)
     with pytest.raises(FlexError):
         run["2.weight:grad"]
+
+
+def test_a_loss_never_sees_a_piece(session):
+    def build(rank, **_):
+        import torch
+        from torch import nn
+
+        torch.manual_seed(rank)
+        return nn.Linear(4, 3)
+
+    session.load(build)
+    x = {"input": torch.randn(5, 4, generator=torch.Generator().manual_seed(3))}
+    session.run(x)
+    assert all(r.refused for s, r in session.model.rules.items() if (s.path, s.port) == ("", "output"))
+    with pytest.raises(FlexError, match="nothing of which the whole is known"):
+        session.run(x, backward="output.sum()")
+
+
+def test_nothing_of_an_earlier_model_is_known_of_a_later_one(loaded):
+    loaded.run(IDS, backward=LOSS)
+
+    def build(**_):
+        import torch
+
+        torch.manual_seed(0)
+        return torch.nn.ModuleDict({"norm": torch.nn.Linear(4, 3)})
+
+    model = loaded.load(build)
+    assert not model.surveyed
+    assert not model.knows_gradients
+    assert not model._first.whole
+    assert not model._first.weights
+    torch.manual_seed(0)
+    assert torch.equal(model.parameter("norm.weight"), nn.Linear(4, 3).weight)
