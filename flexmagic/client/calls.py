@@ -158,6 +158,11 @@ class Calls:
         except KeyboardInterrupt:
             self._interrupt(pending)
             raise
+        if progress is not None:
+            for answer in pending.values():
+                if not _refused(answer):
+                    answer.wait_for_output(GRACE)  # a reply can overtake what was said before it
+            progress(Waited(time.perf_counter() - started, _how_far(pending)))
         return [self._value(rank, answer) for rank, answer in pending.items()]
 
     def _give_up(self, pending: dict[int, Any], waiting: list[int]) -> None:
@@ -203,8 +208,8 @@ class Calls:
 
 
 def _how_far(pending: dict[int, Any]) -> dict[int, tuple[str, int, int]]:
-    """What the ranks that are still at work have said of themselves."""
-    told = {rank: answer.data for rank, answer in pending.items() if not answer.ready()}
+    """What the ranks have said last of how far they are."""
+    told = {rank: answer.data for rank, answer in pending.items()}
     return {rank: data[engine_side.PROGRESS] for rank, data in told.items() if engine_side.PROGRESS in data}
 
 

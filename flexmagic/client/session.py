@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
-import itertools
-import math
 import uuid
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from flexmagic.client import engine_side, failures
+from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hooks import Hook, HookBook
+from flexmagic.client.loading import Loading
 from flexmagic.client.model import Model
 from flexmagic.client.run import Run
+from flexmagic.client.running import Running
 from flexmagic.client.status import status_table
 from flexmagic.client.table import Table
-from flexmagic.errors import CellError, ClusterError, FlexError, ModelError, SiteError
-from flexmagic.layout.mesh import Mesh
-from flexmagic.layout.sites import Site
+from flexmagic.errors import ClusterError, FlexError, ModelError
 
 if TYPE_CHECKING:
     from flexmagic.engine.code import HookSource
-    from flexmagic.engine.runtime import RunPlan
-    from flexmagic.engine.verbs import RunAnswer, Seat
+    from flexmagic.engine.verbs import Seat
 
 STATUS_PATIENCE = 3.0
 """Seconds after which a rank that has not said how it is counts as busy."""
@@ -45,12 +41,12 @@ class Session:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._calls = Calls(cluster)
-        self._runs = itertools.count(1)
         self._model: Model | None = None
         self._seats: list[Seat] = []
-        self._printer: Callable[[str], None] = print
         self._id = uuid.uuid4().hex
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook)
+        self._loading = Loading(self._calls)
+        self._running = Running(self._calls, self._id, self.hooks)
         _OPEN.add(self)
 
     @classmethod
@@ -168,14 +164,12 @@ class Session:
         undistributed, of which only shapes are taken. Raises :class:`ModelError`; the former model is
         then still there.
         """
-        mesh = self._mesh({"pp": pp, "dp": dp, "fsdp": fsdp, "tp": tp})
+        sizes = {"pp": pp, "dp": dp, "fsdp": fsdp, "tp": tp}
         if callable(source):
-            return self._build(self._cell("", source), mesh, progress, unsharded)
-        from flexmagic.engine.distributed import LoadSpec
-
-        spec = LoadSpec(str(source), mesh, dtype, attn)
-        self._calls.one(0, "check_model", spec)
-        return self._adopted("load_model", spec, progress=progress)
+            self._model = self._loading.build(source, sizes, unsharded, progress)
+        else:
+            self._model = self._loading.load(str(source), sizes, dtype, attn, progress)
+        return self._model
 
     def load_cell(
         self, text: str, *, first_line: int = 1, progress: Progress | None = None, **sizes: int | None
@@ -184,53 +178,7 @@ class Session:
 
         ``sizes``: of the axes of ``mesh``, as in :meth:`load`.
         """
-        return self._build(self._cell(text, None, first_line), self._mesh(sizes), progress)
-
-    def _mesh(self, sizes: Mapping[str, int | None]) -> Mesh:
-        """The mesh over all ranks with the sizes asked for."""
-        given = {axis: size for axis, size in sizes.items() if size is not None}
-        product = math.prod(given.values())
-        if not given:
-            return Mesh.of(tp=self.world_size)
-        if product != self.world_size:
-            asked = " ".join(f"--{axis} {size}" for axis, size in given.items())
-            msg = (
-                f"{asked} is for {product} ranks, but there are {self.world_size} engines, one per rank. "
-                f"Choose sizes whose product is {self.world_size}, or start {product} engines."
-            )
-            raise ModelError(msg)
-        return Mesh.of(**given)
-
-    def _cell(self, text: str, function: Callable[..., Any] | None, first_line: int = 1) -> HookSource:
-        from flexmagic.engine.code import check_cell, from_function, from_text
-
-        if function is not None:
-            return from_function("model", 1, function)
-        source = from_text("model", 1, text, first_line)
-        check_cell(source)
-        return source
-
-    def _build(
-        self,
-        cell: HookSource,
-        mesh: Mesh,
-        progress: Progress | None,
-        unsharded: Callable[[], Any] | None = None,
-    ) -> Model:
-        try:
-            return self._adopted("build_model", cell, mesh, unsharded, progress=progress)
-        except CellError as error:
-            raise failures.cell_error(error, self.world_size) from None
-
-    def _adopted(self, verb: str, *args: Any, progress: Progress | None) -> Model:
-        """Have every rank make a model; only when all have one does it replace the former."""
-        try:
-            self._calls.all(verb, *args, progress=progress)
-        except FlexError:
-            with contextlib.suppress(FlexError):  # a stuck rank has said so already
-                self._calls.all("drop_built")
-            raise
-        self._model = Model(self._calls, self._calls.all("adopt_model", progress=progress))
+        self._model = self._loading.run_cell(text, first_line, sizes, progress)
         return self._model
 
     def hook(
@@ -289,58 +237,9 @@ class Session:
 
         Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
-        model = self.model
-        patterns = [Site.parse(t) for t in ([capture] if isinstance(capture, str) else capture)]
-        if not model.surveyed:
-            model.update(self._calls.all("survey_for", inputs, progress=progress))
-        attempt = functools.partial(
-            self._attempt, patterns, inputs, key=(self._id, next(self._runs)), progress=progress,
-            seed=seed, grad=grad, backward=backward,
-        )  # fmt: skip
-        made = attempt()
-        if made is None:  # the model, or the kind of input, is a new one
-            model.update(self._calls.all("survey_for", inputs, progress=progress))
-            made = attempt()
-        if made is None:
-            msg = "The model changes with every forward, so that no survey of it holds."
-            raise ModelError(msg)
-        planned, acted, answers = made
-        self._print(answers)
-        try:
-            failures.raise_for([answer.reply for answer in answers], model.rules)
-        except FlexError:
-            self._calls.all("release", planned.key)
-            raise
-        return Run(planned.key, self._calls, answers, model.rules, acted)
-
-    def _attempt(
-        self, patterns: list[Site], inputs: Any, *, progress: Progress | None, **options: Any
-    ) -> tuple[RunPlan, dict[Site, str], list[RunAnswer]] | None:
-        """Plan a run with what is known of the model, and make it; ``None`` if that no longer holds."""
-        from flexmagic.client.planning import plan
-
-        model = self.model
-        if options["backward"] is not None and not model.knows_gradients:
-            model.update(self._calls.all("survey_gradients", inputs, progress=progress))
-        try:
-            planned, acted = plan(model, self.hooks.enabled, patterns, **options)
-        except SiteError:
-            if any(self._calls.all("is_stale", inputs)):
-                return None
-            raise
-        answers = self._calls.all("run", planned, inputs, progress=progress)
-        return None if None in answers else (planned, acted, answers)
-
-    def _print(self, answers: list[RunAnswer]) -> None:
-        """Show what hooks printed: once if all ranks printed the same, else by rank."""
-        printed = ["".join(text for _, _, text in answer.reply.outcome.printed) for answer in answers]
-        if len(set(printed)) == 1:
-            if printed[0]:
-                self._printer(printed[0].rstrip("\n"))
-            return
-        for rank, text in enumerate(printed):
-            for line in text.splitlines():
-                self._printer(f"[rank {rank}] {line}")
+        return self._running.run(
+            self.model, inputs, capture, progress=progress, seed=seed, grad=grad, backward=backward
+        )
 
     def status(self) -> Table:
         """Each rank's engine, host, process, device, memory, part of the model and state.
