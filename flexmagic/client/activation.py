@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmagic.errors import SiteError
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Origin:
     hooks: str
     tokens: tuple[tuple[str, ...], ...]
     nbytes: int
+    lives: tuple[int, ...]
     warnings: tuple[str, ...] = ()
 
 
@@ -124,12 +126,20 @@ class Activation:
         """The slices that cover a window; with ``holes``, only those that can still be had."""
         from flexmagic.layout.assemble import plan_read
 
-        gone = self._calls.ended()
+        gone = self._calls.gone(self._origin.lives)
         owners = self.layout.owners(without=gone)
         lost = {self.layout.blocks[r] for r in gone} - {self.layout.blocks[r] for r in owners}
         if not holes and (lost or (gone and self.layout.partial)):
+            self._refuse_lost(gone)
             owners = self.layout.owners()  # asking the rank that is gone says so
         return plan_read(self.layout, window, owners)
+
+    def _refuse_lost(self, gone: Sequence[int]) -> None:
+        again = [rank for rank in gone if rank not in self._calls.ended()]
+        if again:
+            ranks = ", ".join(map(str, again))
+            msg = f"The part of {self.site} that rank {ranks} held was lost when its engine ended. Run again."
+            raise SiteError(msg)
 
     def _ask(self, verb: str, reads: Sequence[Read], parts: Sequence[Any], *more: Any) -> list[Any]:
         """Send each read's part to its rank, one call per rank; answers in the order of the reads."""
@@ -169,7 +179,7 @@ class Activation:
             nbytes=self._origin.nbytes,
             partial=self.layout.partial,
             warnings=self._origin.warnings,
-            missing_ranks=self._calls.ended(),
+            missing_ranks=self._calls.gone(self._origin.lives),
         )
 
     @property

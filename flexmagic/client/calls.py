@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
@@ -16,11 +16,17 @@ from flexmagic.client.recovery import free, meeting_at, together, uninterrupted
 from flexmagic.client.watching import Limits, Verdict, Watcher
 from flexmagic.errors import ClusterError, EngineError, FlexError, StuckError, UserCodeError
 
+if TYPE_CHECKING:
+    from flexmagic.engine.verbs import Seat
+
 GRACE = 5.0
 """Seconds in which what an engine published before its reply has arrived."""
 
 QUIET, EVERY = 0.4, 0.2
 """Seconds before the first look at ranks that have not answered, and between looks."""
+
+IMPORTED = 120.0
+"""Seconds in which an engine must have imported torch."""
 
 LOOK_PATIENCE = 0.5
 """Seconds that a rank gets to say where it is."""
@@ -59,6 +65,8 @@ class Calls:
         self._views = [cluster.client[engine] for engine in self.engines]
         self._sending = threading.Lock()
         self._cancelled = threading.Event()
+        self.lives = [0] * len(self.engines)
+        self.seats: list[Seat] = []
 
     @property
     def world_size(self) -> int:
@@ -67,14 +75,37 @@ class Calls:
 
     def raw(self, function: Callable[..., Any], per_rank: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Run a plain function of :mod:`engine_side` on every rank with its own arguments."""
-        pending = [
-            view.apply_async(function, *args) for view, args in zip(self._views, per_rank, strict=True)
-        ]
-        return self._wait(dict(enumerate(pending)), None)
+        said = self.raw_each({rank: (function, args) for rank, args in enumerate(per_rank)})
+        return [said[rank] for rank in range(self.world_size)]
 
     def raw_one(self, rank: int, function: Callable[..., Any], *args: Any) -> Any:
         """Run a plain function of :mod:`engine_side` on one rank."""
-        return self._wait({rank: self._views[rank].apply_async(function, *args)}, None)[0]
+        return self.raw_each({rank: (function, args)})[rank]
+
+    def raw_each(self, requests: Mapping[int, tuple[Callable[..., Any], tuple[Any, ...]]]) -> dict[int, Any]:
+        """Run plain functions of :mod:`engine_side`, another on each rank, at once.
+
+        Ranks that wait in vain are freed, but no groups are made again: this is what makes them.
+        """
+        return self._raw(requests, self.limits)
+
+    def prepare(self, ranks: Iterable[int]) -> None:
+        """Have engines import what they need, which takes seconds in which they may say nothing."""
+        self._raw(dict.fromkeys(ranks, (engine_side.prepare, ())), Limits(silent=IMPORTED))
+
+    def _raw(
+        self, requests: Mapping[int, tuple[Callable[..., Any], tuple[Any, ...]]], limits: Limits
+    ) -> dict[int, Any]:
+        with self._sending:
+            pending = {
+                rank: self._views[rank].apply_async(function, *args)
+                for rank, (function, args) in requests.items()
+            }
+        verdict = self._watch(pending, None, limits)
+        if verdict is not None:
+            self._free(pending)
+            raise StuckError(verdict, self._said(pending), "Type %flexcluster recover.")
+        return {rank: self._value(rank, answer) for rank, answer in pending.items()}
 
     def one(self, rank: int, verb: str, *args: Any, **kwargs: Any) -> Any:
         """A verb on one rank; raises what it refuses with."""
@@ -89,14 +120,12 @@ class Calls:
         self, requests: dict[int, tuple[str, Any, Any]], progress: Progress | None = None
     ) -> dict[int, Any]:
         """Different verbs on different ranks at once."""
-        import cloudpickle
-
         self._refuse_if_ended(requests)
         packed: dict[int, bytes] = {}
         pending = {}
         with self._cluster.turns.turn():
             for rank, (verb, args, kwargs) in requests.items():
-                payload = packed.setdefault(id(args), cloudpickle.dumps((args, kwargs)))
+                payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
                 with self._sending:  # a view asks on a thread of its own
                     pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
             replies = self._wait(pending, progress)
@@ -118,9 +147,7 @@ class Calls:
         The state is ``idle``, ``busy`` for a rank that said nothing within ``patience`` seconds, or
         ``ended``; the answer is ``None`` for those.
         """
-        import cloudpickle
-
-        payload = cloudpickle.dumps(((), {}))
+        payload = engine_side.packed(())
         gone = self.ended()
         pending = {
             rank: view.apply_async(engine_side.call, verb, payload)
@@ -145,9 +172,13 @@ class Calls:
     def _refuse_if_ended(self, ranks: Iterable[int]) -> None:
         gone = sorted(set(self.ended()) & set(ranks))
         if gone:
-            words = self._cluster.last_words(gone)
-            msg = f"The engine of rank {', '.join(map(str, gone))} has ended. {words}"
-            raise EngineError(msg, tuple(gone))
+            raise self._ended(gone)
+
+    def _ended(self, ranks: Sequence[int]) -> EngineError:
+        words = self._cluster.last_words(ranks)
+        return EngineError(
+            f"The engine of rank {', '.join(map(str, ranks))} has ended. {words}", tuple(ranks)
+        )
 
     def cancel(self) -> None:
         """End what the ranks are working on, as an interrupt would; callable from any thread."""
@@ -157,7 +188,7 @@ class Calls:
         """The ranks' replies; raises what kept them from coming, once all ranks can be asked again."""
         self._cancelled.clear()
         try:
-            verdict = self._watch(pending, progress)
+            verdict = self._watch(pending, progress, self.limits)
         except KeyboardInterrupt:
             with uninterrupted():
                 places = self._places(pending)
@@ -165,20 +196,28 @@ class Calls:
             msg = f"{places}\nThe engines are ready."
             raise KeyboardInterrupt(msg) from None
         if verdict is not None:
+            said = self._said(pending)  # what comes later is only the cut's doing
             with uninterrupted():
                 self._recover(pending)
-            raise StuckError(verdict, self._said(pending))
+            errors = {rank: reply.error for rank, reply in said.items() if getattr(reply, "error", None)}
+            stuck = StuckError(verdict, said)
+            if errors:  # that is what the others waited for
+                raise merged(errors) from stuck
+            raise stuck
         return [self._value(rank, answer) for rank, answer in pending.items()]
 
-    def _watch(self, pending: dict[int, Any], progress: Progress | None) -> Verdict | None:
+    def _watch(self, pending: dict[int, Any], progress: Progress | None, limits: Limits) -> Verdict | None:
         """Wait for all answers, or for the certainty that they will not come."""
         started = time.perf_counter()
-        watcher, looked = Watcher(self.limits), QUIET
+        watcher, looked = Watcher(limits), QUIET
         while waiting := _waiting(pending):
             pending[waiting[0]].wait(0.05)
             now = time.perf_counter() - started
             if self._cancelled.is_set():
                 raise KeyboardInterrupt
+            if gone := sorted(set(self.ended()) & set(pending)):
+                self._free({rank: answer for rank, answer in pending.items() if rank not in gone})
+                raise self._ended(gone)
             if progress is not None:
                 progress(Waited(now, _how_far(pending)))
             if now > looked and (waiting := _waiting(pending)):
@@ -203,11 +242,26 @@ class Calls:
 
     def _recover(self, pending: dict[int, Any]) -> None:
         """Free all ranks and make their process groups again, as far as their engines live."""
-        free(self.control, lambda: _waiting(pending), range(self.world_size), self._end)
+        self._free(pending)
         self.rebuild()
 
-    def _end(self, rank: int) -> None:
+    def _free(self, pending: dict[int, Any]) -> None:
+        alive = [rank for rank in range(self.world_size) if rank not in self.ended()]
+        free(self.control, lambda: _waiting(pending), alive, self.end)
+
+    def end(self, rank: int) -> None:
+        """End the process of a rank that nothing else brings back."""
         self._cluster.end(self.engines[rank])
+
+    def renew(self, ranks: Iterable[int]) -> None:
+        """Note that engines were replaced: what runs left on them until now is gone."""
+        for rank in ranks:
+            self.lives[rank] += 1
+
+    def gone(self, lives: Sequence[int]) -> tuple[int, ...]:
+        """The ranks that no longer hold what they held when :attr:`lives` was this."""
+        renewed = [rank for rank, life in enumerate(lives) if life != self.lives[rank]]
+        return tuple(sorted({*renewed, *self.ended()}))
 
     def rebuild(self) -> None:
         """Make all process groups again, in a new generation; nothing happens while an engine is missing.
@@ -216,11 +270,12 @@ class Calls:
         """
         if self.ended():
             return
-        members = [reply.value for reply in self.plain("groups")]
+        everyone = range(self.world_size)
+        members = [reply.value for reply in self.plainly("groups", everyone).values()]
         generations = {rank: member.generation for rank, member in enumerate(members)}
         specs = together([member.groups for member in members])
         meeting = meeting_at(*self.offer_place(), generations)
-        left = [reply.value for reply in self.plain("rebuild", meeting, specs)]
+        left = [reply.value for reply in self.plainly("rebuild", everyone, meeting, specs).values()]
         held = sorted({kind for kinds in left for kind in kinds})
         if held:
             msg = (
@@ -235,13 +290,11 @@ class Calls:
         host = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
         return host, self.raw_one(0, engine_side.offer_port, host)
 
-    def plain(self, verb: str, *args: Any) -> list[Any]:
-        """The replies of all ranks to a verb, without any of the care that :meth:`all` takes."""
-        import cloudpickle
-
-        payload = cloudpickle.dumps((args, {}))
-        replies = self.raw(engine_side.call, [(verb, payload)] * self.world_size)
-        errors = {rank: reply.error for rank, reply in enumerate(replies) if reply.error is not None}
+    def plainly(self, verb: str, ranks: Iterable[int], *args: Any) -> dict[int, Any]:
+        """The replies of ranks to a verb, without any of the care that :meth:`some` takes."""
+        payload = engine_side.packed(args)
+        replies = self.raw_each(dict.fromkeys(ranks, (engine_side.call, (verb, payload))))
+        errors = {rank: reply.error for rank, reply in replies.items() if reply.error is not None}
         if errors:
             raise merged(errors)
         return replies
@@ -261,9 +314,7 @@ class Calls:
         except Exception as error:
             text = str(error)
             if "died" in text or "stopped" in text:
-                words = self._cluster.last_words([rank])
-                msg = f"The engine of rank {rank} ended while it was working. {words}"
-                raise EngineError(msg, (rank,)) from error
+                raise self._ended([rank]) from error
             msg = f"Rank {rank} could not answer: {text}"
             raise ClusterError(msg) from error
 

@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import signal
 import subprocess
+import time
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,15 @@ from typing import Any
 from flexmagic.client import reaper
 from flexmagic.client.turns import Turns
 from flexmagic.errors import ClusterError
+
+TAIL, LINE = 3, 160
+"""How many lines of an engine's log are shown, and how many characters of each."""
+
+_CHATTER = re.compile(r"\S+ \S+ \[(IPEngine|KernelNanny)[.\d]*\] ")
+"""What an engine's log says of its own messages."""
+
+NOTICED = 0.5
+"""Seconds in which it is known how a process ended."""
 
 START_TIMEOUT = 120.0
 """Seconds in which all engines must have come up."""
@@ -109,12 +121,7 @@ class Cluster:
             progress(0, "starting the controller")
             launched.start_controller_sync()
             for rank in range(n):
-                launched.start_engines_sync(
-                    n=1,
-                    engine_set_id=f"rank{rank}",
-                    environment=rank_environment(rank, devices),
-                    engine_args=[f"--IPEngine.id={rank}"],
-                )
+                cluster._start_engine(rank, devices)
             if not keep:
                 cluster._reaper = reaper.start(launched.cluster_file)
             cluster.client = launched.connect_client_sync()
@@ -205,9 +212,67 @@ class Cluster:
             raise ClusterError(msg)
 
     def last_words(self, ranks: Iterable[int]) -> str:
-        """How engines ended, as far as their launchers and logs tell."""
-        del ranks
-        return f"Its log is in {self.log_folder}. Type %flexcluster recover."
+        """How engines ended, as far as their launchers and logs tell, and what to do."""
+        words = []
+        for rank in ranks:
+            words += [self._how_it_ended(rank), *self._log_tail(rank)]
+        return "\n".join([*(word for word in words if word), "Type %flexcluster recover."])
+
+    def _how_it_ended(self, rank: int) -> str:
+        engine_set = self._cluster.engines.get(_set_of(rank))
+        if engine_set is None:
+            return ""
+        deadline = time.perf_counter() + NOTICED
+        while not engine_set.stop_data.get("engines") and time.perf_counter() < deadline:
+            time.sleep(0.01)
+        code = next((end.get("exit_code") for end in engine_set.stop_data.get("engines", {}).values()), None)
+        if not isinstance(code, int):
+            return ""
+        if code >= 0:
+            return f"Rank {rank} exited with code {code}."
+        name = signal.Signals(-code).name
+        why = " (often: out of memory)" if name == "SIGKILL" else ""
+        return f"Rank {rank} was ended by {name}{why}."
+
+    def _log_tail(self, rank: int) -> list[str]:
+        path = self.log_folder / f"ipengine-{self.name}-{_set_of(rank)}-0.log"
+        if not path.is_file():
+            return []
+        lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
+        told = [line[:LINE] for line in lines if not _CHATTER.match(line)][-TAIL:]
+        return [f"The end of {path}:", *(f"    {line}" for line in told)] if told else []
+
+    def replace(self, ranks: Sequence[int]) -> None:
+        """Start engines again, under their ids, in place of those that ended.
+
+        Raises :class:`ClusterError` if they were not started one by one, or do not come up.
+        """
+        missing = [rank for rank in ranks if rank not in self.client.ids]  # someone may have done it
+        foreign = [rank for rank in missing if _set_of(rank) not in self._cluster.engines]
+        if foreign:
+            msg = (
+                f"The engine of rank {foreign[0]} was not started by flexmagic, so that it cannot be "
+                f"started again from here. Start one with `ipengine --IPEngine.id={foreign[0]}`, then "
+                "%flexcluster recover."
+            )
+            raise ClusterError(msg)
+        devices = local_devices()
+        for rank in missing:
+            with contextlib.suppress(Exception):  # a frozen one is still there, another is not
+                self._cluster.engines[_set_of(rank)].signal(signal.SIGKILL)
+            self._start_engine(rank, devices)
+        self._await_engines(len(self._cluster.engines), lambda _up, _what: None)
+        if self._reaper is not None:
+            self._dismiss_reaper()
+            self._reaper = reaper.start(self._cluster.cluster_file)
+
+    def _start_engine(self, rank: int, devices: Devices) -> None:
+        self._cluster.start_engines_sync(
+            n=1,
+            engine_set_id=_set_of(rank),
+            environment=rank_environment(rank, devices),
+            engine_args=[f"--IPEngine.id={rank}"],
+        )
 
     def disconnect(self) -> None:
         """Close the connection; the engines stay."""
@@ -234,6 +299,11 @@ class Cluster:
         if self._reaper is not None:
             reaper.dismiss(self._reaper)
             self._reaper = None
+
+
+def _set_of(rank: int) -> str:
+    """The engine set that is one rank's."""
+    return f"rank{rank}"
 
 
 def _profile_of(cluster: Any) -> str:

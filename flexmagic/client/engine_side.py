@@ -33,6 +33,14 @@ def offer_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def packed(args: Any, kwargs: Any = None) -> bytes:
+    """Arguments of a verb as :func:`call` takes them."""
+    import cloudpickle
+
+    raw: bytes = cloudpickle.dumps((args, kwargs or {}))
+    return raw
+
+
 def call(verb: str, payload: bytes) -> Any:
     """Run one of the engine's verbs with arguments pickled by value."""
     import cloudpickle
@@ -41,6 +49,18 @@ def call(verb: str, payload: bytes) -> Any:
 
     args, kwargs = cloudpickle.loads(payload)
     return getattr(verbs if hasattr(verbs, verb) else model_verbs, verb)(*args, **kwargs)
+
+
+def prepare() -> None:
+    """Import what takes long, and then answer on the control channel."""
+    from IPython import get_ipython
+
+    from flexmagic.client import control
+    from flexmagic.engine import model_verbs, verbs, watch  # noqa: F401 - so that they are there
+
+    shell = get_ipython()
+    assert shell is not None  # an engine is an IPython kernel
+    control.install(shell.kernel)
 
 
 def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
@@ -52,12 +72,10 @@ def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
 
     from IPython import get_ipython
 
-    from flexmagic.client import control
     from flexmagic.engine import verbs
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel
-    control.install(shell.kernel)
     return verbs.join(shell.user_ns, rank, world_size, meeting, others, _tell)
 
 

@@ -63,6 +63,11 @@ class Hook:
         self._book.remove(self.name)
 
     @property
+    def sources(self) -> list[HookSource]:
+        """The code of all versions that can be gone back to."""
+        return [version.source for version in self._history]
+
+    @property
     def versions(self) -> list[int]:
         """The numbers of all versions that can be gone back to, the acting one last."""
         return [v.source.version for v in self._history]
@@ -141,6 +146,10 @@ class HookBook:
     def __len__(self) -> int:
         """The number of hooks."""
         return len(self._hooks)
+
+    def sources(self) -> list[HookSource]:
+        """All versions of all hooks, as the engines have them."""
+        return [source for hook in self for source in hook.sources]
 
     @property
     def enabled(self) -> list[Hook]:

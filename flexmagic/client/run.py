@@ -36,6 +36,7 @@ class Run:
         self._rules = rules
         self._hooks = hooks
         self._context: dict[str, Any] | None = None
+        self._lives = tuple(calls.lives)
         self._local = [answer.reply.local for answer in answers]
 
     @property
@@ -152,7 +153,7 @@ class Run:
         warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
         nbytes = sum(_nbytes(local.get(site)) for local in self._local)
         tokens = tuple(tuple(row) for row in self.tokens)
-        origin = Origin(self._key, site, self._hooks.get(site, ""), tokens, nbytes, warnings)
+        origin = Origin(self._key, site, self._hooks.get(site, ""), tokens, nbytes, self._lives, warnings)
         return Activation(self._calls, origin, layout, lambda: self._siblings(site))
 
     def _siblings(self, site: Site) -> dict[str, Callable[[], Activation]]:

@@ -17,6 +17,7 @@ from flexmagic.client.hooks import Hook, HookBook
 from flexmagic.client.loading import Loading
 from flexmagic.client.model import Model
 from flexmagic.client.recovery import meeting_at
+from flexmagic.client.restoring import Recovered, Restoring
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.status import status_table
@@ -25,7 +26,6 @@ from flexmagic.errors import ClusterError, FlexError, ModelError
 
 if TYPE_CHECKING:
     from flexmagic.engine.code import HookSource
-    from flexmagic.engine.verbs import Seat
 
 STATUS_PATIENCE = 3.0
 """Seconds after which a rank that has not said how it is counts as busy."""
@@ -43,10 +43,10 @@ class Session:
         self._cluster = cluster
         self._calls = Calls(cluster)
         self._model: Model | None = None
-        self._seats: list[Seat] = []
         self._id = uuid.uuid4().hex
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook)
         self._loading = Loading(self._calls)
+        self._restoring = Restoring(self._calls, cluster, self.hooks)
         self._running = Running(self._calls, self._id, self.hooks)
         _OPEN.add(self)
 
@@ -101,7 +101,7 @@ class Session:
         if [seat and (seat.rank, seat.world_size) for seat in seats] == [
             (rank, self.world_size) for rank in range(self.world_size)
         ]:
-            self._seats = seats
+            self._calls.seats = seats
             self._find_model()
             return
         if any(seats):
@@ -110,9 +110,10 @@ class Session:
                 "Stop that cluster and start again."
             )
             raise ClusterError(msg)
+        self._calls.prepare(range(self.world_size))
         meeting = meeting_at(*self._calls.offer_place(), {})
         places = [(rank, self.world_size, meeting) for rank in range(self.world_size)]
-        self._seats = self._calls.raw(engine_side.join, places)
+        self._calls.seats = self._calls.raw(engine_side.join, places)
 
     @property
     def world_size(self) -> int:
@@ -247,7 +248,17 @@ class Session:
         """
         vitals = self._calls.poll("vitals", STATUS_PATIENCE)
         title = f"Cluster {self.cluster_name}: {self.world_size} engines"
-        return status_table(self._seats, self._calls.engines, vitals, title)
+        return status_table(self._calls.seats, self._calls.engines, vitals, title)
+
+    def recover(self, *, force: bool = False, say: Callable[[str], None] = lambda _what: None) -> Recovered:
+        """Put the engines in order again: busy ones are freed, and those that ended are started again.
+
+        An engine that ended comes back under its rank and loads only its own part of the model again;
+        hooks are registered there, and the other ranks keep their parts and captures. What a cell
+        made is made again on every rank. ``force``: make the process groups again in any case.
+        Raises :class:`ClusterError` or :class:`ModelError` if that cannot be done.
+        """
+        return self._restoring.recover(self._model, say, force=force)
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""

@@ -12,9 +12,6 @@ if TYPE_CHECKING:
 STILL = 1.0
 """Seconds without any step, any byte and any CPU time after which waiting ranks wait in vain."""
 
-SILENT = 3.0
-"""Seconds after which a rank that does not even say where it is counts as frozen."""
-
 LOOKS = 3
 """How many looks in a row must have shown the same."""
 
@@ -24,11 +21,12 @@ class Limits:
     """What a call may take, in seconds.
 
     ``run``: all of it, ``None`` for no limit. ``alone``: user code on some ranks while the others
-    have ended or wait for them.
+    have ended or wait for them. ``silent``: a rank's not even saying where it is, while others wait.
     """
 
     run: float | None = None
     alone: float = 10.0
+    silent: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +79,7 @@ class Watcher:
             return Verdict("The ranks wait for each other in vain.", places, done)
         if not blocked and not answered:
             return None
-        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > SILENT}
+        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > self._limits.silent}
         alone = {r for r in rest if self._too_long(r, places[r], now)}
         if rest == silent | alone:
             who = ", ".join(map(str, sorted(rest)))

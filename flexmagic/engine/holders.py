@@ -22,12 +22,25 @@ def replace_everywhere(pairs: Mapping[int, tuple[Any, Any]]) -> list[str]:
     olds = [old for old, _ in pairs.values()]
     ours = {id(olds), id(pairs), *(id(pair) for pair in pairs.values())}
     left = []
-    for holder in gc.get_referrers(*olds) if olds else []:
+    for holder in [*gc.get_referrers(*olds), *_unseen_holders(pairs)] if olds else []:
         if id(holder) in ours or isinstance(holder, types.FrameType):
             continue
         if not _replace_in(holder, pairs):
             left.append(type(holder).__name__)
     return left
+
+
+def _unseen_holders(pairs: Mapping[int, tuple[Any, Any]]) -> list[Any]:
+    """The dicts and tuples that the collector does not follow, as they hold nothing that it follows."""
+    everything = gc.get_referents(*gc.get_objects())
+    plain = [value for value in everything if type(value) is dict or type(value) is tuple]
+    found = {
+        id(value): value
+        for value in plain
+        if not gc.is_tracked(value)
+        if any(id(held) in pairs for held in (value.values() if type(value) is dict else value))
+    }
+    return list(found.values())
 
 
 def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:
@@ -59,7 +72,10 @@ def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:
 
 
 def _replace_attributes(holder: Any, new: Callable[[Any], Any]) -> None:
-    """Replace attributes of an object that has no dict for them."""
+    """Replace attributes of an object, which holds them itself or in a dict that only now comes to be."""
+    attributes = getattr(holder, "__dict__", None)
+    if isinstance(attributes, dict):
+        attributes.update({name: new(value) for name, value in attributes.items() if new(value) is not value})
     for name in {name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())}:
         with contextlib.suppress(AttributeError):
             value = getattr(holder, name)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,10 @@ from flexmagic.engine import distributed, look
 from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.inputs import prepare
+from flexmagic.engine.origin import Origin
 from flexmagic.engine.pipeline import as_model
 from flexmagic.engine.private import gathered, shape_of
+from flexmagic.engine.private_groups import handed_out, made_groups
 from flexmagic.engine.probe import note
 from flexmagic.engine.rows import kind_of_sharing
 from flexmagic.engine.runtime import Runtime
@@ -69,7 +71,30 @@ def check_model(_runtime: Runtime, spec: LoadSpec) -> None:
 @verb
 def load_model(runtime: Runtime, spec: LoadSpec) -> None:
     """Load this rank's part of a model; :func:`adopt_model` takes it once all ranks have one."""
-    runtime.built = distributed.load(spec, runtime.tell)
+    with made_groups() as names:
+        loaded = distributed.load(spec, runtime.tell)
+    runtime.built = loaded, Origin(spec=spec, groups=tuple(names))
+
+
+@verb
+def reload(runtime: Runtime, origin: Origin, lost: Sequence[int]) -> None:
+    """Load this rank's part again, without those ranks that have theirs, into the groups that they made."""
+    assert origin.spec is not None  # what a cell made is made again by all ranks
+    with handed_out(origin.groups, lost):
+        runtime.built = distributed.load(origin.spec, runtime.tell), origin
+
+
+@verb
+def rerun(runtime: Runtime, origin: Origin) -> None:
+    """Run the cell again that made the model; all ranks together."""
+    assert origin.cell is not None  # what was loaded is loaded again
+    _build(runtime, *origin.cell)
+
+
+@verb
+def origin(runtime: Runtime) -> tuple[Origin | None, tuple[str, ...]]:
+    """What the model was made from, and which parameters on this rank were written into since."""
+    return runtime.origin, runtime.written_into()
 
 
 ASSIGNED = ("model", "tokenizer", "unsharded")
@@ -81,6 +106,11 @@ def build_model(
     runtime: Runtime, cell: HookSource, axes: Mesh, unsharded: Callable[[], nn.Module] | None = None
 ) -> None:
     """Run a user's cell that builds ``model``; :func:`adopt_model` takes it once all ranks have one."""
+    _build(runtime, cell, axes, unsharded)
+
+
+def _build(runtime: Runtime, cell: HookSource, axes: Mesh, unsharded: Callable[[], nn.Module] | None) -> None:
+    given = (cell, axes, unsharded)
     place = runtime.place
     mesh = init_device_mesh(place.device.type, axes.shape, mesh_dim_names=axes.axes)
     names = {"rank": place.rank, "world_size": place.world_size, "device": place.device, "mesh": mesh}
@@ -102,7 +132,7 @@ def build_model(
     _restore(runtime, previous)
     model = as_model(built)
     model.eval()  # not every wrapper returns itself
-    runtime.built = Loaded(model, tokenizer, axes, "a cell", unsharded)
+    runtime.built = Loaded(model, tokenizer, axes, "a cell", unsharded), Origin(cell=given)
 
 
 def _restore(runtime: Runtime, previous: dict[str, Any]) -> None:
@@ -116,7 +146,19 @@ def adopt_model(runtime: Runtime) -> ModelReport:
     """Take the model that was loaded or built, now that every rank has one, and survey it."""
     assert runtime.built is not None  # the client calls this only then
     built, runtime.built = runtime.built, None
-    runtime.adopt(built)
+    runtime.adopt(*built)
+    return _report(runtime)
+
+
+@verb
+def readopt_model(runtime: Runtime) -> ModelReport:
+    """Survey a model of which some rank made its part again; the others keep theirs and their captures."""
+    built, runtime.built = runtime.built, None
+    if built is None:
+        assert runtime.loaded is not None  # this rank kept its part
+        assert runtime.origin is not None  # it was made from something
+        built = runtime.loaded, runtime.origin
+    runtime.adopt(*built, keep=True)
     return _report(runtime)
 
 

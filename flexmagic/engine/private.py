@@ -41,6 +41,16 @@ def at_rest(parameter: nn.Parameter) -> torch.Tensor:
     return parameter if share is None else cast("torch.Tensor", share)
 
 
+def come_to_rest(model: nn.Module) -> None:
+    """Have ``fully_shard`` keep only this rank's shards again, whatever a forward that was cut off left."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            group: Any = module._get_fsdp_state()._fsdp_param_group  # noqa: SLF001
+            if group is not None:
+                group._all_gather_result = None  # noqa: SLF001
+            module.reshard()
+
+
 def gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
     """The whole of one parameter that DeepSpeed has shared out, on all ranks, which enter it together.
 

@@ -7,7 +7,8 @@ that a group which is made again at the same count is found by what was made wit
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,44 +51,69 @@ def _backend(group: dist.ProcessGroup) -> str:
 def make_group(spec: GroupSpec) -> dist.ProcessGroup | None:
     """Make a group under its name; all ranks call it for the same groups in the same order.
 
-    ``None`` on a rank that is not in it. Raises :class:`RuntimeError` if torch gave it another name.
+    ``None`` on a rank that is not in it.
     """
-    counted = spec.name.isdigit()
-    if counted:
-        _world.group_count = int(spec.name)
-    group: Any = dist.new_group(
-        list(spec.ranks), backend=spec.backend, group_desc=spec.description, sort_ranks=False,
-        use_local_synchronization=not counted,
-    )  # fmt: skip
-    if dist.get_rank() not in spec.ranks:
-        return None
-    if group.group_name != spec.name:
-        msg = f"the process group {spec.name} came back as {group.group_name}"
-        raise RuntimeError(msg)
-    made: dist.ProcessGroup = group
+    group: Any = None
+    if dist.get_rank() in spec.ranks:
+        with _named(spec.name):
+            group = dist.new_group(
+                list(spec.ranks), backend=spec.backend, group_desc=spec.description, sort_ranks=False,
+                use_local_synchronization=True,
+            )  # fmt: skip
+    if spec.name.isdigit():  # what is made next is counted on
+        _world.group_count = max(_world.group_count, int(spec.name) + 1)
+    made: dist.ProcessGroup | None = group
     return made
 
 
 @contextlib.contextmanager
-def handed_out(names: Sequence[str]) -> Iterator[None]:
-    """Within the block, groups that code asks for are those of these names, in turn, instead of new ones.
+def _named(name: str) -> Iterator[None]:
+    """Have torch give the groups made within the block this name, instead of one of its own."""
+    module: Any = distributed_c10d
+    usual = module._process_group_name  # noqa: SLF001 - names cannot be chosen otherwise
+    module._process_group_name = lambda *_args, **_kwargs: name  # noqa: SLF001
+    try:
+        yield
+    finally:
+        module._process_group_name = usual  # noqa: SLF001
 
-    For a rank that comes later: what the others made together is there already. Raises
-    :class:`RuntimeError` if other ranks, or more, are asked for.
+
+@contextlib.contextmanager
+def made_groups() -> Iterator[list[str]]:
+    """The names of the groups that are made within the block, in order, once it has ended."""
+    before = set(_world.pg_names)
+    names: list[str] = []
+    yield names
+    names += [str(name) for group, name in _world.pg_names.items() if group not in before]
+
+
+@contextlib.contextmanager
+def handed_out(names: Sequence[str], lost: Collection[int]) -> Iterator[None]:
+    """Within the block, groups that code asks for are those of these names instead of new ones.
+
+    For ranks that come later: what the others made together is there already, in the order of its
+    making. Groups among the ``lost`` ranks alone, which no other knew, are made again. Raises
+    :class:`RuntimeError` for any other.
     """
     there = {spec.name: (spec, group) for spec, group in known_groups().items()}
-    left = list(names)
+    left = [name for name in names if name in there]
+    usual = dist.new_group
+    made = itertools.count()
 
-    def given(ranks: Sequence[int] | None = None, *_args: Any, **_kwargs: Any) -> Any:
+    def given(ranks: Sequence[int] | None = None, *args: Any, **kwargs: Any) -> Any:
         wanted = tuple(range(dist.get_world_size())) if ranks is None else tuple(ranks)
         if dist.get_rank() not in wanted:
             return dist.GroupMember.NON_GROUP_MEMBER
-        if not left or set(there[left[0]][0].ranks) != set(wanted):
+        name = next((name for name in left if set(there[name][0].ranks) == set(wanted)), None)
+        if name is not None:
+            left.remove(name)
+            return there[name][1]
+        if not set(wanted) <= set(lost):
             msg = f"a process group of ranks {wanted} is asked for, which the other ranks do not have"
             raise RuntimeError(msg)
-        return there[left.pop(0)][1]
+        with _named(f"{'_'.join(map(str, wanted))} again {next(made)}"):
+            return usual(ranks, *args, **(kwargs | {"use_local_synchronization": True}))
 
-    usual = dist.new_group
     places: tuple[Any, ...] = (dist, distributed_c10d, device_mesh)
     for place in places:
         place.new_group = given

@@ -23,8 +23,9 @@ from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
+from flexmagic.engine.origin import Origin
 from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
-from flexmagic.engine.private import at_rest
+from flexmagic.engine.private import at_rest, come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
@@ -90,7 +91,9 @@ class Runtime:
     tell: Tell = lambda _what, _done, _total: None
     captures: Captures = field(default_factory=Captures)
     loaded: Loaded | None = None
-    built: Loaded | None = None
+    origin: Origin | None = None
+    built: tuple[Loaded, Origin] | None = None
+    versions: dict[str, int] = field(default_factory=dict)
     rules: dict[Site, Rule] = field(default_factory=dict)
     row_groups: tuple[int, ...] = ()
     gradients: Gradients | None = None
@@ -116,15 +119,20 @@ class Runtime:
             raise ModelError(msg)
         return self.loaded.model
 
-    def adopt(self, loaded: Loaded) -> None:
+    def adopt(self, loaded: Loaded, origin: Origin, *, keep: bool = False) -> None:
         """Take a model on every rank or on none, then survey it where its input can be guessed.
 
+        ``keep``: the captures of earlier runs, for a model that is the same as before.
         Raises :class:`ModelError` on all ranks alike if their parts are not those of one pipeline.
         """
         standings = everyone(self.groups, standing(loaded.model))
         check_standings(standings)
-        self.forget_model()
+        if not keep:
+            self.forget_model()
+        elif self.loaded is not None:
+            come_to_rest(self.model)
         self.loaded = loaded = settled(loaded, standings)
+        self.origin = origin
         self.mates = stage_mates(standings, self.place.rank)
         self.namespace["model"], self.namespace["tokenizer"] = loaded.model, loaded.tokenizer
         # parts of a pipeline may differ in whether they say what they take, but all must survey or none
@@ -132,13 +140,24 @@ class Runtime:
         self.guessable = all(s.guessable if s is not None else mine for s in standings)
         if self.guessable:
             self.survey(None)
+        self.versions = self._versions()
+
+    def _versions(self) -> dict[str, int]:
+        """How often each parameter of this rank was written into, by torch's documented counter."""
+        return {name: p._version for name, p in self.model.named_parameters()}  # noqa: SLF001
+
+    def written_into(self) -> tuple[str, ...]:
+        """The parameters of this rank that something wrote into since the model was made."""
+        if self.loaded is None:
+            return ()
+        return tuple(name for name, n in self._versions().items() if self.versions.get(name, n) != n)
 
     def forget_model(self) -> None:
         """Let go of the model, its captures and rules; the module itself stays as it was."""
         if self.loaded is not None and self.namespace.get("model") is self.loaded.model:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)
-        self.loaded = self.gradients = None
+        self.loaded = self.origin = self.gradients = None
         self.rules, self.whole, self.weights = {}, {}, ()
         self.row_groups, self.surveyed = (), ()
         self.captures.clear()

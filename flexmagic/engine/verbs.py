@@ -14,6 +14,7 @@ from flexmagic.engine.captures import RunKey
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import prepare
+from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
@@ -84,6 +85,8 @@ def groups(runtime: Runtime) -> Membership:
 @verb
 def rebuild(runtime: Runtime, meeting: Meeting, specs: Sequence[GroupSpec]) -> list[str]:
     """Make all groups again, in a new generation; all ranks call it at once. See :meth:`Groups.rebuild`."""
+    if runtime.loaded is not None:
+        come_to_rest(runtime.loaded.model)
     return runtime.groups.rebuild(meeting, specs)
 
 

@@ -1,0 +1,152 @@
+"""Putting a cluster in order: ranks freed, engines that ended replaced, their part of the model reloaded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client import engine_side
+from flexmagic.client.calls import Calls
+from flexmagic.client.cluster import Cluster
+from flexmagic.client.hooks import HookBook
+from flexmagic.client.model import Model
+from flexmagic.client.recovery import PATIENCE, free, meeting_at, together
+from flexmagic.errors import ClusterError, FlexError
+
+if TYPE_CHECKING:
+    from flexmagic.engine.origin import Origin
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """What a recovery did: one line for each step, and what was lost."""
+
+    lines: tuple[str, ...]
+    seconds: float
+
+    def __repr__(self) -> str:
+        """The lines."""
+        return "\n".join(self.lines)
+
+
+class Restoring:
+    """Recovers one session's cluster."""
+
+    def __init__(self, calls: Calls, cluster: Cluster, hooks: HookBook) -> None:
+        self._calls = calls
+        self._cluster = cluster
+        self._hooks = hooks
+
+    def recover(self, model: Model | None, say: Say, *, force: bool) -> Recovered:
+        """Do what is needed, nothing if nothing is wrong; ``force``: make the groups again anyway.
+
+        Raises :class:`ClusterError` or :class:`ModelError` with the survivors as they were if the lost
+        part of the model cannot be had again.
+        """
+        started = time.perf_counter()
+        dead = self._calls.ended()
+        alive = [rank for rank in range(self._calls.world_size) if rank not in dead]
+        busy = self._busy(alive)
+        lines: list[str] = []
+        with self._cluster.turns.turn():
+            if busy:
+                say(f"freeing rank {_listed(busy)}")
+                freed = free(self._calls.control, lambda: self._busy(alive), alive, self._calls.end)
+                lines.append(f"Rank {_listed(busy)} was busy and is free again.")
+                dead = tuple(sorted({*dead, *freed.ended}))
+            if dead:
+                lines += self._replace(dead, model, say)
+            elif busy or force:
+                self._calls.rebuild()
+                lines.append("The process groups were made again.")
+        if not lines:
+            lines = [f"Nothing to recover: all {len(alive)} engines are idle."]
+        return Recovered(tuple(lines), time.perf_counter() - started)
+
+    def _busy(self, ranks: Sequence[int]) -> list[int]:
+        places = self._calls.control.look(ranks, PATIENCE)
+        return [rank for rank, place in places.items() if place is None or place.kind != "idle"]
+
+    def _replace(self, dead: Sequence[int], model: Model | None, say: Say) -> list[str]:
+        alive = [rank for rank in range(self._calls.world_size) if rank not in dead]
+        origin, edited = self._origin(alive) if model is not None and alive else (None, set[str]())
+        say(f"starting rank {_listed(dead)} again")
+        self._cluster.replace(dead)
+        self._calls.renew(dead)
+        self._calls.prepare(dead)
+        say("connecting the ranks")
+        self._join(alive, dead)
+        lines = [f"Rank {_listed(dead)} was started again under its id."]
+        if model is None:
+            return lines
+        if origin is None:
+            model.alive = False
+            return [*lines, "No rank that knew the model is left: load it again."]
+        say(f"loading the model's part of rank {_listed(dead)}")
+        lines += self._reload(origin, dead, model)
+        for source in self._hooks.sources():
+            self._calls.some({rank: ("define_hook", (source,), {}) for rank in dead})
+        if edited and not origin.rerun:
+            some = ", ".join(sorted(edited)[:3]) + (", …" if len(edited) > 3 else "")
+            lines.append(
+                f"Lost: changes made to parameters since they were loaded, on rank {_listed(dead)} ({some})."
+            )
+        return [*lines, f"Captures of earlier runs are lost on rank {_listed(dead)}; the others keep theirs."]
+
+    def _origin(self, alive: Sequence[int]) -> tuple[Origin | None, set[str]]:
+        """How the model was made, and which parameters were written into since, after checking the source."""
+        answers = self._calls.some({rank: ("origin", (), {}) for rank in alive})
+        found = [origin for origin, _ in answers.values() if origin is not None]
+        if not found:
+            return None, set()
+        if found[0].spec is not None:
+            try:
+                self._calls.one(alive[0], "check_model", found[0].spec)
+            except FlexError as error:
+                msg = (
+                    f"The part of the model that was lost cannot be loaded again: {error}\n"
+                    "The other engines are as they were."
+                )
+                raise ClusterError(msg) from None
+        groups = tuple(dict.fromkeys(name for origin in found for name in origin.groups))
+        return found[0].with_groups(groups), set[str]().union(*(edited for _, edited in answers.values()))
+
+    def _join(self, alive: Sequence[int], dead: Sequence[int]) -> None:
+        """Make all groups again, with the new engines in the places of those that ended."""
+        members = {rank: reply.value for rank, reply in self._calls.plainly("groups", alive).items()}
+        specs = together([member.groups for member in members.values()])
+        meeting = meeting_at(
+            *self._calls.offer_place(), {rank: member.generation for rank, member in members.items()}
+        )
+        size = self._calls.world_size
+        requests: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+            rank: (engine_side.join, (rank, size, meeting, specs)) for rank in dead
+        }
+        payload = engine_side.packed((meeting, specs))
+        requests |= dict.fromkeys(alive, (engine_side.call, ("rebuild", payload)))
+        replies = self._calls.raw_each(requests)
+        for rank, reply in replies.items():
+            if rank in dead:
+                self._calls.seats[rank] = reply
+            elif reply.error is not None:
+                raise reply.error
+
+    def _reload(self, origin: Origin, dead: Sequence[int], model: Model) -> list[str]:
+        """Make the lost parts of the model again and survey it as a whole."""
+        lines = []
+        if origin.rerun:
+            self._calls.all("rerun", origin)
+            lines.append("The model's cell was run again on every rank.")
+        else:
+            self._calls.some({rank: ("reload", (origin, tuple(dead)), {}) for rank in dead})
+            lines.append(f"Its part of the model was loaded again from {origin.source}.")
+        model.update(self._calls.all("readopt_model"))
+        return lines
+
+
+def _listed(ranks: Sequence[int]) -> str:
+    return ", ".join(map(str, sorted(ranks)))
