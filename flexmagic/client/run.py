@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.client.activation import Activation, Origin
 from flexmagic.client.table import Table
 from flexmagic.errors import LayoutError, SiteError
-from flexmagic.layout.sites import Site, one_of, path_matches
+from flexmagic.layout.patterns import path_matches
+from flexmagic.layout.sites import Site, one_of
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
