@@ -30,7 +30,7 @@ class Origin:
 
     run: RunKey
     site: Site
-    hooks: str
+    after: tuple[str, ...]
     tokens: tuple[tuple[str, ...], ...]
     nbytes: int
     warnings: tuple[str, ...] = ()
@@ -75,6 +75,11 @@ class Activation:
     def dtype(self) -> str:
         """The tensor's own dtype by torch's name, e.g. ``"bfloat16"``."""
         return self.layout.dtype
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """The hooks that acted here before the value was captured, in their order: ``("damp v1",)``."""
+        return self._origin.after
 
     def __getitem__(self, index: object) -> NDArray[Any]:
         """A part of the whole by ints, slices and ``...``; only that part travels.
@@ -164,7 +169,7 @@ class Activation:
             mesh=str(self.layout.mesh),
             placements=self.layout.describe_placements(),
             pieces=_pieces(self.layout),
-            hook=self._origin.hooks,
+            hook="after " + ", ".join(self.after) if self.after else "",
             run=f"run {self._origin.run[1]}",
             nbytes=self._origin.nbytes,
             partial=self.layout.partial,
@@ -242,9 +247,10 @@ class Activation:
         return to_html(self, path)
 
     def __repr__(self) -> str:
-        """Site, shape, dtype and layout: no data is fetched."""
+        """Site, shape, dtype, layout and the hooks that acted before: no data is fetched."""
         places = ", ".join(self.layout.describe_placements())
-        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}>"
+        after = f", after {', '.join(self.after)}" if self.after else ""
+        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}{after}>"
 
     def _ipython_display_(self) -> None:
         from flexmagic.view.display import show

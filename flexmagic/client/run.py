@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.activation import Activation, Origin
@@ -13,6 +13,7 @@ from flexmagic.layout.sites import Site, one_of
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
+    from flexmagic.client.planning import Acting
     from flexmagic.engine.captures import RunKey
     from flexmagic.engine.verbs import RunAnswer
     from flexmagic.layout.rule import Rule
@@ -21,7 +22,10 @@ LOGITS = Site("", "output", ".logits")
 
 
 class Run:
-    """What a forward left behind; index it with a site to get that site's :class:`Activation`."""
+    """What a forward left behind; index it with a site to get that site's :class:`Activation`.
+
+    ``warnings``: hooks that did not act, one sentence each.
+    """
 
     def __init__(
         self,
@@ -29,13 +33,16 @@ class Run:
         calls: Calls,
         answers: list[RunAnswer],
         rules: Mapping[Site, Rule],
-        hooks: Mapping[Site, str],
+        *,
+        hooks: Sequence[Acting] = (),
+        warnings: tuple[str, ...] = (),
     ) -> None:
         self._key = key
         self._calls = calls
         self._answers = answers
         self._rules = rules
         self._hooks = hooks
+        self.warnings = warnings
         self._context: dict[str, Any] | None = None
         self._local = [answer.reply.local for answer in answers]
 
@@ -153,8 +160,13 @@ class Run:
         warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
         nbytes = sum(_nbytes(local.get(site)) for local in self._local)
         tokens = tuple(tuple(row) for row in self.tokens)
-        origin = Origin(self._key, site, self._hooks.get(site, ""), tokens, nbytes, warnings)
+        origin = Origin(self._key, site, self._acted(site), tokens, nbytes, warnings)
         return Activation(self._calls, origin, layout, lambda: self._siblings(site))
+
+    def _acted(self, site: Site) -> tuple[str, ...]:
+        """The hooks whose bodies ran at a site, in their order."""
+        ran = {e.hook for a in self._answers for e in a.reply.outcome.edits if e.ran and e.site == str(site)}
+        return tuple(str(hook) for hook in self._hooks if hook.source.name in ran and site in hook.sites)
 
     def _siblings(self, site: Site) -> dict[str, Callable[[], Activation]]:
         """The captured sites that differ from this one only in a layer number, by name."""

@@ -22,6 +22,7 @@ from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradient
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
 from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
 from flexmagic.engine.private import at_rest
@@ -44,7 +45,8 @@ class RunPlan:
     """One run as the client asks for it: plain data, the same on every rank.
 
     ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
-    name, version and exact sites, in the order in which they act. ``grad``: whether the forward
+    name, version and exact sites, in the order in which they act. ``capture_at``: what is captured
+    in some steps of a generation only. ``grad``: whether the forward
     keeps what a backward needs; ``backward``: the loss to differentiate.
     """
 
@@ -53,6 +55,7 @@ class RunPlan:
     seed: int
     hooks: tuple[tuple[str, int, tuple[Site, ...]], ...] = ()
     capture: tuple[Site, ...] = ()
+    capture_at: tuple[tuple[Site, Picks], ...] = ()
     grad: bool = False
     backward: LossSource | None = None
 
@@ -195,6 +198,7 @@ class Runtime:
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
+            capture_at=dict(plan.capture_at),
         )  # fmt: skip
         error, loss = "", None
         started = time.perf_counter()

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import line_magic, magics_class
+from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
-from flexmagic.magics.arguments import parse, sites, texts, unquoted
+from flexmagic.magics.arguments import expanded, names, parse, sites, texts, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
 
 if TYPE_CHECKING:
@@ -27,8 +27,12 @@ class RunMagics(DeskMagics):
     @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
     @argument("--backward", metavar="LOSS", help="differentiate this expression over logits, output and ids")
     @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
+    @argument("--only", nargs="+", metavar="NAME", help="let only these hooks or groups act in this run")
+    @argument("--without", nargs="+", default=[], metavar="NAME", help="let these not act in this run")
+    @needs_local_scope
+    @no_var_expand
     @line_magic
-    def flexrun(self, line: str) -> Run | None:
+    def flexrun(self, line: str, local_ns: dict[str, Any] | None = None) -> Run | None:
         """Run the model once and return the :class:`Run`.
 
         Captured are the sites of the enabled hooks, the model's outputs and what ``--capture``
@@ -45,7 +49,7 @@ class RunMagics(DeskMagics):
             run = %flexrun "Paris is" --backward "logits[:, -1, 5].sum()" --capture {site}
             run["model.layers.3.mlp:grad_output"]
         """
-        args = parse(self.flexrun, line)
+        args = parse(self.flexrun, expanded(self.shell, line, local_ns))
         if args is None:
             return None
         session = self._desk.session
@@ -57,6 +61,8 @@ class RunMagics(DeskMagics):
                 capture=sites(args.capture),
                 backward=None if args.backward is None else unquoted(args.backward),
                 seed=args.seed,
+                only=None if args.only is None else names(args.only),
+                without=names(args.without),
                 progress=status.tick,
             )
             status.done(repr(run))
