@@ -171,6 +171,7 @@ class Activation:
             pieces=_pieces(self.layout),
             hook="after " + ", ".join(self.after) if self.after else "",
             run=f"run {self._origin.run[1]}",
+            step=self._origin.run[2] if len(self._origin.run) == 3 else None,
             nbytes=self._origin.nbytes,
             partial=self.layout.partial,
             warnings=self._origin.warnings,

@@ -9,7 +9,7 @@ from flexmagic.client.activation import Activation, Origin
 from flexmagic.client.table import Table
 from flexmagic.errors import LayoutError, SiteError
 from flexmagic.layout.patterns import path_matches
-from flexmagic.layout.sites import Site, one_of
+from flexmagic.layout.sites import Site, one_of, resolve
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
@@ -58,6 +58,10 @@ class Run:
 
     def _captured(self) -> list[Site]:
         return [site for site in self._rules if any(site in local for local in self._local)]
+
+    def has(self, site: str) -> bool:
+        """Whether a site was captured, or one that a pattern names."""
+        return bool(resolve(Site.parse(site), self._captured()))
 
     @property
     def tokens(self) -> list[list[str]]:

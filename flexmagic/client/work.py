@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from flexmagic.client.calls import Progress
+from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hooks import Hook
 from flexmagic.client.model import Model
@@ -97,4 +98,32 @@ class Work(ABC):
         return self._running.run(
             self.model, inputs, capture, progress=progress, only=only, without=without,
             seed=seed, grad=grad, backward=backward,
+        )  # fmt: skip
+
+    def generate(
+        self,
+        inputs: Any,
+        max_new_tokens: int = 20,
+        *,
+        capture: str | Sequence[str] = (),
+        seed: int = 0,
+        only: Names | None = None,
+        without: Names = (),
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Generation:
+        """Text by the model's own ``generate`` on every rank, hooks and captures active in every step.
+
+        ``options`` go to the model's ``generate``, such as ``do_sample=True`` and ``temperature``. Step
+        0 is the prefill. All ranks choose the same tokens, sampled ones from the same draws, which
+        ``seed`` fixes; should they ever differ, the run is refused. However a model shares out rows,
+        each rank generates the whole batch. ``progress`` hears of the text as it comes. The rest is as
+        in :meth:`run`.
+
+        Raises :class:`InputError`, :class:`HookError`, or :class:`ModelError` for a model that has no
+        ``generate``, or whose pipeline stages or FSDP1 wrappers it does not reach.
+        """
+        return self._running.generate(
+            self.model, inputs, capture, max_new_tokens, options,
+            progress=progress, only=only, without=without, seed=seed,
         )  # fmt: skip

@@ -9,7 +9,7 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -32,7 +32,7 @@ from flexmagic.engine.tensors import (
 )
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
-from flexmagic.layout.rule import Rule
+from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site
 
 OTHER_FAILED = "another rank's hook failed"
@@ -127,6 +127,14 @@ class Instrument:
             module = modules[path]
             self._handles.append(self._attach(module, path, port))
         return self
+
+    def begin_step(self, step: int, extent: Extent) -> None:
+        """A generation's next forward begins: with captures, counts and a report of its own."""
+        self.step, self.generates = step, True
+        self._run = (*self._run[:2], step)
+        self._batches = MicroBatches(self._model, self._rules)
+        self.exchange = replace(self.exchange, extent=extent)
+        self.outcome = Outcome()
 
     def _attach(self, module: nn.Module, path: str, port: str) -> Any:
         """Put one torch hook on a module, for the length of the run."""

@@ -184,22 +184,25 @@ class Runtime:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
         self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
 
-    def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
-        """One forward with the plan's hooks and captures."""
+    def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
+        """The plan's hooks and captures, to be attached for forwards of an input like this."""
         active = [
             ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites))
             for name, version, sites in plan.hooks
         ]
-        groups = max(self.row_groups, default=0) + 1
-        mine = self.row_groups[self.place.rank] if self.row_groups else 0
-        arguments, shared_out = share(prepared.arguments, mine, groups)
-        extent = extent_of(prepared.arguments, shared_out=shared_out)
         exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
-        instrument = Instrument(
+        return Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
             capture_at=dict(plan.capture_at),
         )  # fmt: skip
+
+    def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
+        """One forward with the plan's hooks and captures."""
+        groups = max(self.row_groups, default=0) + 1
+        mine = self.row_groups[self.place.rank] if self.row_groups else 0
+        arguments, shared_out = share(prepared.arguments, mine, groups)
+        instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
         error, loss = "", None
         started = time.perf_counter()
         with instrument, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
@@ -214,10 +217,17 @@ class Runtime:
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
         self.captures.remember(plan.key, instrument.context)
-        kept = self.captures.finish(plan.key)
+        return self.report(plan.key, instrument, started, error, loss=loss)
+
+    def report(
+        self, key: RunKey, instrument: Instrument, started: float, error: str, *, loss: float | None = None
+    ) -> RunReply:
+        """Close what was captured under a key, and say how it went; ``started``: when, by the clock."""
+        kept = self.captures.finish(key)
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())
-        return RunReply(instrument.outcome, local, nbytes, time.perf_counter() - started, extent, error, loss)
+        passed, extent = time.perf_counter() - started, instrument.exchange.extent
+        return RunReply(instrument.outcome, local, nbytes, passed, extent, error, loss)
 
     def _differentiate(
         self, plan: RunPlan, arguments: dict[str, Any], instrument: Instrument, prepared: Prepared

@@ -10,9 +10,19 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, texts, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
+    from flexmagic.client.calls import Waited
+    from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
+
+
+def sampling(args: Any) -> dict[str, Any]:
+    """What of a line's options goes to the model's own ``generate``: naming one asks for sampling."""
+    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
+    options = {name: value for name, value in given.items() if value is not None}
+    return {"do_sample": True, **options} if options or args.sample else {}
 
 
 @magics_class
@@ -29,6 +39,15 @@ class RunMagics(DeskMagics):
     @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
     @argument("--only", nargs="+", metavar="NAME", help="let only these hooks or groups act in this run")
     @argument("--without", nargs="+", default=[], metavar="NAME", help="let these not act in this run")
+    @argument(
+        "--generate", type=int, metavar="N", help="generate up to N tokens with the model's own generate"
+    )
+    @argument("--sample", action="store_true", help="generate: sample instead of taking the likeliest token")
+    @argument("--temperature", type=float, help="generate: divide the logits by this, to sample")
+    @argument(
+        "--top-k", type=int, metavar="K", help="generate: sample among the K likeliest tokens; 0 is all"
+    )
+    @argument("--top-p", type=float, metavar="P", help="generate: sample among the likeliest tokens up to P")
     @needs_local_scope
     @no_var_expand
     @line_magic
@@ -48,6 +67,11 @@ class RunMagics(DeskMagics):
             site = "model.layers.*.mlp:grad_output"
             run = %flexrun "Paris is" --backward "logits[:, -1, 5].sum()" --capture {site}
             run["model.layers.3.mlp:grad_output"]
+
+        A generation has steps, of which step 0 sees the whole prompt; hooks and captures act in each::
+
+            run = %flexrun "Once upon a time" --generate 20 --sample --temperature 0.8
+            run.step(3)["model.layers.3.mlp"]
         """
         args = parse(self.flexrun, expanded(self.shell, line, local_ns))
         if args is None:
@@ -55,15 +79,36 @@ class RunMagics(DeskMagics):
         session = self._desk.session
         _ = session.model  # without one, that is what to say first
         inputs = self._inputs(args)
+        common: dict[str, Any] = {
+            "capture": sites(args.capture),
+            "seed": args.seed,
+            "only": None if args.only is None else names(args.only),
+            "without": names(args.without),
+        }
+        if args.generate is not None:
+            return self._generate(args, inputs, common)
+        if sampling(args):
+            msg = "--sample, --temperature, --top-k and --top-p mean something with --generate N only."
+            raise InputError(msg)
         with waiting(self._desk.shell, "Running", quiet=1.0) as status:
-            run = session.run(
-                inputs,
-                capture=sites(args.capture),
-                backward=None if args.backward is None else unquoted(args.backward),
-                seed=args.seed,
-                only=None if args.only is None else names(args.only),
-                without=names(args.without),
-                progress=status.tick,
+            backward = None if args.backward is None else unquoted(args.backward)
+            run = session.run(inputs, backward=backward, progress=status.tick, **common)
+            status.done(repr(run))
+        return run
+
+    def _generate(self, args: Any, inputs: Any, common: dict[str, Any]) -> Generation:
+        """Show the text in the status line as it comes, and the run at the end."""
+        if args.backward is not None:
+            msg = "--backward needs one forward; it cannot be had with --generate."
+            raise InputError(msg)
+        with waiting(self._desk.shell, "Generating") as status:
+
+            def progress(waited: Waited) -> None:
+                text, done, total = waited.ranks.get(0, ("", 0, 0))
+                status.say(f"Generating {done}/{total}: {visible(text, 400)}" if total else "Generating")
+
+            run = self._desk.session.generate(
+                inputs, args.generate, progress=progress, **common, **sampling(args)
             )
             status.done(repr(run))
         return run

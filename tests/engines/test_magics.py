@@ -162,6 +162,21 @@ def test_hooks_are_chosen_by_run_and_switched_by_group(desk):
     assert "no hook 'Z'" in failing(desk, "%flexhook --enable Z")
 
 
+def test_text_is_generated_and_shown_as_it_comes(desk):
+    run = typed(desk, f'r = %flexrun "{PROMPT}" --generate 5 --capture model.layers.1.mlp\nr')
+    assert run.steps == 5
+    assert f"Generating 5/5: {run.text[0]}" in typed.said
+    assert repr(run) in typed.said
+    assert typed(desk, 'r.step(3)["model.layers.1.mlp"]').shape == (1, 1, 256)
+    assert "step 3" in typed.said
+    sampled = typed(
+        desk, f'r = %flexrun "{PROMPT}" --generate 5 --sample --temperature 5 --top-k 0 --seed 1\nr'
+    )
+    assert sampled.ids != run.ids
+    assert "with --generate N only" in failing(desk, f'%flexrun "{PROMPT}" --top-k 3')
+    assert "one forward" in failing(desk, f'%flexrun "{PROMPT}" --generate 3 --backward logits.sum()')
+
+
 def test_versions_files_and_the_source_brought_back(desk, tmp_path):
     typed(desk, "%%flexhook model.layers.0.mlp --name h --step 0\nx *= 2")
     typed(desk, "%%flexhook model.layers.0.mlp --name h --step 0\nx *= 3")
