@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.hooks import exact_sites, sites_at
 from flexmagic.errors import InputError
-from flexmagic.layout.sites import Site
+from flexmagic.layout.patterns import path_matches
+from flexmagic.layout.sites import Site, check_paths
 
 if TYPE_CHECKING:
     from flexmagic.client.hooks import Hook
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from flexmagic.engine.code import HookSource
     from flexmagic.engine.limits import Picks
     from flexmagic.engine.runtime import RunPlan
+    from flexmagic.engine.shortcuts import Skip
+
+Skipped = str | Sequence[str] | Mapping[str, Any]
+"""Modules that do not run, by pattern; of a mapping the values pass instead, ``None`` for the input."""
 
 
 @dataclass(frozen=True)
@@ -49,13 +54,17 @@ def plan(
     seed: int,
     grad: bool = False,
     backward: str | Callable[[Any], Any] | None = None,
+    stop_at: str | None = None,
+    skip: Skipped = (),
 ) -> Planned:
     """A run's plan.
 
-    Raises :class:`~flexmagic.errors.InputError` for gradients asked of a run without a loss.
+    Raises :class:`~flexmagic.errors.InputError` for gradients asked of a run without a loss, and for
+    a loss of a run that does not reach its end.
     """
     from flexmagic.engine.loss import LossSource
     from flexmagic.engine.runtime import RunPlan
+    from flexmagic.engine.shortcuts import Short
 
     capture = [
         s for s, rule in model.rules.items() if s.path == "" and s.port == "output" and not rule.refused
@@ -64,6 +73,9 @@ def plan(
     for pattern in patterns:
         _check_loss(pattern, backward)
         capture += [site for site in sites_at(model, pattern) if not model.rules[site].refused]
+    end = _end(model, stop_at, backward)
+    if end is not None:
+        capture += [s for s in sites_at(model, end) if not model.rules[s].refused]
     owner, number = key[:2]
     acting = [_acting(model, hook, number, with_loss=backward is not None) for hook in hooks]
     for hook in acting:
@@ -89,6 +101,7 @@ def plan(
         tuple(at_steps),
         grad or backward is not None,
         loss,
+        Short(end, _skips(model, skip)),
     )
     return Planned(run, tuple(acting))
 
@@ -103,6 +116,39 @@ def _acting(model: Model, hook: Hook, number: int, *, with_loss: bool) -> Acting
     elif not source.limits.meets(number):
         waits = f"it acts in every {source.limits.every}. run, and this is run {number}"
     return Acting(source, exact_sites(model, wanted, source), waits)
+
+
+def _end(model: Model, stop_at: str | None, backward: object) -> Site | None:
+    """The one site at which a run ends."""
+    if stop_at is None:
+        return None
+    pattern = Site.parse(stop_at)
+    if backward is not None or pattern.is_gradient:
+        msg = f"A run that stops at {pattern} has no gradients: its outputs are never computed."
+        raise InputError(msg)
+    found = list(dict.fromkeys((site.path, site.port) for site in sites_at(model, pattern)))
+    if len(found) > 1:
+        msg = f"A run ends once: {pattern} names {len(found)} sites, the first of them {Site(*found[0])}."
+        raise InputError(msg)
+    return Site(*found[0])
+
+
+def _skips(model: Model, skip: Skipped) -> tuple[Skip, ...]:
+    """Every module that does not run, with what passes instead."""
+    from flexmagic.engine.shortcuts import Skip
+
+    given = skip if isinstance(skip, Mapping) else dict.fromkeys([skip] if isinstance(skip, str) else skip)
+    out: dict[str, Skip] = {}
+    for text, value in given.items():
+        pattern = Site.parse(text)
+        if pattern.port != "output" or pattern.leaf:
+            msg = f"{text} is no module: name what is skipped without a port, e.g. {pattern.path}."
+            raise InputError(msg)
+        check_paths(pattern, model.paths)
+        for path in model.paths:
+            if path and path_matches(pattern.path, path):
+                out[path] = Skip(path, value)
+    return tuple(out.values())
 
 
 def _check_loss(pattern: Site, backward: object) -> None:

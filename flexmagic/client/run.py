@@ -36,6 +36,7 @@ class Run:
         *,
         hooks: Sequence[Acting] = (),
         warnings: tuple[str, ...] = (),
+        end: str = "",
     ) -> None:
         self._key = key
         self._calls = calls
@@ -43,6 +44,7 @@ class Run:
         self._rules = rules
         self._hooks = hooks
         self.warnings = warnings
+        self._end = end
         self._context: dict[str, Any] | None = None
         self._local = [answer.reply.local for answer in answers]
 
@@ -145,6 +147,8 @@ class Run:
         refused = [s for s in surveyed if self._rules[s].refused]
         if refused and len(refused) == len(surveyed):
             return LayoutError(f"{refused[0]} is refused: {self._rules[refused[0]].refused}")
+        if surveyed and self._end:
+            return SiteError(f"This run was to stop at {self._end} and has no value of {text}.")
         if surveyed and not any(s in self._captured() for s in surveyed):
             msg = (
                 f'This run did not capture {text}. Run again with --capture "{pattern.path}" or a hook there.'

@@ -40,7 +40,10 @@ class Running:
         """
         planned, answers = self._made(model, inputs, capture, "run", (), **options)
         said = self._checked(planned, [[answer] for answer in answers], model)
-        return Run(planned.run.key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said)
+        end = str(planned.run.short.stop_at or "")
+        return Run(
+            planned.run.key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said, end=end
+        )
 
     def generate(
         self,
@@ -116,7 +119,8 @@ class Running:
             self._calls.all("release", planned.run.key)
             raise
         outcomes = [answer.reply.outcome for of_rank in steps for answer in of_rank]
-        said = notes(planned.hooks, outcomes, steps=len(steps[0]))
+        cut = planned.run.short.stop_at is not None or bool(planned.run.short.skip)
+        said = notes(planned.hooks, outcomes, steps=len(steps[0]), cut=cut)
         for note in said:
             self._printer(f"Note: {note}")
         return tuple(said)

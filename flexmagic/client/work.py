@@ -11,6 +11,7 @@ from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hooks import Hook
 from flexmagic.client.model import Model
+from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.engine.limits import Limits, Picked
@@ -75,6 +76,8 @@ class Work(ABC):
         backward: str | Callable[[Any], Any] | None = None,
         only: Names | None = None,
         without: Names = (),
+        stop_at: str | None = None,
+        skip: Skipped = (),
         progress: Progress | None = None,
     ) -> Run:
         """One forward under the enabled hooks, and one backward if there is a loss.
@@ -93,11 +96,15 @@ class Work(ABC):
         ``only``: hooks or groups that act in this run, whatever is enabled; ``without``: those that
         do not. Hooks that did nothing are said, and listed in ``run.warnings``.
 
+        ``stop_at``: a site after which nothing more runs on any rank. ``skip``: modules that do not
+        run; the first input of each passes instead, or, of a dict, the value: a number or a tensor
+        that fits the whole. A module that returns another shape than it takes cannot be skipped.
+
         Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
         return self._running.run(
             self.model, inputs, capture, progress=progress, only=only, without=without,
-            seed=seed, grad=grad, backward=backward,
+            seed=seed, grad=grad, backward=backward, stop_at=stop_at, skip=skip,
         )  # fmt: skip
 
     def generate(
@@ -109,6 +116,7 @@ class Work(ABC):
         seed: int = 0,
         only: Names | None = None,
         without: Names = (),
+        skip: Skipped = (),
         progress: Progress | None = None,
         **options: Any,
     ) -> Generation:
@@ -125,5 +133,5 @@ class Work(ABC):
         """
         return self._running.generate(
             self.model, inputs, capture, max_new_tokens, options,
-            progress=progress, only=only, without=without, seed=seed,
+            progress=progress, only=only, without=without, seed=seed, skip=skip,
         )  # fmt: skip

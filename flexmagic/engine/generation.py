@@ -26,6 +26,7 @@ from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
+from flexmagic.engine.shortcuts import shortened
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.engine.tree import inner_of, modules_of, unwrapped
 from flexmagic.errors import InputError, ModelError
@@ -79,8 +80,9 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
     steps = _Steps(runtime, plan, instrument, request.max_new_tokens)
     root = modules_of(runtime.model)[""]
     ids: list[list[int]] = []
+    attached = shortened(runtime.loaded, instrument, runtime.rules, plan.short, runtime.forms)
     with (
-        instrument,
+        attached,
         torch.compiler.set_stance("force_eager"),
         torch.random.fork_rng(runtime.place.generators),
     ):

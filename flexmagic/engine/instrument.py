@@ -109,6 +109,7 @@ class Instrument:
         self._capture_at = capture_at or {}
         self.step = 0
         self.generates = False
+        self.skipped: frozenset[str] = frozenset()
         self._handles: list[Any] = []
         self._visits: Counter[Site] = Counter()
         self.context: dict[str, Any] = {}
@@ -122,7 +123,7 @@ class Instrument:
         modules = modules_of(self._model)
         places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
         for path, port in places:
-            if path not in modules:  # on another pipeline stage
+            if path not in modules or path in self.skipped:  # on another pipeline stage, or not run
                 continue
             module = modules[path]
             self._handles.append(self._attach(module, path, port))

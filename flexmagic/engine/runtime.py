@@ -28,6 +28,7 @@ from flexmagic.engine.pipeline import check_standings, settled, stage_mates, sta
 from flexmagic.engine.private import at_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
+from flexmagic.engine.shortcuts import RunEnds, Short, forms_kept, shortened
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
 from flexmagic.engine.tensors import dtype_name, local_of
 from flexmagic.engine.twin import probe_inputs
@@ -47,7 +48,8 @@ class RunPlan:
     ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
     name, version and exact sites, in the order in which they act. ``capture_at``: what is captured
     in some steps of a generation only. ``grad``: whether the forward
-    keeps what a backward needs; ``backward``: the loss to differentiate.
+    keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what of
+    the model does not run.
     """
 
     owner: str
@@ -58,6 +60,7 @@ class RunPlan:
     capture_at: tuple[tuple[Site, Picks], ...] = ()
     grad: bool = False
     backward: LossSource | None = None
+    short: Short = field(default_factory=Short)
 
     @property
     def key(self) -> RunKey:
@@ -102,6 +105,7 @@ class Runtime:
     surveyed: tuple[Any, ...] = ()
     guessable: bool = False
     mates: frozenset[int] | None = None
+    forms: dict[str, Any] = field(default_factory=dict)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -144,12 +148,15 @@ class Runtime:
         self.loaded = self.gradients = None
         self.rules, self.whole, self.weights = {}, {}, ()
         self.row_groups, self.surveyed = (), ()
+        self.forms = {}
         self.captures.clear()
 
     def survey(self, inputs: dict[str, Any] | None) -> None:
         """Measure every site's layout; ``inputs``: the user's, ``None`` to make some up."""
         assert self.loaded is not None  # adopt() and the verbs come here with a model
-        found = survey(self.loaded, self.groups, inputs)
+        with forms_kept(self.model) as forms:
+            found = survey(self.loaded, self.groups, inputs)
+        self.forms = forms
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
@@ -205,13 +212,17 @@ class Runtime:
         instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
         error, loss = "", None
         started = time.perf_counter()
-        with instrument, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
+        assert self.loaded is not None  # the client has a model
+        attached = shortened(self.loaded, instrument, self.rules, plan.short, self.forms)
+        with attached, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
                 if plan.backward is None:
                     self.model(**arguments)
                 else:
                     loss = self._differentiate(plan, arguments, instrument, prepared)
+            except RunEnds:
+                pass
             except RunStopped as stop:
                 instrument.outcome.stopped = stop.reason or OTHER_FAILED
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
