@@ -177,6 +177,28 @@ def test_text_is_generated_and_shown_as_it_comes(desk):
     assert "one forward" in failing(desk, f'%flexrun "{PROMPT}" --generate 3 --backward logits.sum()')
 
 
+def test_parts_are_left_out_and_runs_repeated(desk):
+    plain = typed(desk, f'r = %flexrun "{PROMPT}"\nr')
+    stopped = typed(desk, f'r = %flexrun "{PROMPT}" --capture model.layers.* --stop-at model.layers.1\nr')
+    assert [s for s in stopped.sites if s.count(".") == 2] == [
+        "model.layers.0:output",
+        "model.layers.1:output",
+    ]
+    desk.user_ns["mean"] = torch.ones(256)
+    line = "--skip model.layers.{0..1}.mlp model.layers.2 model.layers.3.mlp=mean"
+    runs = typed(desk, f'r = %flexrun "{PROMPT}" --repeat 2 {line}\nr')
+    assert [run.number for run in runs] == [stopped.number + 1, stopped.number + 2]
+    assert not torch.equal(runs[0].logits.torch(), plain.logits.torch())
+    assert torch.equal(runs[0].logits.torch(), runs[1].logits.torch())
+    assert typed(desk, f'r = %flexrun "{PROMPT}" --no-grad\nr').sites == plain.sites
+    assert typed(desk, f'r = %flexrun "{PROMPT}" --grad\nr').sites == plain.sites
+    assert "1 or more" in failing(desk, f'%flexrun "{PROMPT}" --repeat 0')
+    assert "--stop-at needs one forward" in failing(
+        desk, f'%flexrun "{PROMPT}" --generate 2 --stop-at lm_head'
+    )
+    assert "NameError" in failing(desk, f'%flexrun "{PROMPT}" --skip lm_head=nothing')
+
+
 def test_versions_files_and_the_source_brought_back(desk, tmp_path):
     typed(desk, "%%flexhook model.layers.0.mlp --name h --step 0\nx *= 2")
     typed(desk, "%%flexhook model.layers.0.mlp --name h --step 0\nx *= 3")
