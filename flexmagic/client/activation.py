@@ -31,6 +31,7 @@ class Origin:
     run: RunKey
     site: Site
     after: tuple[str, ...]
+    before: tuple[str, ...]
     tokens: tuple[tuple[str, ...], ...]
     nbytes: int
     warnings: tuple[str, ...] = ()
@@ -80,6 +81,11 @@ class Activation:
     def after(self) -> tuple[str, ...]:
         """The hooks that acted here before the value was captured, in their order: ``("damp v1",)``."""
         return self._origin.after
+
+    @property
+    def before(self) -> tuple[str, ...]:
+        """The hooks that acted here after the value was captured; none for the site's last value."""
+        return self._origin.before
 
     def __getitem__(self, index: object) -> NDArray[Any]:
         """A part of the whole by ints, slices and ``...``; only that part travels.
@@ -169,7 +175,7 @@ class Activation:
             mesh=str(self.layout.mesh),
             placements=self.layout.describe_placements(),
             pieces=_pieces(self.layout),
-            hook="after " + ", ".join(self.after) if self.after else "",
+            hook=self._place(),
             run=f"run {self._origin.run[1]}",
             step=self._origin.run[2] if len(self._origin.run) == 3 else None,
             nbytes=self._origin.nbytes,
@@ -250,8 +256,13 @@ class Activation:
     def __repr__(self) -> str:
         """Site, shape, dtype, layout and the hooks that acted before: no data is fetched."""
         places = ", ".join(self.layout.describe_placements())
-        after = f", after {', '.join(self.after)}" if self.after else ""
-        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}{after}>"
+        hooks = f", {self._place()}" if self._place() else ""
+        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}{hooks}>"
+
+    def _place(self) -> str:
+        """``after a v1, before b v2``."""
+        sides = (("after", self.after), ("before", self.before))
+        return ", ".join(f"{side} {', '.join(hooks)}" for side, hooks in sides if hooks)
 
     def _ipython_display_(self) -> None:
         from flexmagic.view.display import show

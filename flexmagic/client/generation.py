@@ -81,10 +81,10 @@ class Generation(Run):
         """Seconds of all forwards, each on its slowest rank."""
         return sum(run.seconds for run in self._steps)
 
-    def __getitem__(self, site: str) -> Activation:
+    def __getitem__(self, site: str | tuple[str, str]) -> Activation:
         """The activation at a site in the last step that captured it; raises as :class:`Run` does."""
         for run in reversed(self._steps):
-            if run.has(site):
+            if run.has(site if isinstance(site, str) else site[0]):
                 return run[site]
         return super().__getitem__(site)
 

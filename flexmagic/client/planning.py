@@ -92,11 +92,7 @@ def plan(
         owner,
         number,
         seed,
-        tuple(
-            (hook.source.name, hook.source.version, hook.sites)
-            for hook in acting
-            if hook.sites and not hook.waits and not hook.source.captures_only
-        ),
+        _on_site(acting),
         tuple(dict.fromkeys(capture)),
         tuple(at_steps),
         grad or backward is not None,
@@ -104,6 +100,18 @@ def plan(
         Short(end, _skips(model, skip)),
     )
     return Planned(run, tuple(acting))
+
+
+def _on_site(hooks: Sequence[Acting]) -> tuple[tuple[str, int, tuple[Site, ...]], ...]:
+    """The hooks that run, with their sites: of those that only capture, where others run after them."""
+    out: list[tuple[str, int, tuple[Site, ...]]] = []
+    later: set[Site] = set()
+    for hook in reversed(hooks):
+        sites = tuple(s for s in hook.sites if s in later) if hook.source.captures_only else hook.sites
+        if sites and not hook.waits:
+            out.append((hook.source.name, hook.source.version, sites))
+            later.update(() if hook.source.captures_only else sites)
+    return tuple(reversed(out))
 
 
 def _acting(model: Model, hook: Hook, number: int, *, with_loss: bool) -> Acting:

@@ -124,18 +124,36 @@ class Run:
         )
         return Table(("next token", "probability", "logit"), rows)
 
-    def __getitem__(self, site: str) -> Activation:
-        """The activation at a site.
+    def __getitem__(self, site: str | tuple[str, str]) -> Activation:
+        """The activation at a site, after all hooks there.
+
+        ``run[site, hook]``, of a hook without a body: the value at that hook's place in their order.
 
         Raises :class:`SiteError` if the run holds none there, :class:`LayoutError` if the site is
         refused or its pieces do not fit together.
         """
+        text, hook = site if isinstance(site, tuple) else (site, None)
         known = self._captured()
         try:
-            found = one_of(site, known)
+            found = one_of(text, known)
         except SiteError as error:
-            raise self._explain(site, error) from None
-        return self._activation(found)
+            raise self._explain(text, error) from None
+        return self._activation(found) if hook is None else self._between(found, hook)
+
+    def _between(self, site: Site, name: str) -> Activation:
+        """What a hook without body saw between other hooks, or after all of them."""
+        at = next((n for n, h in enumerate(self._hooks) if h.source.name == name and site in h.sites), None)
+        if at is None or not self._hooks[at].source.captures_only:
+            msg = f"No hook {name!r} without a body captured {site} in this run."
+            raise SiteError(msg)
+        seen = site.seen_by(name)
+        if not any(seen in local for local in self._local):
+            return self._activation(site)
+        own = self._activation(site)
+        earlier = {str(hook) for hook in self._hooks[:at]}
+        after = tuple(hook for hook in own.after if hook in earlier)
+        before = tuple(hook for hook in own.after if hook not in earlier)
+        return self._activation(site, seen, after, before)
 
     def _explain(self, text: str, error: SiteError) -> LayoutError | SiteError:
         pattern = Site.parse(text)
@@ -156,19 +174,27 @@ class Run:
             return SiteError(msg)
         return error
 
-    def _activation(self, site: Site) -> Activation:
+    def _activation(
+        self,
+        site: Site,
+        seen: Site | None = None,
+        after: tuple[str, ...] | None = None,
+        before: tuple[str, ...] = (),
+    ) -> Activation:
+        """A captured site; ``seen``: the key of what was captured there between hooks."""
         for answer in self._answers:
             if site in answer.reply.outcome.refused:
                 msg = f"{site} is refused in this run: {answer.reply.outcome.refused[site]}"
                 raise LayoutError(msg)
         layout = self._rules[site].local_layout(
-            [_shape(local.get(site)) for local in self._local], self._answers[0].reply.extent
+            [_shape(local.get(seen or site)) for local in self._local], self._answers[0].reply.extent
         )
         calls = max(a.reply.outcome.calls[site] for a in self._answers)
         warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
-        nbytes = sum(_nbytes(local.get(site)) for local in self._local)
+        nbytes = sum(_nbytes(local.get(seen or site)) for local in self._local)
         tokens = tuple(tuple(row) for row in self.tokens)
-        origin = Origin(self._key, site, self._acted(site), tokens, nbytes, warnings)
+        after = self._acted(site) if after is None else after
+        origin = Origin(self._key, seen or site, after, before, tokens, nbytes, warnings)
         return Activation(self._calls, origin, layout, lambda: self._siblings(site))
 
     def _acted(self, site: Site) -> tuple[str, ...]:

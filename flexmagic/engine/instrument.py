@@ -245,10 +245,15 @@ class Instrument:
     def _apply(
         self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor
     ) -> torch.Tensor:
-        """Run a site's hooks one after the other; returns ``local`` itself if none edited."""
+        """Run a site's hooks one after the other; returns ``local`` itself if none edited.
+
+        A hook that only captures keeps what the hooks before it have left.
+        """
         value = SiteValue(self._rules[site], self.exchange, local)
         for hook in hooks:
             if hook.source.captures_only:
+                if self._batches.part is None:  # the hooks after this one may write into what it keeps
+                    self._captures.keep(self._run, site.seen_by(hook.source.name), value.piece().clone())
                 continue
             if hook.source.local:
                 x = value.piece().clone()

@@ -49,6 +49,10 @@ class Site:
         check_pattern(match["path"])
         return cls(match["path"], port, match["leaf"] or "")
 
+    def seen_by(self, hook: str) -> Site:
+        """The key of what a hook captured here between others, under the hook's name."""
+        return Site(self.path, self.port, f"{self.leaf}@{hook}")
+
     @property
     def is_gradient(self) -> bool:
         """Whether the site holds a gradient, which only a run with a loss has."""

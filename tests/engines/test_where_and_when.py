@@ -5,7 +5,7 @@ import torch
 
 from flexmagic import HookError, InputError, LayoutError, SiteError
 
-from .conftest import PROMPT, relative
+from .conftest import MODEL, PROMPT, clear, relative
 
 pytestmark = pytest.mark.engines
 
@@ -34,6 +34,55 @@ def test_hooks_on_one_site_compose_in_the_order_of_the_list(loaded, edited, ids,
     assert relative(one, other) > 1e-3
     assert relative(one, truth(edited, ids, {site: lambda x: (x + 1) * 10})) <= 1e-5
     assert relative(other, truth(edited, ids, {site: lambda x: x * 10 + 1})) <= 1e-5
+
+
+@pytest.mark.parametrize("site", [SITE, "model.layers.1.mlp.up_proj"])
+def test_a_hook_without_body_captures_at_its_place_in_the_order(loaded, site):
+    plain = loaded.run(PROMPT, capture=site)[site].torch()
+    loaded.hook(site, name="first")
+    loaded.hook(site, "x += 1", name="plus")
+    loaded.hook(site, name="look")
+    loaded.hook(site, "x *= 10", name="times")
+    loaded.hook(site, name="last")
+    run = loaded.run(PROMPT)
+    assert torch.equal(run[site, "first"].torch(), plain)
+    assert torch.equal(run[site, "look"].torch(), plain + 1)
+    assert torch.equal(run[site].torch(), (plain + 1) * 10)
+    assert torch.equal(run[site, "last"].torch(), run[site].torch())
+    assert (run[site, "first"].after, run[site, "first"].before) == ((), ("plus v1", "times v1"))
+    assert (run[site, "look"].after, run[site, "look"].before) == (("plus v1",), ("times v1",))
+    assert "after plus v1, before times v1" in repr(run[site, "look"])
+    assert run.sites.count(f"{site}:output") == 1
+    with pytest.raises(SiteError, match="No hook 'plus' without a body"):
+        _ = run[site, "plus"]
+
+
+@pytest.mark.parametrize("axes", [{"fsdp": 2}, {"dp": 2}, {"pp": 2}], ids=str)
+def test_every_distribution_is_as_one_process(session, edited, axes):
+    """Composition, rows and tokens, a condition on another layer's value, on sites of both halves."""
+    clear(session)
+    session.load(MODEL, attn="eager", **axes)
+    plain = session.run(TEXTS)
+    for layer in (0, 3):
+        site = f"model.layers.{layer}.mlp"
+        session.hook(site, "x += 1; ctx['seen'] = step", name=f"plus {layer}", row=1)
+        session.hook(site, name=f"look {layer}")
+        session.hook(site, "x *= 10", name=f"times {layer}", token="-2:", when="ctx.get('seen') == 0")
+    run = session.run(TEXTS)
+
+    def edit(x):
+        x = x.clone()
+        x[1] += 1
+        x[:, -2:] *= 10
+        return x
+
+    edits = {f"model.layers.{layer}.mlp": edit for layer in (0, 3)}
+    reference = truth(edited, torch.tensor(run.ids), edits)
+    assert relative(run.logits.torch(), plain.logits.torch()) > 1e-3
+    assert relative(run.logits.torch(), reference) <= 1e-5
+    assert run["model.layers.3.mlp"].after == ("plus 3 v1", "times 3 v1")
+    assert run["model.layers.3.mlp", "look 3"].before == ("times 3 v1",)
+    assert run["model.layers.3.mlp", "look 3"].shape == run["model.layers.3.mlp"].shape
 
 
 @pytest.mark.parametrize("inside", ["", ".up_proj"])
