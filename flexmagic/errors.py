@@ -3,7 +3,9 @@
 ::
 
     FlexError              anything flexmagic refuses or fails at; catch this one
-    ├── ClusterError       the cluster of engines: not started, not reachable, an engine died
+    ├── ClusterError       the cluster of engines: not started, not reachable
+    │   └── EngineError    an engine has ended
+    ├── StuckError         ranks that could not meet, or took too long; all were freed
     ├── ModelError         a model that cannot be loaded, split or kept
     ├── InputError         a prompt, option or value the user gave that cannot be used
     ├── SiteError          a name that is no site, or a site without a value in this run
@@ -16,7 +18,13 @@ Every message says what happened, where (rank and site), why, and what to type n
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+READY = "All ranks were freed. The model and the engines are ready: mend the cell and run it again."
+"""What an error says at its end when nothing is lost."""
 
 
 class FlexError(Exception):
@@ -29,6 +37,26 @@ class FlexError(Exception):
 
 class ClusterError(FlexError):
     """The cluster of engines is missing, unreachable or broken."""
+
+
+class EngineError(ClusterError):
+    """Engines have ended; ``ranks`` says which."""
+
+    def __init__(self, message: str, ranks: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.ranks = ranks
+
+
+class StuckError(FlexError):
+    """A call was ended because its ranks could not meet any more, or because it took too long.
+
+    ``verdict`` tells why and where each rank was; ``said``: the replies of the ranks that had one.
+    """
+
+    def __init__(self, verdict: Any, said: Mapping[int, Any] = MappingProxyType({}), after: str = "") -> None:
+        super().__init__(f"{verdict}\n{after or READY}")
+        self.verdict = verdict
+        self.said = said
 
 
 class ModelError(FlexError):

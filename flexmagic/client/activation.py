@@ -41,7 +41,8 @@ class Activation:
     """One whole tensor that a run left on the engines in pieces.
 
     Holding it costs nothing; indexing, :meth:`numpy` and the viewer fetch what they show and no
-    more. Values are those of the tensor after all hooks of its site.
+    more. Values are those of the tensor after all hooks of its site, which ``after`` names in their
+    order: ``("damp v1",)``. ``before``: the hooks that acted here later, of a value captured between hooks.
     """
 
     def __init__(
@@ -55,6 +56,8 @@ class Activation:
         self._origin = origin
         self._siblings = siblings
         self._moved = 0
+        self.after = origin.after
+        self.before = origin.before
         self.layout = layout
 
     @property
@@ -76,16 +79,6 @@ class Activation:
     def dtype(self) -> str:
         """The tensor's own dtype by torch's name, e.g. ``"bfloat16"``."""
         return self.layout.dtype
-
-    @property
-    def after(self) -> tuple[str, ...]:
-        """The hooks that acted here before the value was captured, in their order: ``("damp v1",)``."""
-        return self._origin.after
-
-    @property
-    def before(self) -> tuple[str, ...]:
-        """The hooks that acted here after the value was captured; none for the site's last value."""
-        return self._origin.before
 
     def __getitem__(self, index: object) -> NDArray[Any]:
         """A part of the whole by ints, slices and ``...``; only that part travels.

@@ -1,4 +1,4 @@
-"""Asking ranks: submit a verb to one or all, wait for the first refusal rather than for all replies."""
+"""Asking ranks: submit a verb to one or all, wait, and watch that the replies can still come."""
 
 from __future__ import annotations
 
@@ -11,10 +11,19 @@ from typing import Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
-from flexmagic.errors import ClusterError, FlexError, UserCodeError
+from flexmagic.client.control import Control
+from flexmagic.client.recovery import free, meeting_at, together, uninterrupted
+from flexmagic.client.watching import Limits, Verdict, Watcher
+from flexmagic.errors import ClusterError, EngineError, FlexError, StuckError, UserCodeError
 
 GRACE = 5.0
-"""Seconds that the other ranks get to answer once one rank has refused."""
+"""Seconds in which what an engine published before its reply has arrived."""
+
+QUIET, EVERY = 0.4, 0.2
+"""Seconds before the first look at ranks that have not answered, and between looks."""
+
+LOOK_PATIENCE = 0.5
+"""Seconds that a rank gets to say where it is."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +45,20 @@ Progress = Callable[[Waited], None]
 
 
 class Calls:
-    """Verb calls to the ranks of a cluster; rank ``r`` is the ``r``-th engine."""
+    """Verb calls to the ranks of a cluster; rank ``r`` is the ``r``-th engine.
+
+    A call always comes back: ranks that can no longer meet are freed, and their process groups made
+    again, before the error is raised.
+    """
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self.engines = cluster.engines
+        self.control = Control(cluster, self.engines)
+        self.limits = Limits()
         self._views = [cluster.client[engine] for engine in self.engines]
         self._sending = threading.Lock()
-        self.stuck: tuple[int, ...] = ()
+        self._cancelled = threading.Event()
 
     @property
     def world_size(self) -> int:
@@ -76,16 +91,18 @@ class Calls:
         """Different verbs on different ranks at once."""
         import cloudpickle
 
-        self._refuse_if_stuck()
         self._refuse_if_ended(requests)
         packed: dict[int, bytes] = {}
         pending = {}
-        for rank, (verb, args, kwargs) in requests.items():
-            payload = packed.setdefault(id(args), cloudpickle.dumps((args, kwargs)))
-            with self._sending:  # a view asks on a thread of its own
-                pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
-        replies = self._wait(pending, progress)
-        errors = {rank: r.error for rank, r in zip(pending, replies, strict=True) if r.error is not None}
+        with self._cluster.turns.turn():
+            for rank, (verb, args, kwargs) in requests.items():
+                payload = packed.setdefault(id(args), cloudpickle.dumps((args, kwargs)))
+                with self._sending:  # a view asks on a thread of its own
+                    pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
+            replies = self._wait(pending, progress)
+            errors = {r: reply.error for r, reply in zip(pending, replies, strict=True) if reply.error}
+            if errors and len(errors) < len(pending):
+                self.rebuild()  # a rank that gave up alone may have left half a message behind
         if errors:
             raise merged(errors)
         return {rank: r.value for rank, r in zip(pending, replies, strict=True)}
@@ -125,72 +142,118 @@ class Calls:
                 out.append(("idle", pending[rank].get(0).value))
         return out
 
-    def _refuse_if_stuck(self) -> None:
-        if self.stuck:
-            ranks = ", ".join(map(str, self.stuck))
-            msg = (
-                f"Rank {ranks} has not come back from an earlier call, so nothing can run. "
-                "Type %flexcluster stop, then start again."
-            )
-            raise ClusterError(msg)
-
     def _refuse_if_ended(self, ranks: Iterable[int]) -> None:
         gone = sorted(set(self.ended()) & set(ranks))
         if gone:
-            msg = (
-                f"The engine of rank {', '.join(map(str, gone))} has ended. Its log is in "
-                f"{self._cluster.log_folder}. Type %flexcluster stop, then start again."
-            )
-            raise ClusterError(msg)
+            words = self._cluster.last_words(gone)
+            msg = f"The engine of rank {', '.join(map(str, gone))} has ended. {words}"
+            raise EngineError(msg, tuple(gone))
+
+    def cancel(self) -> None:
+        """End what the ranks are working on, as an interrupt would; callable from any thread."""
+        self._cancelled.set()
 
     def _wait(self, pending: dict[int, Any], progress: Progress | None) -> list[Any]:
-        started = time.perf_counter()
-        refused_at: float | None = None
+        """The ranks' replies; raises what kept them from coming, once all ranks can be asked again."""
+        self._cancelled.clear()
         try:
-            while waiting := [rank for rank, answer in pending.items() if not answer.ready()]:
-                pending[waiting[0]].wait(0.05)
-                if progress is not None:
-                    progress(Waited(time.perf_counter() - started, _how_far(pending)))
-                if refused_at is None and any(_refused(a) for a in pending.values()):
-                    refused_at = time.perf_counter()
-                if refused_at is not None and time.perf_counter() - refused_at > GRACE:
-                    self._give_up(pending, waiting)
+            verdict = self._watch(pending, progress)
         except KeyboardInterrupt:
-            self._interrupt(pending)
-            raise
+            with uninterrupted():
+                places = self._places(pending)
+                self._recover(pending)
+            msg = f"{places}\nThe engines are ready."
+            raise KeyboardInterrupt(msg) from None
+        if verdict is not None:
+            with uninterrupted():
+                self._recover(pending)
+            raise StuckError(verdict, self._said(pending))
+        return [self._value(rank, answer) for rank, answer in pending.items()]
+
+    def _watch(self, pending: dict[int, Any], progress: Progress | None) -> Verdict | None:
+        """Wait for all answers, or for the certainty that they will not come."""
+        started = time.perf_counter()
+        watcher, looked = Watcher(self.limits), QUIET
+        while waiting := _waiting(pending):
+            pending[waiting[0]].wait(0.05)
+            now = time.perf_counter() - started
+            if self._cancelled.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(Waited(now, _how_far(pending)))
+            if now > looked and (waiting := _waiting(pending)):
+                self._cluster.check_controller()
+                places = self.control.look(waiting, LOOK_PATIENCE)
+                answered = [rank for rank in pending if rank not in places]
+                verdict = watcher.see(now, answered, places)
+                if verdict is not None and _waiting(pending):
+                    return verdict
+                looked = time.perf_counter() - started + EVERY
         if progress is not None:
             for answer in pending.values():
                 if not _refused(answer):
                     answer.wait_for_output(GRACE)  # a reply can overtake what was said before it
             progress(Waited(time.perf_counter() - started, _how_far(pending)))
-        return [self._value(rank, answer) for rank, answer in pending.items()]
+        return None
 
-    def _give_up(self, pending: dict[int, Any], waiting: list[int]) -> None:
-        self.stuck = tuple(waiting)
-        errors = {}
+    def _places(self, pending: dict[int, Any]) -> str:
+        """Where every rank was, as text."""
+        places = self.control.look(_waiting(pending), LOOK_PATIENCE)
+        return str(Verdict("Interrupted.", places, frozenset(set(pending) - set(places))))
+
+    def _recover(self, pending: dict[int, Any]) -> None:
+        """Free all ranks and make their process groups again, as far as their engines live."""
+        free(self.control, lambda: _waiting(pending), range(self.world_size), self._end)
+        self.rebuild()
+
+    def _end(self, rank: int) -> None:
+        self._cluster.end(self.engines[rank])
+
+    def rebuild(self) -> None:
+        """Make all process groups again, in a new generation; nothing happens while an engine is missing.
+
+        Raises :class:`ClusterError` if that does not succeed.
+        """
+        if self.ended():
+            return
+        members = [reply.value for reply in self.plain("groups")]
+        generations = {rank: member.generation for rank, member in enumerate(members)}
+        specs = together([member.groups for member in members])
+        meeting = meeting_at(*self.offer_place(), generations)
+        left = [reply.value for reply in self.plain("rebuild", meeting, specs)]
+        held = sorted({kind for kinds in left for kind in kinds})
+        if held:
+            msg = (
+                f"The process groups were made again, but the model still holds old ones "
+                f"(in {', '.join(held)}), which fail when they are used. Load the model again."
+            )
+            raise ClusterError(msg)
+
+    def offer_place(self) -> tuple[str, int]:
+        """A host and a free port on it where rank 0 can serve a store that all ranks reach."""
+        hosts = self.raw(engine_side.host_name, [()] * self.world_size)
+        host = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
+        return host, self.raw_one(0, engine_side.offer_port, host)
+
+    def plain(self, verb: str, *args: Any) -> list[Any]:
+        """The replies of all ranks to a verb, without any of the care that :meth:`all` takes."""
+        import cloudpickle
+
+        payload = cloudpickle.dumps((args, {}))
+        replies = self.raw(engine_side.call, [(verb, payload)] * self.world_size)
+        errors = {rank: reply.error for rank, reply in enumerate(replies) if reply.error is not None}
+        if errors:
+            raise merged(errors)
+        return replies
+
+    def _said(self, pending: dict[int, Any]) -> dict[int, Any]:
+        """What the ranks replied that replied at all."""
+        said = {}
         for rank, answer in pending.items():
-            if rank not in waiting:
-                reply = self._value(rank, answer)
-                if getattr(reply, "error", None) is not None:
-                    errors[rank] = reply.error
-        first = merged(errors)
-        ranks = ", ".join(map(str, waiting))
-        msg = (
-            f"{first}\nRank {ranks} is still waiting for the others {GRACE:.0f} s later, most likely in a "
-            "collective. Type %flexcluster stop, then start again."
-        )
-        raise ClusterError(msg)
-
-    def _interrupt(self, pending: dict[int, Any]) -> None:
-        self._cluster.interrupt()
-        deadline = time.perf_counter() + GRACE
-        while time.perf_counter() < deadline:
-            waiting = [rank for rank, answer in pending.items() if not answer.ready()]
-            if not waiting:
-                return
-            with contextlib.suppress(Exception):
-                pending[waiting[0]].wait(0.05)
-        self.stuck = tuple(rank for rank, answer in pending.items() if not answer.ready())
+            with contextlib.suppress(FlexError):
+                if answer.ready():
+                    said[rank] = self._value(rank, answer)
+        return said
 
     def _value(self, rank: int, answer: Any) -> Any:
         try:
@@ -198,13 +261,15 @@ class Calls:
         except Exception as error:
             text = str(error)
             if "died" in text or "stopped" in text:
-                msg = (
-                    f"The engine of rank {rank} ended while it was working. Its log is in "
-                    f"{self._cluster.log_folder}. Type %flexcluster stop, then start again."
-                )
-            else:
-                msg = f"Rank {rank} could not answer: {text}"
+                words = self._cluster.last_words([rank])
+                msg = f"The engine of rank {rank} ended while it was working. {words}"
+                raise EngineError(msg, (rank,)) from error
+            msg = f"Rank {rank} could not answer: {text}"
             raise ClusterError(msg) from error
+
+
+def _waiting(pending: dict[int, Any]) -> list[int]:
+    return [rank for rank, answer in pending.items() if not answer.ready()]
 
 
 def _how_far(pending: dict[int, Any]) -> dict[int, tuple[str, int, int]]:

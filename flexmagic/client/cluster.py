@@ -11,12 +11,13 @@ import logging
 import os
 import subprocess
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flexmagic.client import reaper
+from flexmagic.client.turns import Turns
 from flexmagic.errors import ClusterError
 
 START_TIMEOUT = 120.0
@@ -79,6 +80,7 @@ class Cluster:
         self.owned = owned
         self.keep = keep
         self._reaper: subprocess.Popen[bytes] | None = None
+        self.turns = Turns(Path(ipp_cluster.profile_dir) / "security" / f"{ipp_cluster.cluster_id}.turn")
 
     @classmethod
     def start(
@@ -188,14 +190,24 @@ class Cluster:
         """The engines' ids, in rank order."""
         return sorted(self.client.ids)
 
-    def interrupt(self) -> None:
-        """Send every engine what Ctrl-C sends."""
-        import signal
+    def end(self, engine: int) -> None:
+        """End one engine's process, whatever it is doing."""
+        self.client.send_signal("SIGKILL", [engine], block=False)  # its nanny does it
 
-        if self._cluster.engines:
-            self._cluster.signal_engines_sync(signal.SIGINT)
-        else:
-            self.client.send_signal(signal.SIGINT, block=False)
+    def check_controller(self) -> None:
+        """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
+        controller = self._cluster.controller
+        if controller is not None and controller.state == "after":
+            msg = (
+                "The cluster's controller has ended, so that its engines cannot be reached any more. "
+                "Type %flexcluster stop, then start again."
+            )
+            raise ClusterError(msg)
+
+    def last_words(self, ranks: Iterable[int]) -> str:
+        """How engines ended, as far as their launchers and logs tell."""
+        del ranks
+        return f"Its log is in {self.log_folder}. Type %flexcluster recover."
 
     def disconnect(self) -> None:
         """Close the connection; the engines stay."""
@@ -215,7 +227,7 @@ class Cluster:
 
     def _remove_connection_files(self) -> None:
         security = Path(self._cluster.profile_dir) / "security"
-        for path in security.glob(f"*{self.name}*.json"):
+        for path in [*security.glob(f"*{self.name}*.json"), security / f"{self.name}.turn"]:
             path.unlink(missing_ok=True)
 
     def _dismiss_reaper(self) -> None:

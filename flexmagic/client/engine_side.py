@@ -43,20 +43,22 @@ def call(verb: str, payload: bytes) -> Any:
     return getattr(verbs if hasattr(verbs, verb) else model_verbs, verb)(*args, **kwargs)
 
 
-def join(rank: int, world_size: int, host: str, port: int, generation: int = 1) -> Any:
+def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
     """Make this engine a rank that shares its namespace with the user's ``%%px`` cells."""
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size))
     os.environ.setdefault("LOCAL_RANK", "0" if os.environ.get("CUDA_VISIBLE_DEVICES") else str(rank))
-    if host == "127.0.0.1":
+    if meeting.host == "127.0.0.1":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
     from IPython import get_ipython
 
+    from flexmagic.client import control
     from flexmagic.engine import verbs
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel
-    return verbs.join(shell.user_ns, rank, world_size, host, port, generation, _tell)
+    control.install(shell.kernel)
+    return verbs.join(shell.user_ns, rank, world_size, meeting, others, _tell)
 
 
 def _tell(what: str, done: int, total: int) -> None:

@@ -16,6 +16,7 @@ from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.loading import Loading
 from flexmagic.client.model import Model
+from flexmagic.client.recovery import meeting_at
 from flexmagic.client.running import Running
 from flexmagic.client.status import status_table
 from flexmagic.client.table import Table
@@ -109,10 +110,8 @@ class Session(Work):
                 "Stop that cluster and start again."
             )
             raise ClusterError(msg)
-        hosts = self._calls.raw(engine_side.host_name, [()] * self.world_size)
-        host = "127.0.0.1" if len(set(hosts)) == 1 else hosts[0]
-        port = self._calls.raw_one(0, engine_side.offer_port, host)
-        places = [(rank, self.world_size, host, port) for rank in range(self.world_size)]
+        meeting = meeting_at(*self._calls.offer_place(), {})
+        places = [(rank, self.world_size, meeting) for rank in range(self.world_size)]
         self._seats = self._calls.raw(engine_side.join, places)
 
     @property

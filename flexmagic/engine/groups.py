@@ -1,19 +1,29 @@
 """Process groups of a rank: the model's, and one of our own for exchanges.
 
 Every start has a *generation*: names in the store carry it, so that nothing of an earlier start
-can be mistaken for the present one.
+can be mistaken for the present one. Groups that were cut are made again, under their names, in a
+new generation.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import gc
+import sys
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 
+from flexmagic.engine.holders import replace_everywhere
+from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group
+
 STORE_TIMEOUT = dt.timedelta(seconds=60)
+
+OWN = "flexmagic exchanges"
+"""What our own group says it is for."""
 
 
 @dataclass(frozen=True)
@@ -30,25 +40,43 @@ class Place:
         return [self.device] if self.device.type == "cuda" else []
 
 
-class Groups:
-    """The default process group and flexmagic's own group beside it."""
+@dataclass(frozen=True)
+class Meeting:
+    """Where ranks meet: the store that rank 0 serves, and the generation of what is made there."""
 
-    def __init__(self, place: Place, host: str, port: int, generation: int) -> None:
-        """Join the store at ``host:port`` (rank 0 serves it) and create both groups."""
+    host: str
+    port: int
+    generation: int
+
+
+class Groups:
+    """The default process group, flexmagic's own beside it, and those the model was made with."""
+
+    def __init__(self, place: Place, meeting: Meeting, others: Sequence[GroupSpec] = ()) -> None:
+        """Join the store and make the groups; ``others``: those that the ranks already there have."""
         self.place = place
-        self.generation = generation
+        self._left: dict[str, list[dist.ProcessGroup]] = {}
+        self._wanted: dict[str, GroupSpec] = {}
+        self._open(meeting, others)
+
+    def _open(self, meeting: Meeting, others: Sequence[GroupSpec]) -> None:
+        place = self.place
+        self.meeting = meeting
         store = dist.TCPStore(
-            host,
-            port,
+            meeting.host,
+            meeting.port,
             place.world_size,
             is_master=place.rank == 0,
             timeout=STORE_TIMEOUT,
             wait_for_workers=False,
         )
-        self._store = dist.PrefixStore(f"flexmagic/{generation}", store)
+        self._store = dist.PrefixStore(f"flexmagic/{meeting.generation}", store)
         backend = "gloo" if place.device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=self._store, rank=place.rank, world_size=place.world_size)
-        self.own = dist.new_group(backend=backend)
+        own = GroupSpec("1", tuple(range(place.world_size)), backend, OWN)
+        for spec in others or [own]:
+            make_group(spec)
+        self.own = next(group for spec, group in known_groups().items() if spec.description == OWN)
         self.agree_on_start()
 
     def agree_on_start(self) -> None:
@@ -56,8 +84,46 @@ class Groups:
         dist.barrier()
         dist.barrier(group=self.own)
 
+    def specs(self) -> tuple[GroupSpec, ...]:
+        """All groups of this rank but the default one, as they can be made again."""
+        specs = self._wanted | {spec.name: spec for spec in known_groups()}
+        return tuple(sorted((s for n, s in specs.items() if n != "0"), key=lambda spec: spec.order))
+
+    def rebuild(self, meeting: Meeting, specs: Sequence[GroupSpec]) -> list[str]:
+        """Leave all groups, make them again and put the new ones wherever the old ones are held.
+
+        ``specs``: those of all ranks together, in order; all ranks call it at once. Returns the kinds
+        of objects that still hold an old group, which fails when it is used.
+        """
+        for spec, group in known_groups().items():  # those of a rebuild that failed are still in _left
+            self._left.setdefault(spec.name, []).append(group)
+            self._wanted[spec.name] = spec
+        self.close()
+        self._open(meeting, specs)
+        new = {spec.name: group for spec, group in known_groups().items()}
+        left, self._left, self._wanted = self._left, {}, {}
+        return replace_everywhere({id(old): (old, new[name]) for name, olds in left.items() for old in olds})
+
     def close(self) -> None:
         """Leave all groups; tolerates groups that are already gone."""
+        forget_failure()
         if dist.is_initialized():
             dist.destroy_process_group()
         gc.collect()
+
+
+def forget_failure() -> None:
+    """Let go of the last exception: its frames hold what was being sent, and with it the sockets."""
+    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
+    if isinstance(error, BaseException):
+        traceback.clear_frames(error.__traceback__)
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+
+
+def abort_device_groups() -> None:
+    """End what waits in groups between devices, from another thread; gloo's are ended by their sockets."""
+    for spec, group in known_groups().items():
+        if "nccl" in spec.backend:
+            group.abort()

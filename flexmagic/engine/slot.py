@@ -29,9 +29,10 @@ class Reply(Generic[T]):
 
 
 class Slot:
-    """The one runtime of this process."""
+    """The one runtime of this process, and the name of the verb that it is working on, if any."""
 
     runtime: Runtime | None = None
+    working: str = ""
 
 
 def verb(function: Callable[Concatenate[Runtime, P], T]) -> Callable[P, Reply[T]]:
@@ -41,7 +42,11 @@ def verb(function: Callable[Concatenate[Runtime, P], T]) -> Callable[P, Reply[T]
     def call(*args: P.args, **kwargs: P.kwargs) -> Reply[T]:
         if Slot.runtime is None:
             return Reply(error=ModelError("This engine has not joined a session."))
-        return _answer(lambda runtime: function(runtime, *args, **kwargs), Slot.runtime)
+        Slot.working = function.__name__
+        try:
+            return _answer(lambda runtime: function(runtime, *args, **kwargs), Slot.runtime)
+        finally:
+            Slot.working = ""
 
     return call
 
@@ -51,7 +56,7 @@ def _answer(function: Callable[[Runtime], T], runtime: Runtime) -> Reply[T]:
         return Reply(value=function(runtime))
     except FlexError as error:
         return Reply(error=error)
-    except Exception as error:  # noqa: BLE001 - the client must hear of anything
+    except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the client must hear of anything
         trace = traceback.format_exc()
         traceback.clear_frames(error.__traceback__)
         return Reply(error=FlexError(f"{type(error).__name__}: {error}"), trace=trace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from flexmagic.engine import generation, look
 from flexmagic.engine.captures import RunKey
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.generation import Request
-from flexmagic.engine.groups import Groups, Place
+from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import prepare
+from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
@@ -44,13 +46,13 @@ def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
     namespace: dict[str, Any],
     rank: int,
     world_size: int,
-    host: str,
-    port: int,
-    generation: int,
+    meeting: Meeting,
+    others: Sequence[GroupSpec] = (),
     tell: Tell = lambda _what, _done, _total: None,
 ) -> Seat:
     """Make this process a rank: choose its device, connect the groups, keep the namespace.
 
+    ``others``: the groups of ranks that are there already, which all make again at the same time.
     ``tell`` carries how far a call is to whoever waits for it.
     """
     torch.set_num_threads(1)
@@ -58,12 +60,32 @@ def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
     if device.type == "cuda":
         torch.cuda.set_device(device)
     place = Place(rank, world_size, device)
-    Slot.runtime = Runtime(Groups(place, host, port, generation), namespace, tell)
+    Slot.runtime = Runtime(Groups(place, meeting, others), namespace, tell)
     namespace.setdefault("torch", torch)
     namespace.update(rank=rank, world_size=world_size, device=device)
     joined = seat()
     assert joined is not None  # set just above
     return joined
+
+
+@dataclass(frozen=True)
+class Membership:
+    """The process groups that a rank is in, and the generation they are of."""
+
+    groups: tuple[GroupSpec, ...]
+    generation: int
+
+
+@verb
+def groups(runtime: Runtime) -> Membership:
+    """The groups of this rank, as they can be made again."""
+    return Membership(runtime.groups.specs(), runtime.groups.meeting.generation)
+
+
+@verb
+def rebuild(runtime: Runtime, meeting: Meeting, specs: Sequence[GroupSpec]) -> list[str]:
+    """Make all groups again, in a new generation; all ranks call it at once. See :meth:`Groups.rebuild`."""
+    return runtime.groups.rebuild(meeting, specs)
 
 
 @verb

@@ -1,0 +1,100 @@
+"""Getting ranks back that wait in vain: free them, end those that cannot be freed, make the groups again."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client.control import Control
+from flexmagic.errors import ClusterError
+
+if TYPE_CHECKING:
+    from flexmagic.engine.groups import Meeting
+    from flexmagic.engine.private_groups import GroupSpec
+
+FREED = 0.6
+"""Seconds in which ranks that waited for others come back after their connections were shut."""
+
+STUCK = 3.0
+"""Seconds after which a rank that came back neither by that nor by an interrupt is ended."""
+
+PATIENCE = 1.0
+"""Seconds that a rank gets to answer on its control channel."""
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What it took: the ranks that were interrupted, and those whose process had to be ended."""
+
+    interrupted: tuple[int, ...] = ()
+    ended: tuple[int, ...] = ()
+
+
+def free(
+    control: Control,
+    waiting: Callable[[], Sequence[int]],
+    everyone: Sequence[int],
+    end: Callable[[int], None],
+) -> Freed:
+    """Bring every rank back to where it can be asked again.
+
+    ``waiting``: the ranks that have not come back yet. ``end``: ends one rank's process.
+    """
+    control.cut(everyone, PATIENCE)
+    if _none(waiting, FREED):
+        return Freed()
+    stuck = tuple(waiting())
+    control.interrupt(stuck, PATIENCE)
+    if _none(waiting, STUCK):
+        return Freed(stuck)
+    lost = tuple(waiting())
+    for rank in lost:
+        end(rank)
+    return Freed(tuple(rank for rank in stuck if rank not in lost), lost)
+
+
+def _none(waiting: Callable[[], Sequence[int]], seconds: float) -> bool:
+    deadline = time.perf_counter() + seconds
+    while waiting():
+        if time.perf_counter() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def together(groups: Sequence[Sequence[GroupSpec]]) -> tuple[GroupSpec, ...]:
+    """The groups of all ranks, each once, in the order in which they were made.
+
+    Raises :class:`ClusterError` if ranks have different groups of one name.
+    """
+    by_name: dict[str, GroupSpec] = {}
+    for spec in (spec for of_rank in groups for spec in of_rank):
+        if by_name.setdefault(spec.name, spec) != spec:
+            msg = f"The ranks do not have the same process group {spec.name}, so it cannot be made again."
+            raise ClusterError(msg)
+    return tuple(sorted(by_name.values(), key=lambda spec: spec.order))
+
+
+def meeting_at(host: str, port: int, generations: Mapping[int, int]) -> Meeting:
+    """The place of a new generation, after those that the ranks know."""
+    from flexmagic.engine.groups import Meeting
+
+    return Meeting(host, port, max(generations.values(), default=0) + 1)
+
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let no second interrupt break a recovery; it takes a few seconds at most."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before: Any = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,107 @@
+"""Deciding, from looks at the ranks, that a call can no longer end well. Pure: no cluster is asked here."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flexmagic.engine.watch import Whereabouts
+
+STILL = 1.0
+"""Seconds without any step, any byte and any CPU time after which waiting ranks wait in vain."""
+
+SILENT = 3.0
+"""Seconds after which a rank that does not even say where it is counts as frozen."""
+
+LOOKS = 3
+"""How many looks in a row must have shown the same."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a call may take, in seconds.
+
+    ``run``: all of it, ``None`` for no limit. ``alone``: user code on some ranks while the others
+    have ended or wait for them.
+    """
+
+    run: float | None = None
+    alone: float = 10.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a call is to be ended: ``reason``, as a sentence, and where the ranks were.
+
+    ``guilty``: the ranks that the others wait for in vain, where it can be told.
+    """
+
+    reason: str
+    places: Mapping[int, Whereabouts | None]
+    answered: frozenset[int]
+    guilty: tuple[int, ...] = ()
+
+    def __str__(self) -> str:
+        """The reason, and a line for every rank."""
+        lines = [f"  rank {rank}: {self._said(rank)}" for rank in sorted({*self.places, *self.answered})]
+        return "\n".join([self.reason, *lines])
+
+    def _said(self, rank: int) -> str:
+        if rank in self.answered:
+            return "has ended its part"
+        place = self.places[rank]
+        if place is None:
+            return "does not answer (stopped, or in code that never lets go of the interpreter)"
+        text = f"\n      {place.text.strip()}" if place.text.strip() else ""
+        return f"{place}{text}"
+
+
+class Watcher:
+    """Looks at one call, again and again, until it has ended or cannot end any more."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._since: dict[int, tuple[Any, float, int]] = {}
+        self._in_code: dict[int, tuple[Any, float]] = {}
+
+    def see(
+        self, now: float, answered: Collection[int], places: Mapping[int, Whereabouts | None]
+    ) -> Verdict | None:
+        """One look at the ranks that have not answered, ``now`` seconds after the call began."""
+        for rank, place in places.items():
+            self._note(rank, place, now)
+        done = frozenset(answered)
+        if self._limits.run is not None and now > self._limits.run:
+            return Verdict(f"The call took longer than its limit of {self._limits.run:g} s.", places, done)
+        blocked = {r for r, p in places.items() if p is not None and p.blocked and self._still(r, now)}
+        rest = set(places) - blocked
+        if not rest:
+            return Verdict("The ranks wait for each other in vain.", places, done)
+        if not blocked and not answered:
+            return None
+        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > SILENT}
+        alone = {r for r in rest if self._too_long(r, places[r], now)}
+        if rest == silent | alone:
+            who = ", ".join(map(str, sorted(rest)))
+            what = "does not answer" if silent else f"has been in user code for over {self._limits.alone:g} s"
+            return Verdict(f"The other ranks wait for rank {who}, which {what}.", places, done, tuple(rest))
+        return None
+
+    def _note(self, rank: int, place: Whereabouts | None, now: float) -> None:
+        state = None if place is None else place.stuck_as
+        before, since, looks = self._since.get(rank, (object(), now, 0))
+        self._since[rank] = (state, since, looks + 1) if before == state else (state, now, 1)
+        code = None if place is None else (place.kind, place.site, place.hook)
+        if self._in_code.get(rank, (None, 0.0))[0] != code:
+            self._in_code[rank] = (code, now)
+
+    def _still(self, rank: int, now: float) -> bool:
+        _, since, looks = self._since[rank]
+        return now - since >= STILL and looks >= LOOKS
+
+    def _too_long(self, rank: int, place: Whereabouts | None, now: float) -> bool:
+        if place is None or place.kind not in {"user code", "other code"}:
+            return False
+        return now - self._in_code[rank][1] > self._limits.alone

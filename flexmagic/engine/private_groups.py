@@ -1,0 +1,98 @@
+"""Process groups as torch keeps them: listed, and made again under their names.
+
+Meshes and sharded modules look their groups up by name, and torch gives names out by counting, so
+that a group which is made again at the same count is found by what was made with the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed import device_mesh, distributed_c10d
+
+_world: Any = distributed_c10d._world  # noqa: SLF001 - torch's table of groups, the only one there is
+
+
+@dataclass(frozen=True)
+class GroupSpec:
+    """What a process group is made with; ``ranks`` in the group's own order."""
+
+    name: str
+    ranks: tuple[int, ...]
+    backend: str
+    description: str
+
+    @property
+    def order(self) -> tuple[int, str]:
+        """Groups with counted names in the order in which they were made, then the others."""
+        return (int(self.name) if self.name.isdigit() else 1 << 62, self.name)
+
+
+def known_groups() -> dict[GroupSpec, dist.ProcessGroup]:
+    """All groups that this rank is in, in the order in which they were made; the default one first."""
+    found = {}
+    for group, name in _world.pg_names.items():
+        placed = _world.pg_group_ranks[group]
+        ranks = tuple(sorted(placed, key=placed.__getitem__))
+        found[GroupSpec(str(name), ranks, _backend(group), group.group_desc)] = group
+    return dict(sorted(found.items(), key=lambda item: item[0].order))
+
+
+def _backend(group: dist.ProcessGroup) -> str:
+    name: str = _world.pg_map[group][0]
+    return name if name != "undefined" else _world.pg_backend_config[group]
+
+
+def make_group(spec: GroupSpec) -> dist.ProcessGroup | None:
+    """Make a group under its name; all ranks call it for the same groups in the same order.
+
+    ``None`` on a rank that is not in it. Raises :class:`RuntimeError` if torch gave it another name.
+    """
+    counted = spec.name.isdigit()
+    if counted:
+        _world.group_count = int(spec.name)
+    group: Any = dist.new_group(
+        list(spec.ranks), backend=spec.backend, group_desc=spec.description, sort_ranks=False,
+        use_local_synchronization=not counted,
+    )  # fmt: skip
+    if dist.get_rank() not in spec.ranks:
+        return None
+    if group.group_name != spec.name:
+        msg = f"the process group {spec.name} came back as {group.group_name}"
+        raise RuntimeError(msg)
+    made: dist.ProcessGroup = group
+    return made
+
+
+@contextlib.contextmanager
+def handed_out(names: Sequence[str]) -> Iterator[None]:
+    """Within the block, groups that code asks for are those of these names, in turn, instead of new ones.
+
+    For a rank that comes later: what the others made together is there already. Raises
+    :class:`RuntimeError` if other ranks, or more, are asked for.
+    """
+    there = {spec.name: (spec, group) for spec, group in known_groups().items()}
+    left = list(names)
+
+    def given(ranks: Sequence[int] | None = None, *_args: Any, **_kwargs: Any) -> Any:
+        wanted = tuple(range(dist.get_world_size())) if ranks is None else tuple(ranks)
+        if dist.get_rank() not in wanted:
+            return dist.GroupMember.NON_GROUP_MEMBER
+        if not left or set(there[left[0]][0].ranks) != set(wanted):
+            msg = f"a process group of ranks {wanted} is asked for, which the other ranks do not have"
+            raise RuntimeError(msg)
+        return there[left.pop(0)][1]
+
+    usual = dist.new_group
+    places: tuple[Any, ...] = (dist, distributed_c10d, device_mesh)
+    for place in places:
+        place.new_group = given
+    try:
+        yield
+    finally:
+        for place in places:
+            place.new_group = usual

@@ -1,0 +1,188 @@
+"""Where a rank is, told from another thread while its main thread works or waits.
+
+Nothing is recorded while the model runs: the main thread's Python stack says what it is doing, even
+while it is blocked in C++, and Linux says how much the thread and its connections have done.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import nn
+
+from flexmagic.engine import sockets
+from flexmagic.engine.slot import Slot
+from flexmagic.engine.sockets import Endpoint
+
+IDLE, USER, MEETING, MODEL, OTHER = "idle", "user code", "meeting", "model", "other code"
+"""What a rank can be doing: nothing; the user's hook; waiting for other ranks; the model; something else."""
+
+_TORCH = f"{os.sep}torch{os.sep}"
+_OURS = str(Path(__file__).parent)
+_EXCHANGES = (f"{_OURS}{os.sep}exchange.py", f"{_OURS}{os.sep}messages.py")
+_MEETINGS = f"{_TORCH}distributed{os.sep}"
+_LOOPS = ("selectors.py", f"asyncio{os.sep}", f"{os.sep}tornado{os.sep}")
+_FUTEX = {"x86_64": ("202",), "aarch64": ("98",)}.get(os.uname().machine, ())
+"""The number of the system call in which a thread waits for a lock."""
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True)
+class Whereabouts:
+    """One look at a rank: plain data.
+
+    ``kind``: one of the words above. ``what``: the verb, collective, or line that is being run.
+    ``locked``: the main thread sleeps until another thread wakes it, as it does in any collective.
+    ``seconds``: CPU time of the main thread; ``moved``: bytes through its connections to other ranks.
+    """
+
+    kind: str
+    what: str = ""
+    site: str = ""
+    hook: str = ""
+    line: int | None = None
+    text: str = ""
+    locked: bool = False
+    seconds: float = 0.0
+    moved: int = 0
+
+    def __str__(self) -> str:
+        """``in hook 'damp', line 3, at model.layers.2.mlp:output``."""
+        at = f" at {self.site}" if self.site else ""
+        if self.kind == IDLE:
+            return "idle"
+        if self.hook:
+            line = f", line {self.line}" if self.line else ""
+            waits = f" (waiting for other ranks in {self.what})" if self.kind == MEETING else ""
+            return f"in hook {self.hook!r}{line},{at}{waits}"
+        if self.kind == MEETING:
+            return f"waiting for other ranks in {self.what}{at}"
+        if self.kind == MODEL:
+            return f"in the model{at}" if self.site else f"working on {self.what}"
+        return f"in {self.what}"
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the rank waits for others: in a collective, or in a module on a lock."""
+        return self.kind == MEETING or (self.kind == MODEL and bool(self.site) and self.locked)
+
+    @property
+    def stuck_as(self) -> tuple[Any, ...]:
+        """What stays the same while nothing happens."""
+        return self.kind, self.what, self.site, self.hook, self.line, self.seconds, self.moved
+
+    def plain(self) -> dict[str, Any]:
+        """As a dict of plain values."""
+        return asdict(self)
+
+
+def whereabouts(ranks: Collection[Endpoint] = ()) -> Whereabouts:
+    """Where this process's main thread is; ``ranks``: the other ranks' ends of connections."""
+    main = threading.main_thread()
+    frame = sys._current_frames().get(main.ident or 0)  # noqa: SLF001 - the documented way to see other threads
+    frames = list(_outwards(frame))
+    locked, seconds = _thread(main.native_id)
+    port = Slot.runtime.groups.meeting.port if Slot.runtime is not None else 0
+    moved = sockets.moved(ranks, port) if ranks else 0
+    common: dict[str, Any] = {"locked": locked, "seconds": seconds, "moved": moved}
+    working = Slot.working
+    if not working:
+        if not frames or any(place in frames[0].f_code.co_filename for place in _LOOPS):
+            return Whereabouts(IDLE, **common)
+        return Whereabouts(_kind(frames, OTHER), _other_code(frames), **common)
+    site, hook, line, text = _user_code(frames)
+    if not site:
+        site = _model_site(frames)
+    kind = _kind(frames, USER if hook else MODEL)
+    what = _collective(frames) if kind == MEETING else working
+    return Whereabouts(kind, what, site, hook, line, text, **common)
+
+
+def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _thread(native_id: int | None) -> tuple[bool, float]:
+    """Whether the thread sleeps on a lock, and its CPU time in seconds."""
+    task = Path(f"/proc/self/task/{native_id}")
+    fields = (task / "stat").read_text().rpartition(")")[2].split()
+    try:
+        call = (task / "syscall").read_text().split()[0]
+    except OSError:  # not every container shows it
+        call = ""
+    return call in _FUTEX, (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def _kind(frames: list[FrameType], otherwise: str) -> str:
+    """Whether the innermost frames, up to the first that is not a library's, wait for other ranks."""
+    for frame in frames:
+        name = frame.f_code.co_filename
+        if _MEETINGS in name or name in _EXCHANGES:
+            return MEETING
+        if _TORCH not in name and "contextlib" not in name:
+            return otherwise
+    return otherwise
+
+
+def _collective(frames: list[FrameType]) -> str:
+    """The call in which ranks meet, by the name the caller used."""
+    best = ""
+    for frame in frames:
+        code = frame.f_code
+        if code.co_filename in _EXCHANGES:
+            return "an exchange"
+        if _TORCH not in code.co_filename:
+            break
+        if _MEETINGS not in code.co_filename:
+            continue
+        if code.co_name != "wrapper":
+            best = code.co_name
+            if code.co_filename.endswith("distributed_c10d.py"):
+                break
+    return best
+
+
+def _user_code(frames: list[FrameType]) -> tuple[str, str, int | None, str]:
+    """Site, hook, line and its text, if the user's hook is running."""
+    for position, frame in enumerate(frames):
+        if frame.f_code.co_name == "_guarded" and "hook" in frame.f_locals:
+            source = frame.f_locals["hook"].source
+            lines = [f.f_lineno for f in frames[:position] if f.f_code.co_filename == source.filename]
+            line = lines[0] if lines else None
+            text = source.line(line) if line else ""
+            return str(frame.f_locals["site"]), source.name, line, text
+        if frame.f_code.co_name == "gather" and frame.f_code.co_filename in _EXCHANGES:
+            return str(frame.f_locals["rule"].site), "", None, ""
+    return "", "", None, ""
+
+
+def _model_site(frames: list[FrameType]) -> str:
+    """The path of the innermost module of the model that is being called."""
+    from flexmagic.engine.tree import modules_of
+
+    if Slot.runtime is None or Slot.runtime.loaded is None:
+        return ""
+    called = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "_call_impl"]
+    modules = [module for module in called if isinstance(module, nn.Module)]
+    if not modules:
+        return ""
+    paths = {id(module): path for path, module in modules_of(Slot.runtime.loaded.model).items()}
+    return next((paths[id(module)] for module in modules if paths.get(id(module))), "")
+
+
+def _other_code(frames: list[FrameType]) -> str:
+    """The innermost line that is not a library's."""
+    for frame in frames:
+        name = frame.f_code.co_filename
+        if "site-packages" not in name and f"{os.sep}lib{os.sep}python" not in name:
+            return f"{Path(name).name}, line {frame.f_lineno}"
+    return f"{Path(frames[0].f_code.co_filename).name}, line {frames[0].f_lineno}"
