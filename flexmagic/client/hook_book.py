@@ -254,6 +254,8 @@ def _does(source: HookSource) -> str:
 
 def _check_limits(source: HookSource) -> None:
     """Raise :class:`InputError` for limits that a hook of this kind cannot have."""
+    if source.captures_only and source.limits.when:
+        raise InputError("A hook without a body captures in any case: leave --when away.")
     if source.limits.whole:
         return
     if source.local:

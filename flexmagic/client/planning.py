@@ -81,6 +81,8 @@ def plan(
     for hook in acting:
         captured = [site for site in hook.sites if not model.rules[site].refused]
         steps = hook.source.limits.step
+        if hook.source.captures_only and hook.waits:
+            continue
         if hook.source.captures_only and steps is not None:
             at_steps += [(site, steps) for site in captured]
         else:

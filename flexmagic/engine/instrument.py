@@ -20,7 +20,7 @@ from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import NAMES, HookSource, failure
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
-from flexmagic.engine.limits import Limits, Picks, Window
+from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
 from flexmagic.engine.site_value import SiteValue, check_result
 from flexmagic.engine.tensors import (
@@ -213,14 +213,19 @@ class Instrument:
 
     def _acting(self, site: Site) -> list[ActiveHook]:
         """The hooks of a site that act in this step, as far as is known before its value is: on all ranks."""
-        return [
-            hook for hook in self._hooks if site in hook.sites and self._is_time(hook.source.limits, site)
-        ]
+        return [hook for hook in self._hooks if site in hook.sites and self._is_time(hook, site)]
 
-    def _is_time(self, limits: Limits, site: Site) -> bool:
+    def _is_time(self, hook: ActiveHook, site: Site) -> bool:
+        limits = hook.source.limits
         if limits.step is not None and not limits.step.covers(self.step):
             return False
-        return limits.asks_hooks or limits.holds(self._condition_names(site))
+        if limits.asks_hooks or self.outcome.failures:
+            return True  # decided after the exchange, in which all ranks take part
+        try:
+            return limits.holds(self._condition_names(site))
+        except Exception as error:  # noqa: BLE001 - the user's condition; the same on all ranks
+            self.outcome.failures.append(self._failure(hook, site, error))
+            return False
 
     def _captures_now(self, site: Site) -> bool:
         steps = self._capture_at.get(site)
@@ -297,11 +302,7 @@ class Instrument:
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
-            where = failure(
-                self.exchange.rank, error, hook.source.filename, site=str(site), source=hook.source
-            )
-            error.__traceback__ = None
-            self.outcome.failures.append(where)
+            self.outcome.failures.append(self._failure(hook, site, error))
             return None
         finally:
             if printed.getvalue():
@@ -314,6 +315,13 @@ class Instrument:
         sums = checksum(result) if edited and not hook.source.local else (0, 0)
         self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums, hook.source.local))
         return result if edited else None
+
+    def _failure(self, hook: ActiveHook, site: Site, error: BaseException) -> RankFailure:
+        """An exception as data; it lets go of its frames, which hold tensors."""
+        source = hook.source
+        found = failure(self.exchange.rank, error, source.filename, site=str(site), source=source)
+        error.__traceback__ = None
+        return found
 
     def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor) -> Window | None:
         """The part of the tensor that the body sees; ``None`` if its condition fails or there is none."""

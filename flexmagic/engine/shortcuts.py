@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,9 +82,7 @@ def forms_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
     def keeping(path: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             if path not in forms and not isinstance(output, torch.Tensor):
-                for where, _ in list(leaves(output)):
-                    output = replace_leaf(output, where, None)
-                forms[path] = output
+                forms[path] = _hollow(output)
 
         return keep
 
@@ -94,6 +94,24 @@ def forms_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _hollow(value: Any) -> Any:
+    """A nested value with ``None`` for its tensors and for whatever else might hold some, as caches do."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_hollow, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_hollow, value))
+    if isinstance(value, MutableMapping):
+        hollow = copy.copy(value)
+        for key in value:
+            hollow[key] = _hollow(value[key])
+        return hollow
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for where, _ in list(leaves(value)):
+            value = replace_leaf(value, where, None)
+        return value
+    return value if isinstance(value, (bool, int, float, str)) else None
 
 
 @contextlib.contextmanager

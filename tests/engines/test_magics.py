@@ -278,6 +278,9 @@ def test_ordinary_python_around_the_magics(desk):
     )
     results, again = desk.user_ns["results"], desk.user_ns["again"]
     assert not torch.equal(*results)
+    call = "get_ipython().run_line_magic('flexrun', '\"one two\" --capture {place}')"
+    typed(desk, f"def look(place):\n    return {call}\nfound = look('model.layers.2')")
+    assert "model.layers.2:output" in desk.user_ns["found"].sites
     assert torch.equal(results[1], again)
 
 

@@ -205,6 +205,25 @@ def test_a_condition_on_ctx_is_met_on_all_ranks_or_refused(loaded):
     assert torch.equal(loaded.run(PROMPT).logits.torch(), plain)
 
 
+def test_a_condition_that_fails_and_a_capture_that_waits(loaded):
+    plain = loaded.run(PROMPT)
+    loaded.hook(SITE, "x *= 2", name="h", when="site[run + 1000] == 'a'")
+    with pytest.raises(
+        HookError, match=r"hook 'h' failed at model.layers.1.mlp:output, on every rank:\nIndexErr"
+    ):
+        loaded.run(PROMPT)
+    loaded.hook(SITE, "x *= 2", name="h", when="ctx['absent']")
+    with pytest.raises(HookError, match="KeyError: 'absent'"):
+        loaded.run(PROMPT)
+    loaded.hooks["h"].remove()
+    with pytest.raises(InputError, match="leave --when away"):
+        loaded.hook(SITE, name="look", when="run > 1")
+    loaded.hook(SITE, name="look", every=2)
+    runs = [loaded.run(PROMPT) for _ in range(2)]
+    assert [f"{SITE}:output" in run.sites for run in runs] == [run.number % 2 == 0 for run in runs]
+    assert torch.equal(runs[0].logits.torch(), plain.logits.torch())
+
+
 def test_ranges_and_expressions_name_sites(loaded):
     loaded.hook("model.layers.{1..2}.mlp", name="range")
     loaded.hook(r"/model\.layers\.[03]\.mlp\.(up|gate)_proj/", name="regex")
