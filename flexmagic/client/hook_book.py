@@ -155,10 +155,10 @@ class HookBook:
         for hook in self:
             hook.enabled = hook not in without
 
-    def acting(self, only: Names | None = None, without: Names = ()) -> list[Hook]:
+    def acting(self, only: Names | None = None, without: Names | None = None) -> list[Hook]:
         """The hooks of one run: the enabled ones, or ``only`` some, and none of ``without``."""
         hooks = self.enabled if only is None else self.named(only)
-        left_out = self.named(without)
+        left_out = self.named(without or ())
         return [hook for hook in hooks if hook not in left_out]
 
     @contextlib.contextmanager

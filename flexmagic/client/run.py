@@ -146,14 +146,16 @@ class Run:
         if at is None or not self._hooks[at].source.captures_only:
             msg = f"No hook {name!r} without a body captured {site} in this run."
             raise SiteError(msg)
-        seen = site.seen_by(name)
-        if not any(seen in local for local in self._local):
-            return self._activation(site)
-        own = self._activation(site)
+        seen, acted = site.seen_by(name), self._acted(site)
         earlier = {str(hook) for hook in self._hooks[:at]}
-        after = tuple(hook for hook in own.after if hook in earlier)
-        before = tuple(hook for hook in own.after if hook not in earlier)
-        return self._activation(site, seen, after, before)
+        after = tuple(hook for hook in acted if hook in earlier)
+        before = tuple(hook for hook in acted if hook not in earlier)
+        if any(seen in local for local in self._local):
+            return self._activation(site, seen, after, before)
+        if before:
+            msg = f"{site} came in micro-batches, of which only the last value is kept, after {before[-1]}."
+            raise SiteError(msg)
+        return self._activation(site)
 
     def _explain(self, text: str, error: SiteError) -> LayoutError | SiteError:
         pattern = Site.parse(text)

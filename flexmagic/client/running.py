@@ -73,7 +73,7 @@ class Running:
         *,
         progress: Progress | None,
         only: Names | None = None,
-        without: Names = (),
+        without: Names | None = None,
         **options: Any,
     ) -> tuple[Planned, list[Any]]:
         """A run's plan and every rank's answer to it, whatever it says."""

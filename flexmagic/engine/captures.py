@@ -122,7 +122,9 @@ class Captures:
         """Forget a run, all steps of a generation; or one step, if the key names it."""
         for key in [key for key in self._runs if key[: len(run)] == run]:
             del self._runs[key]
-        self._contexts.pop(run, None)
+        whole = run[:2]
+        if not any(key[:2] == whole for key in self._runs):
+            self._contexts.pop(whole, None)
 
     def clear(self) -> None:
         """Forget everything."""

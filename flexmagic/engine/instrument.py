@@ -118,7 +118,7 @@ class Instrument:
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
         whole = any(not (hook.source.local or hook.source.captures_only) for hook in self._hooks)
-        self._batches.start(self._capture, whole=whole, context=self.context)
+        self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
         wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self._hooks))
         modules = modules_of(self._model)
         places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
