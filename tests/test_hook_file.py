@@ -102,6 +102,7 @@ def test_a_function_that_stands_for_itself_is_written_with_its_source():
     assert entry.code.startswith("def own(x, h):")
     with pytest.raises(NameError):  # torch is the engine's to give
         entry.made()(torch.ones(2), None)
+    assert Entry("h", ["a"], "def f(x: 1 / 0, h) -> 1 / 0:\n    return x\n", function="f").made()(1, 2) == 1
     twice = Entry("h", ["a"], "def f(x, h):\n    return x * 2\n", function="f").made()
     assert twice(torch.ones(1), None).item() == 2
 
@@ -133,7 +134,14 @@ def test_other_functions_are_refused_with_the_reason():
 
 @pytest.mark.parametrize(
     ("code", "said"),
-    [("x = 1", "and nothing else"), ("def g(x, h): pass", "no function 'f'"), ("def", "line 1")],
+    [
+        ("x = 1", "and nothing else"),
+        ("def f(x, h=1 / 0): pass", "no default values"),
+        ("@print\ndef f(x, h): pass", "no decorators"),
+        ("def f(x, h): pass\nprint()", "and nothing else"),
+        ("def g(x, h): pass", "no function 'f'"),
+        ("def", "line 1"),
+    ],
 )
 def test_code_that_defines_no_function_is_refused(code, said):
     with pytest.raises(InputError, match=said):

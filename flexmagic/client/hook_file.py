@@ -57,9 +57,12 @@ class Entry:
         found: dict[str, Any] = {}
         try:
             parsed = ast.parse(self.code)
-            if [type(node) for node in parsed.body] != [ast.FunctionDef]:
-                raise InputError(f"hook {self.name!r}: its code must define the function and nothing else.")
-            exec(compile(parsed, f"<hook {self.name}>", "exec"), found)  # noqa: S102 - the user's own function
+            if not _only_defines(parsed):
+                msg = "its code must define the function and nothing else: no decorators, no default values"
+                raise InputError(f"hook {self.name!r}: {msg}.")
+            # annotations stay text, as in this module: nothing of the file runs before the hook does
+            code = compile(parsed, f"<hook {self.name}>", "exec")
+            exec(code, found)  # noqa: S102 - the user's own function
         except SyntaxError as error:
             raise InputError(f"hook {self.name!r}: line {error.lineno} of its code: {error.msg}.") from None
         if not callable(found.get(self.function)):
@@ -104,6 +107,14 @@ def _source_of(name: str, function: Callable[..., Any], text: str) -> str:
 def _is_its_own(function: Callable[..., Any], name: str) -> bool:
     """Whether a name is something that the function's module has and an engine has not."""
     return name in function.__globals__ and not hasattr(builtins, name) and name != "torch"
+
+
+def _only_defines(parsed: ast.Module) -> bool:
+    """Whether a text defines one function, and running it does nothing else."""
+    (node,) = parsed.body if len(parsed.body) == 1 else (None,)
+    if not isinstance(node, ast.FunctionDef) or node.decorator_list:
+        return False
+    return not node.args.defaults and not any(node.args.kw_defaults)
 
 
 def write(path: str | Path, entries: Sequence[Entry]) -> Path:

@@ -34,7 +34,9 @@ def _text(version: HookVersion) -> str:
     words += [f"--name {_quoted(source.name)}"]
     words += [f"--group {_quoted(version.group)}"] if version.group else []
     words += ["--local"] if source.local else []
-    words += [f"--{name}={_quoted(value)}" for name, value in source.limits.options.items()]
+    for name, value in source.limits.options.items():
+        text = _quoted(value)
+        words.append(f"--{name}{'=' if text.startswith('-') else ' '}{text}")
     return " ".join(words) + "\n" + source.text
 
 

@@ -206,9 +206,18 @@ def test_versions_files_and_the_source_brought_back(desk, tmp_path):
     assert "-x *= 2" in typed.said.splitlines()
     assert "+x *= 3" in typed.said.splitlines()
     typed(desk, "%flexhook --edit h")
-    assert desk.rl_next_input == "%%flexhook model.layers.0.mlp:output --name h --step=0\nx *= 3\n"
+    assert desk.rl_next_input == "%%flexhook model.layers.0.mlp:output --name h --step 0\nx *= 3\n"
     typed(desk, desk.rl_next_input)
     assert typed(desk, "%flexhook").rows[0][1] == "v3"
+    line = "/model.layers.[01].mlp/ model.layers.{2,3} --name 'my hook' --group 'a b' --token -2: --every 3"
+    typed(desk, f"%%flexhook {line} --when \"index < 3 and 'a' != site\"\nx *= 3")
+    made = desk._flexmagic_desk.session.hooks["my hook"].current
+    typed(desk, "%flexhook --edit 'my hook'")
+    typed(desk, desk.rl_next_input)
+    again = desk._flexmagic_desk.session.hooks["my hook"].current
+    assert again.source.version == 2
+    assert (again.patterns, again.group) == (made.patterns, made.group)
+    assert (again.source.text, again.source.limits) == (made.source.text, made.source.limits)
     path = tmp_path / "hooks.toml"
     typed(desk, f"%flexhook --export {path} h")
     assert str(path) in typed.said
