@@ -14,7 +14,7 @@ from flexmagic.client.table import Table
 from flexmagic.engine.code import HookSource, check, from_function, from_text
 from flexmagic.engine.limits import Limits
 from flexmagic.errors import FlexError, HookError, InputError, SiteError
-from flexmagic.layout.patterns import split_list
+from flexmagic.layout.patterns import listed
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class HookBook:
         Raises :class:`SiteError`, :class:`LayoutError` or :class:`HookError`; the hook's former
         version then stays as it was on every engine.
         """
-        sites = split_list(sites) or [sites] if isinstance(sites, str) else list(sites)
+        sites = listed(sites)
         patterns = tuple(Site.parse(text) for text in sites)
         if not patterns:
             msg = "A hook needs a site, e.g. %%flexhook model.layers.*.mlp"

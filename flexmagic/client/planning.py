@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.hooks import exact_sites, sites_at
 from flexmagic.errors import InputError
-from flexmagic.layout.patterns import path_matches
+from flexmagic.layout.patterns import listed, path_matches
 from flexmagic.layout.sites import Site, check_paths
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def _skips(model: Model, skip: Skipped) -> tuple[Skip, ...]:
     """Every module that does not run, with what passes instead."""
     from flexmagic.engine.shortcuts import Skip
 
-    given = skip if isinstance(skip, Mapping) else dict.fromkeys([skip] if isinstance(skip, str) else skip)
+    given = skip if isinstance(skip, Mapping) else dict.fromkeys(listed(skip))
     out: dict[str, Skip] = {}
     for text, value in given.items():
         pattern = Site.parse(text)

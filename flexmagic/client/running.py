@@ -15,6 +15,7 @@ from flexmagic.client.notes import notes
 from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
 from flexmagic.errors import FlexError, ModelError, SiteError
+from flexmagic.layout.patterns import listed
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Running:
         **options: Any,
     ) -> tuple[Planned, list[Any]]:
         """A run's plan and every rank's answer to it, whatever it says."""
-        patterns = [Site.parse(t) for t in ([capture] if isinstance(capture, str) else capture)]
+        patterns = [Site.parse(text) for text in listed(capture)]
         if not model.surveyed:
             model.update(self._calls.all("survey_for", inputs, progress=progress))
         hooks = self._hooks.acting(only, without)

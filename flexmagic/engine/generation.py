@@ -210,7 +210,9 @@ class _Steps:
         if not all(ok for ok, _ in said):
             raise RunStopped
         if len({chosen for _, chosen in said}) > 1:
-            raise RunStopped(f"the ranks chose different tokens in step {len(self.done) - 1}")
+            raise RunStopped(
+                f"the ranks chose different tokens in step {len(self.done) - 1}: their logits differ"
+            )
         self._tell(input_ids)
         return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 

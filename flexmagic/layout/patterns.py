@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
+from collections.abc import Iterable
 
 from flexmagic.errors import SiteError
 
@@ -101,6 +102,11 @@ def missing(pattern: str, paths: list[str]) -> str | None:
 def starred(path: str) -> str:
     """A path or pattern with ``*`` for every number and every choice."""
     return ".".join("*" if part.isdigit() else part for part in _BRACES.sub("*", path).split("."))
+
+
+def listed(patterns: str | Iterable[str]) -> list[str]:
+    """Patterns as a user gives them: several, or one text with commas, which is kept if it is empty."""
+    return split_list(patterns) or [patterns] if isinstance(patterns, str) else list(patterns)
 
 
 def split_list(text: str) -> list[str]:

@@ -146,6 +146,23 @@ def test_what_cannot_be_left_out_is_refused(loaded):
     assert torch.equal(loaded.run(PROMPT).logits.torch(), plain)
 
 
+def test_nothing_is_left_on_the_model(loaded):
+    code = (
+        "_left = [(n, sorted(m.__dict__), len(m._forward_hooks), len(m._forward_pre_hooks),"
+        " id(m.__dict__.get('forward'))) for n, m in model.named_modules()]"
+    )
+    view = loaded._cluster.client[:]
+    view.execute(code, block=True)
+    before = view["_left"]
+    loaded.hook("model.layers.*.mlp", "x *= 1.1", name="h", step="1:", token=-1)
+    loaded.generate(PROMPT, 3, skip="model.layers.0.self_attn,model.layers.{1..2}.mlp")
+    loaded.run(PROMPT, stop_at="model.layers.2", skip={"model.layers.0.mlp": 0})
+    with pytest.raises(FlexError):
+        loaded.run(PROMPT, skip="model.layers.1.mlp.up_proj")
+    view.execute(code, block=True)
+    assert view["_left"] == before
+
+
 def test_every_step_of_a_generation_skips(loaded, one_process, ids):
     run = loaded.generate(PROMPT, 4, skip="model.layers.2", capture="model.layers.3")
     with skipped(one_process, "model.layers.2.mlp", torch.zeros_like) as model:
