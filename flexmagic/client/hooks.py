@@ -96,8 +96,10 @@ class Hook:
         return [v.source.version for v in self._history]
 
     def __repr__(self) -> str:
-        """Name, version, sites and state."""
-        return f"<Hook {self.name} v{self.version} on {', '.join(self.sites)}, {self.state}>"
+        """Name, version, sites, limits, group and state."""
+        limits = str(self.current.source.limits)
+        more = [limits] * bool(limits) + ([f"group {self.group}"] if self.group else [])
+        return f"<Hook {self.name} v{self.version} on {', '.join([*self.sites, *more])}, {self.state}>"
 
 
 def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> tuple[Site, ...]:

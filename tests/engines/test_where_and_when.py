@@ -326,6 +326,7 @@ def test_versions_differ_by_their_lines_and_come_back(loaded):
     with pytest.raises(HookError, match="one version only"):
         loaded.hooks["h"].diff()
     loaded.hook(SITE, "x *= 3\n", name="h", token=-1)
+    assert repr(loaded.hooks["h"]) == f"<Hook h v2 on {SITE}:output, token -1, enabled>"
     said = loaded.hooks["h"].diff().splitlines()
     assert said[:2] == ["--- h v1", "+++ h v2"]
     assert {"-x *= 2", "+x *= 3", f"+%%flexhook {SITE}:output --name h --token=-1"} <= set(said)
