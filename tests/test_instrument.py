@@ -249,6 +249,23 @@ def test_the_oldest_run_is_evicted_first_and_says_so():
     assert captures.nbytes == 0
 
 
+def test_the_oldest_step_of_a_generation_is_evicted_first_and_all_go_together():
+    captures = Captures(budget=200)
+    for step in range(3):
+        captures.keep((*ONE, step), FIRST, torch.zeros(20))
+        captures.finish((*ONE, step))
+    captures.remember(ONE, {"saved": 1})
+    with pytest.raises(Exception, match="run 1, step 0, was evicted"):
+        captures.get((*ONE, 0), FIRST)
+    assert captures.get((*ONE, 2), FIRST).shape == (20,)
+    captures.drop((*ONE, 1))
+    assert captures.context(ONE) == {"saved": 1}
+    captures.drop(ONE)
+    assert captures.nbytes == 0
+    with pytest.raises(Exception, match="no longer held"):
+        captures.context(ONE)
+
+
 def test_a_write_after_the_run_is_noticed():
     captures, tensor = Captures(), torch.zeros(3)
     captures.keep(ONE, FIRST, tensor)

@@ -1,7 +1,8 @@
 import pytest
 
 from flexmagic.errors import SiteError
-from flexmagic.layout.sites import Site, check_paths, nearest, one_of, path_matches, resolve
+from flexmagic.layout.patterns import path_matches
+from flexmagic.layout.sites import Site, check_paths, nearest, one_of, resolve
 
 KNOWN = [
     Site("model.layers.0.mlp"),

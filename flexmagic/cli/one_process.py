@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flexmagic.layout.sites import path_matches
+from flexmagic.layout.patterns import path_matches
 
 Edit = Callable[[torch.Tensor, Any], Any]
 

@@ -31,7 +31,8 @@ class Origin:
 
     run: RunKey
     site: Site
-    hooks: str
+    after: tuple[str, ...]
+    before: tuple[str, ...]
     tokens: tuple[tuple[str, ...], ...]
     nbytes: int
     lives: tuple[int, ...]
@@ -42,7 +43,8 @@ class Activation:
     """One whole tensor that a run left on the engines in pieces.
 
     Holding it costs nothing; indexing, :meth:`numpy` and the viewer fetch what they show and no
-    more. Values are those of the tensor after all hooks of its site.
+    more. Values are those of the tensor after all hooks of its site, which ``after`` names in their
+    order: ``("damp v1",)``. ``before``: the hooks that acted here later, of a value captured between hooks.
     """
 
     def __init__(
@@ -56,6 +58,8 @@ class Activation:
         self._origin = origin
         self._siblings = siblings
         self._moved = 0
+        self.after = origin.after
+        self.before = origin.before
         self.layout = layout
 
     @property
@@ -174,8 +178,9 @@ class Activation:
             mesh=str(self.layout.mesh),
             placements=self.layout.describe_placements(),
             pieces=_pieces(self.layout),
-            hook=self._origin.hooks,
+            hook=self._place(),
             run=f"run {self._origin.run[1]}",
+            step=self._origin.run[2] if len(self._origin.run) == 3 else None,
             nbytes=self._origin.nbytes,
             partial=self.layout.partial,
             warnings=self._origin.warnings,
@@ -252,9 +257,15 @@ class Activation:
         return to_html(self, path)
 
     def __repr__(self) -> str:
-        """Site, shape, dtype and layout: no data is fetched."""
+        """Site, shape, dtype, layout and the hooks that acted before: no data is fetched."""
         places = ", ".join(self.layout.describe_placements())
-        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}>"
+        hooks = f", {self._place()}" if self._place() else ""
+        return f"<Activation {self.site} [{self.layout.describe_shape()}] {self.dtype}, {places}{hooks}>"
+
+    def _place(self) -> str:
+        """``after a v1, before b v2``."""
+        sides = (("after", self.after), ("before", self.before))
+        return ", ".join(f"{side} {', '.join(hooks)}" for side, hooks in sides if hooks)
 
     def _ipython_display_(self) -> None:
         from flexmagic.view.display import show

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls
 from flexmagic.client.cluster import Cluster
-from flexmagic.client.hooks import HookBook
+from flexmagic.client.hook_book import HookBook
 from flexmagic.client.model import Model
 from flexmagic.client.recovery import PATIENCE, free, meeting_at, together
 from flexmagic.errors import ClusterError, FlexError

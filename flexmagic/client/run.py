@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.activation import Activation, Origin
 from flexmagic.client.table import Table
 from flexmagic.errors import LayoutError, SiteError
-from flexmagic.layout.sites import Site, one_of, path_matches
+from flexmagic.layout.patterns import path_matches
+from flexmagic.layout.sites import Site, one_of, resolve
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
+    from flexmagic.client.planning import Acting
     from flexmagic.engine.captures import RunKey
     from flexmagic.engine.verbs import RunAnswer
     from flexmagic.layout.rule import Rule
@@ -20,7 +22,10 @@ LOGITS = Site("", "output", ".logits")
 
 
 class Run:
-    """What a forward left behind; index it with a site to get that site's :class:`Activation`."""
+    """What a forward left behind; index it with a site to get that site's :class:`Activation`.
+
+    ``warnings``: hooks that did not act, one sentence each.
+    """
 
     def __init__(
         self,
@@ -28,13 +33,18 @@ class Run:
         calls: Calls,
         answers: list[RunAnswer],
         rules: Mapping[Site, Rule],
-        hooks: Mapping[Site, str],
+        *,
+        hooks: Sequence[Acting] = (),
+        warnings: tuple[str, ...] = (),
+        end: str = "",
     ) -> None:
         self._key = key
         self._calls = calls
         self._answers = answers
         self._rules = rules
         self._hooks = hooks
+        self.warnings = warnings
+        self._end = end
         self._context: dict[str, Any] | None = None
         self._lives = tuple(calls.lives)
         self._local = [answer.reply.local for answer in answers]
@@ -51,6 +61,10 @@ class Run:
 
     def _captured(self) -> list[Site]:
         return [site for site in self._rules if any(site in local for local in self._local)]
+
+    def has(self, site: str) -> bool:
+        """Whether a site was captured, or one that a pattern names."""
+        return bool(resolve(Site.parse(site), self._captured()))
 
     @property
     def tokens(self) -> list[list[str]]:
@@ -111,18 +125,38 @@ class Run:
         )
         return Table(("next token", "probability", "logit"), rows)
 
-    def __getitem__(self, site: str) -> Activation:
-        """The activation at a site.
+    def __getitem__(self, site: str | tuple[str, str]) -> Activation:
+        """The activation at a site, after all hooks there.
+
+        ``run[site, hook]``, of a hook without a body: the value at that hook's place in their order.
 
         Raises :class:`SiteError` if the run holds none there, :class:`LayoutError` if the site is
         refused or its pieces do not fit together.
         """
+        text, hook = site if isinstance(site, tuple) else (site, None)
         known = self._captured()
         try:
-            found = one_of(site, known)
+            found = one_of(text, known)
         except SiteError as error:
-            raise self._explain(site, error) from None
-        return self._activation(found)
+            raise self._explain(text, error) from None
+        return self._activation(found) if hook is None else self._between(found, hook)
+
+    def _between(self, site: Site, name: str) -> Activation:
+        """What a hook without body saw between other hooks, or after all of them."""
+        at = next((n for n, h in enumerate(self._hooks) if h.source.name == name and site in h.sites), None)
+        if at is None or not self._hooks[at].source.captures_only:
+            msg = f"No hook {name!r} without a body captured {site} in this run."
+            raise SiteError(msg)
+        seen, acted = site.seen_by(name), self._acted(site)
+        earlier = {str(hook) for hook in self._hooks[:at]}
+        after = tuple(hook for hook in acted if hook in earlier)
+        before = tuple(hook for hook in acted if hook not in earlier)
+        if any(seen in local for local in self._local):
+            return self._activation(site, seen, after, before)
+        if before:
+            msg = f"{site} came in micro-batches, of which only the last value is kept, after {before[-1]}."
+            raise SiteError(msg)
+        return self._activation(site)
 
     def _explain(self, text: str, error: SiteError) -> LayoutError | SiteError:
         pattern = Site.parse(text)
@@ -134,6 +168,8 @@ class Run:
         refused = [s for s in surveyed if self._rules[s].refused]
         if refused and len(refused) == len(surveyed):
             return LayoutError(f"{refused[0]} is refused: {self._rules[refused[0]].refused}")
+        if surveyed and self._end:
+            return SiteError(f"This run was to stop at {self._end} and has no value of {text}.")
         if surveyed and not any(s in self._captured() for s in surveyed):
             msg = (
                 f'This run did not capture {text}. Run again with --capture "{pattern.path}" or a hook there.'
@@ -141,20 +177,33 @@ class Run:
             return SiteError(msg)
         return error
 
-    def _activation(self, site: Site) -> Activation:
+    def _activation(
+        self,
+        site: Site,
+        seen: Site | None = None,
+        after: tuple[str, ...] | None = None,
+        before: tuple[str, ...] = (),
+    ) -> Activation:
+        """A captured site; ``seen``: the key of what was captured there between hooks."""
         for answer in self._answers:
             if site in answer.reply.outcome.refused:
                 msg = f"{site} is refused in this run: {answer.reply.outcome.refused[site]}"
                 raise LayoutError(msg)
         layout = self._rules[site].local_layout(
-            [_shape(local.get(site)) for local in self._local], self._answers[0].reply.extent
+            [_shape(local.get(seen or site)) for local in self._local], self._answers[0].reply.extent
         )
         calls = max(a.reply.outcome.calls[site] for a in self._answers)
         warnings = (f"called {calls} times in this run: the last call is shown",) if calls > 1 else ()
-        nbytes = sum(_nbytes(local.get(site)) for local in self._local)
+        nbytes = sum(_nbytes(local.get(seen or site)) for local in self._local)
         tokens = tuple(tuple(row) for row in self.tokens)
-        origin = Origin(self._key, site, self._hooks.get(site, ""), tokens, nbytes, self._lives, warnings)
+        after = self._acted(site) if after is None else after
+        origin = Origin(self._key, seen or site, after, before, tokens, nbytes, self._lives, warnings)
         return Activation(self._calls, origin, layout, lambda: self._siblings(site))
+
+    def _acted(self, site: Site) -> tuple[str, ...]:
+        """The hooks whose bodies ran at a site, in their order."""
+        ran = {e.hook for a in self._answers for e in a.reply.outcome.edits if e.ran and e.site == str(site)}
+        return tuple(str(hook) for hook in self._hooks if hook.source.name in ran and site in hook.sites)
 
     def _siblings(self, site: Site) -> dict[str, Callable[[], Activation]]:
         """The captured sites that differ from this one only in a layer number, by name."""

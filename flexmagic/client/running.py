@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import failures
 from flexmagic.client.calls import Calls, Progress
-from flexmagic.client.hooks import HookBook
+from flexmagic.client.generation import Generation
+from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.model import Model
+from flexmagic.client.notes import notes
+from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
 from flexmagic.errors import FlexError, ModelError, SiteError
+from flexmagic.layout.patterns import listed
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
-    from flexmagic.engine.runtime import RunPlan
     from flexmagic.engine.verbs import RunAnswer
 
 
@@ -32,26 +34,69 @@ class Running:
         self._printer = printer
         self._numbers = itertools.count(1)
 
-    def run(
-        self,
-        model: Model,
-        inputs: Any,
-        capture: str | Sequence[str],
-        *,
-        progress: Progress | None,
-        **options: Any,
-    ) -> Run:
+    def run(self, model: Model, inputs: Any, capture: str | Sequence[str], **options: Any) -> Run:
         """One run; a model that changed since its survey is surveyed anew first.
 
         Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
-        patterns = [Site.parse(t) for t in ([capture] if isinstance(capture, str) else capture)]
+        planned, answers = self._made(model, inputs, capture, "run", (), **options)
+        said = self._checked(planned, [[answer] for answer in answers], model)
+        end = str(planned.run.short.stop_at or "")
+        return Run(
+            planned.run.key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said, end=end
+        )
+
+    def generate(
+        self,
+        model: Model,
+        inputs: Any,
+        capture: str | Sequence[str],
+        max_new_tokens: int,
+        generating: Mapping[str, Any],
+        **options: Any,
+    ) -> Generation:
+        """One generation; raises as :meth:`run` does."""
+        from flexmagic.engine.generation import Request
+
+        request = Request(max_new_tokens, generating)
+        planned, answers = self._made(model, inputs, capture, "generate", (request,), **options)
+        said = self._checked(planned, [answer.steps for answer in answers], model)
+        key = planned.run.key
+        return Generation(key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said)
+
+    def _made(
+        self,
+        model: Model,
+        inputs: Any,
+        capture: str | Sequence[str],
+        verb: str,
+        more: tuple[Any, ...],
+        *,
+        progress: Progress | None,
+        only: Names | None = None,
+        without: Names | None = None,
+        **options: Any,
+    ) -> tuple[Planned, list[Any]]:
+        """A run's plan and every rank's answer to it, whatever it says."""
+        patterns = [Site.parse(text) for text in listed(capture)]
         if not model.surveyed:
             model.update(self._calls.all("survey_for", inputs, progress=progress))
+        hooks = self._hooks.acting(only, without)
         key = (self._owner, next(self._numbers))
-        attempt = functools.partial(
-            self._attempt, model, patterns, inputs, progress=progress, key=key, **options
-        )
+
+        def attempt() -> tuple[Planned, list[Any]] | None:
+            """Plan with what is known of the model, and run; ``None`` if that no longer holds."""
+            if options.get("backward") is not None and not model.knows_gradients:
+                model.update(self._calls.all("survey_gradients", inputs, progress=progress))
+            try:
+                planned = plan(model, hooks, patterns, key=key, **options)
+            except SiteError:
+                if any(self._calls.all("is_stale", inputs)):
+                    return None
+                raise
+            answers = self._calls.all(verb, planned.run, inputs, *more, progress=progress)
+            return None if None in answers else (planned, answers)
+
         made = attempt()
         if made is None:  # the model, or the kind of input, is a new one
             model.update(self._calls.all("survey_for", inputs, progress=progress))
@@ -59,35 +104,34 @@ class Running:
         if made is None:
             msg = "The model changes with every forward, so that no survey of it holds."
             raise ModelError(msg)
-        planned, acted, answers = made
-        self._print(answers)
+        return made
+
+    def _checked(self, planned: Planned, steps: list[list[RunAnswer]], model: Model) -> tuple[str, ...]:
+        """Print what hooks said, raise what went wrong; what the user should know of a run that went well.
+
+        ``steps``: each rank's answers, one per forward.
+        """
+        self._print(steps)
         try:
-            failures.raise_for([answer.reply for answer in answers], model.rules)
+            for at in range(max(map(len, steps))):
+                replies = [of_rank[min(at, len(of_rank) - 1)].reply for of_rank in steps]
+                failures.raise_for(replies, model.rules)
         except FlexError:
-            self._calls.all("release", planned.key)
+            self._calls.all("release", planned.run.key)
             raise
-        return Run(planned.key, self._calls, answers, model.rules, acted)
+        outcomes = [answer.reply.outcome for of_rank in steps for answer in of_rank]
+        cut = planned.run.short.stop_at is not None or bool(planned.run.short.skip)
+        said = notes(planned.hooks, outcomes, steps=len(steps[0]), cut=cut)
+        for note in said:
+            self._printer(f"Note: {note}")
+        return tuple(said)
 
-    def _attempt(
-        self, model: Model, patterns: list[Site], inputs: Any, *, progress: Progress | None, **options: Any
-    ) -> tuple[RunPlan, dict[Site, str], list[RunAnswer]] | None:
-        """Plan a run with what is known of the model, and make it; ``None`` if that no longer holds."""
-        from flexmagic.client.planning import plan
-
-        if options["backward"] is not None and not model.knows_gradients:
-            model.update(self._calls.all("survey_gradients", inputs, progress=progress))
-        try:
-            planned, acted = plan(model, self._hooks.enabled, patterns, **options)
-        except SiteError:
-            if any(self._calls.all("is_stale", inputs)):
-                return None
-            raise
-        answers = self._calls.all("run", planned, inputs, progress=progress)
-        return None if None in answers else (planned, acted, answers)
-
-    def _print(self, answers: list[RunAnswer]) -> None:
+    def _print(self, steps: list[list[RunAnswer]]) -> None:
         """Show what hooks printed: once if all ranks printed the same, else by rank."""
-        printed = ["".join(text for _, _, text in answer.reply.outcome.printed) for answer in answers]
+        printed = [
+            "".join(text for answer in of_rank for _, _, text in answer.reply.outcome.printed)
+            for of_rank in steps
+        ]
         if len(set(printed)) == 1:
             if printed[0]:
                 self._printer(printed[0].rstrip("\n"))

@@ -6,22 +6,22 @@ import atexit
 import contextlib
 import uuid
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.cluster import Cluster
-from flexmagic.client.hooks import Hook, HookBook
+from flexmagic.client.hook_book import HookBook
 from flexmagic.client.loading import Loading
 from flexmagic.client.model import Model
 from flexmagic.client.recovery import meeting_at
 from flexmagic.client.restoring import Recovered, Restoring
-from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.status import status_table
 from flexmagic.client.table import Table
+from flexmagic.client.work import Work
 from flexmagic.errors import ClusterError, FlexError, ModelError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ STATUS_PATIENCE = 3.0
 StartProgress = Callable[[int, str], None]
 
 
-class Session:
+class Session(Work):
     """A cluster of engines that holds one distributed model.
 
     Use :meth:`start` or :meth:`attach`, as a context manager or with :meth:`stop`.
@@ -44,7 +44,7 @@ class Session:
         self._calls = Calls(cluster)
         self._model: Model | None = None
         self._id = uuid.uuid4().hex
-        self.hooks = HookBook(self._id, self._send_hook, self._forget_hook)
+        self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
         self._loading = Loading(self._calls)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
         self._running = Running(self._calls, self._id, self.hooks)
@@ -181,26 +181,6 @@ class Session:
         self._model = self._loading.run_cell(text, first_line, sizes, progress)
         return self._model
 
-    def hook(
-        self,
-        sites: str | Sequence[str],
-        code: str | Callable[..., Any] = "",
-        *,
-        name: str | None = None,
-        local: bool = False,
-        first_line: int = 1,
-    ) -> Hook:
-        """Register code at sites, on every engine or on none; the same name replaces.
-
-        ``code`` is a hook's body, or a function ``(x, h)`` that may return the new value; an empty
-        body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece. A run
-        with a hook on whole tensors sends a pipeline its batch in one piece, not in micro-batches;
-        with ``local`` hooks alone each micro-batch's piece comes by itself.
-        Raises :class:`SiteError`, :class:`LayoutError` or :class:`HookError`.
-        """
-        listed = [sites] if isinstance(sites, str) else list(sites)
-        return self.hooks.register(self.model, listed, code, name=name, local=local, first_line=first_line)
-
     def _send_hook(self, source: HookSource) -> None:
         try:
             self._calls.all("define_hook", source)
@@ -211,35 +191,6 @@ class Session:
     def _forget_hook(self, name: str, number: int) -> None:
         with contextlib.suppress(ClusterError):  # a rank that is gone has forgotten it too
             self._calls.all("forget_hook", self._id, name, number)
-
-    def run(
-        self,
-        inputs: Any,
-        *,
-        capture: str | Sequence[str] = (),
-        seed: int = 0,
-        grad: bool = False,
-        backward: str | Callable[[Any], Any] | None = None,
-        progress: Progress | None = None,
-    ) -> Run:
-        """One forward under the enabled hooks, and one backward if there is a loss.
-
-        ``inputs``: a text, a list of texts, token ids ``[seq]`` or ``[batch, seq]``, or a dict of
-        the model's own keyword arguments. Captured are the hooks' sites, the model's own outputs
-        and the ``capture`` patterns. ``seed`` fixes all random draws in hooks.
-
-        ``backward``: a loss to differentiate, as an expression over ``logits``, ``output`` and
-        ``ids``, which are those of the whole batch, or as a function of an object with these
-        attributes. Gradients, at the ports ``grad_output``, ``grad_input`` and, for a parameter,
-        ``grad``, are those of that loss on the whole batch, as in one process, however the rows are
-        shared out. The model's own ``.grad`` fields stay as they were. ``grad``: run the forward
-        with autograd on, without a loss.
-
-        Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
-        """
-        return self._running.run(
-            self.model, inputs, capture, progress=progress, seed=seed, grad=grad, backward=backward
-        )
 
     def status(self) -> Table:
         """Each rank's engine, host, process, device, memory, part of the model and state.

@@ -14,8 +14,8 @@ from flexmagic.layout.sites import Site
 
 DEFAULT_BUDGET = 2 << 30
 
-RunKey = tuple[str, int]
-"""The session that asked for a run, and the run's number there."""
+RunKey = tuple[str, int] | tuple[str, int, int]
+"""The session that asked for a run, the run's number there, and the step of a generation."""
 
 
 Join = Callable[[Site, dict[int, torch.Tensor]], torch.Tensor | str]
@@ -96,14 +96,14 @@ class Captures:
     def get(self, run: RunKey, site: Site) -> torch.Tensor:
         """The piece; raises :class:`SiteError` that says why there is none."""
         if run in self._evicted:
-            msg = f"run {run[1]} was evicted: captures went over the budget of {self.budget:,} bytes per rank"
+            msg = f"{_name(run)} was evicted: captures went over the budget of {self.budget:,} bytes per rank"
             raise SiteError(msg)
         capture = self._runs.get(run, {}).get(site)
         if capture is None:
-            msg = f"run {run[1]} has no capture of {site} on this rank"
+            msg = f"{_name(run)} has no capture of {site} on this rank"
             raise SiteError(msg)
         if not capture.intact:
-            msg = f"something wrote into the tensor of {site} after run {run[1]}; run again"
+            msg = f"something wrote into the tensor of {site} after {_name(run)}; run again"
             raise SiteError(msg)
         return capture.tensor
 
@@ -119,9 +119,12 @@ class Captures:
         return self._contexts[run]
 
     def drop(self, run: RunKey) -> None:
-        """Forget a run."""
-        self._runs.pop(run, None)
-        self._contexts.pop(run, None)
+        """Forget a run, all steps of a generation; or one step, if the key names it."""
+        for key in [key for key in self._runs if key[: len(run)] == run]:
+            del self._runs[key]
+        whole = run[:2]
+        if not any(key[:2] == whole for key in self._runs):
+            self._contexts.pop(whole, None)
 
     def clear(self) -> None:
         """Forget everything."""
@@ -139,3 +142,7 @@ class Captures:
             for c in captures.values()
         }
         return sum(storages.values())
+
+
+def _name(run: RunKey) -> str:
+    return f"run {run[1]}" + (f", step {run[2]}," if len(run) == 3 else "")

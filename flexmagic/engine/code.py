@@ -11,10 +11,11 @@ import inspect
 import pickle
 import textwrap
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
+from flexmagic.engine.limits import Limits
 from flexmagic.errors import CellError, HookError, RankFailure
 
 NAMES = ("x", "site", "index", "step", "ctx", "module", "rank")
@@ -27,6 +28,7 @@ class HookSource:
 
     ``first_line`` is the line of the user's cell on which ``text`` starts. ``local``: the hook
     gets each rank's own piece instead of the whole. ``owner``: the session it belongs to.
+    ``limits``: where and when it acts.
     """
 
     name: str
@@ -36,6 +38,7 @@ class HookSource:
     first_line: int = 1
     local: bool = False
     owner: str = ""
+    limits: Limits = field(default_factory=Limits)
 
     @property
     def filename(self) -> str:

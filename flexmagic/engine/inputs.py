@@ -22,17 +22,21 @@ class Prepared:
     ids: list[list[int]]
 
 
-def prepare(inputs: Any, model: nn.Module, tokenizer: Any, device: torch.device) -> Prepared:
+def prepare(
+    inputs: Any, model: nn.Module, tokenizer: Any, device: torch.device, *, generating: bool = False
+) -> Prepared:
     """Turn a text, texts, token ids or a dict of the model's own arguments into a forward's arguments.
 
     Ids are int64 ``[batch, seq]``. Raises :class:`InputError` for what the model cannot take; all
-    ranks get the same input, so all raise alike.
+    ranks get the same input, so all raise alike. ``generating``: texts of a batch end together, and
+    what is cached is the model's own choice.
     """
     if isinstance(inputs, dict):
         arguments = {name: _to_device(value, device) for name, value in inputs.items()}
         ids = arguments.get("input_ids")
     elif isinstance(inputs, str) or (isinstance(inputs, list) and inputs and isinstance(inputs[0], str)):
-        arguments = _encode([inputs] if isinstance(inputs, str) else inputs, tokenizer, device)
+        side = "left" if generating else None
+        arguments = _encode([inputs] if isinstance(inputs, str) else inputs, tokenizer, device, side)
         ids = arguments["input_ids"]
     else:
         ids = _as_ids(inputs, device)
@@ -43,11 +47,11 @@ def prepare(inputs: Any, model: nn.Module, tokenizer: Any, device: torch.device)
     else:
         rows = []
     tokens = [[tokenizer.decode([i]) for i in row] for row in rows] if tokenizer is not None else []
-    options = {k: v for k, v in forward_options(model).items() if k not in arguments}
+    options = {k: v for k, v in forward_options(model).items() if k not in arguments and not generating}
     return Prepared({**arguments, **options}, tokens, rows)
 
 
-def _encode(texts: list[str], tokenizer: Any, device: torch.device) -> dict[str, Any]:
+def _encode(texts: list[str], tokenizer: Any, device: torch.device, side: str | None) -> dict[str, Any]:
     if tokenizer is None:
         msg = "This model has no tokenizer: pass token ids, or assign `tokenizer` in the %%flexmodel cell."
         raise InputError(msg)
@@ -57,7 +61,8 @@ def _encode(texts: list[str], tokenizer: Any, device: torch.device) -> dict[str,
     if len(texts) > 1 and tokenizer.pad_token is None:
         msg = "The tokenizer has no padding token, so texts of different length cannot be one batch."
         raise InputError(msg)
-    encoded = tokenizer(texts, return_tensors="pt", padding=len(texts) > 1)
+    padding = {"padding": len(texts) > 1, **({} if side is None else {"padding_side": side})}
+    encoded = tokenizer(texts, return_tensors="pt", **padding)
     out = {"input_ids": encoded["input_ids"].to(device)}
     if not bool(encoded["attention_mask"].all()):
         out["attention_mask"] = encoded["attention_mask"].to(device)

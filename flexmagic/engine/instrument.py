@@ -9,7 +9,7 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -17,23 +17,22 @@ import torch
 from torch import nn
 
 from flexmagic.engine.captures import Captures, RunKey
-from flexmagic.engine.code import HookSource, failure
+from flexmagic.engine.code import NAMES, HookSource, failure
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
+from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
+from flexmagic.engine.site_value import SiteValue, check_result
 from flexmagic.engine.tensors import (
     checksum,
-    dtype_name,
     leaves,
     like_original,
     local_of,
     replace_leaf,
 )
 from flexmagic.engine.tree import modules_of
-from flexmagic.errors import LayoutError, RankFailure
-from flexmagic.layout.assemble import split
-from flexmagic.layout.layout import Layout
-from flexmagic.layout.rule import Rule
+from flexmagic.errors import RankFailure
+from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site
 
 OTHER_FAILED = "another rank's hook failed"
@@ -52,7 +51,8 @@ class ActiveHook:
 class Edit:
     """One body that ran: whether it changed its tensor, and exact sums over what it left.
 
-    ``local``: it had the rank's own piece, so that ranks may differ.
+    ``local``: it had the rank's own piece, so that ranks may differ. ``ran``: its condition held and
+    there was something for it to act on.
     """
 
     site: str
@@ -60,6 +60,7 @@ class Edit:
     edited: bool
     sums: tuple[int, int] = (0, 0)
     local: bool = False
+    ran: bool = True
 
 
 @dataclass
@@ -94,6 +95,7 @@ class Instrument:
         seed: int,
         hooks: list[ActiveHook],
         capture: frozenset[Site],
+        capture_at: Mapping[Site, Picks] | None = None,
     ) -> None:
         self._model = model
         self._batches = MicroBatches(model, rules)
@@ -104,6 +106,10 @@ class Instrument:
         self._seed = seed
         self._hooks = hooks
         self._capture = capture
+        self._capture_at = capture_at or {}
+        self.step = 0
+        self.generates = False
+        self.skipped: frozenset[str] = frozenset()
         self._handles: list[Any] = []
         self._visits: Counter[Site] = Counter()
         self.context: dict[str, Any] = {}
@@ -112,16 +118,24 @@ class Instrument:
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
         whole = any(not (hook.source.local or hook.source.captures_only) for hook in self._hooks)
-        self._batches.start(self._capture, whole=whole, context=self.context)
-        wanted = self._capture.union(*(hook.sites for hook in self._hooks))
+        self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
+        wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self._hooks))
         modules = modules_of(self._model)
         places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
         for path, port in places:
-            if path not in modules:  # on another pipeline stage
+            if path not in modules or path in self.skipped:  # on another pipeline stage, or not run
                 continue
             module = modules[path]
             self._handles.append(self._attach(module, path, port))
         return self
+
+    def begin_step(self, step: int, extent: Extent) -> None:
+        """A generation's next forward begins: with captures, counts and a report of its own."""
+        self.step, self.generates = step, True
+        self._run = (*self._run[:2], step)
+        self._batches = MicroBatches(self._model, self._rules)
+        self.exchange = replace(self.exchange, extent=extent)
+        self.outcome = Outcome()
 
     def _attach(self, module: nn.Module, path: str, port: str) -> Any:
         """Put one torch hook on a module, for the length of the run."""
@@ -171,8 +185,8 @@ class Instrument:
 
     def _visit_gradient(self, module: nn.Module, site: Site, gradient: torch.Tensor) -> torch.Tensor | None:
         """Run hooks on a gradient and keep it; the new gradient where a hook edited it."""
-        hooks = [hook for hook in self._hooks if site in hook.sites]
-        if not self._holds(site) or (not hooks and site not in self._capture):
+        hooks = self._acting(site)
+        if not self._holds(site) or (not hooks and not self._captures_now(site)):
             return None
         self.outcome.calls[site] += 1
         local = local_of(gradient).detach()
@@ -185,8 +199,8 @@ class Instrument:
             site = Site(path, port, where)
             if not self._holds(site):
                 continue
-            hooks = [hook for hook in self._hooks if site in hook.sites]
-            if not hooks and site not in self._capture:
+            hooks = self._acting(site)
+            if not hooks and not self._captures_now(site):
                 continue
             self._visits[site] += 1
             self.outcome.calls[site] = max(self.outcome.calls[site], self._batches.call(site))
@@ -197,6 +211,37 @@ class Instrument:
             self._captures.keep(self._run, site, changed, self._batches.part)
         return value
 
+    def _acting(self, site: Site) -> list[ActiveHook]:
+        """The hooks of a site that act in this step, as far as is known before its value is: on all ranks."""
+        return [hook for hook in self._hooks if site in hook.sites and self._is_time(hook, site)]
+
+    def _is_time(self, hook: ActiveHook, site: Site) -> bool:
+        limits = hook.source.limits
+        if limits.step is not None and not limits.step.covers(self.step):
+            return False
+        if limits.asks_hooks or self.outcome.failures:
+            return True  # decided after the exchange, in which all ranks take part
+        try:
+            return limits.holds(self._condition_names(site))
+        except Exception as error:  # noqa: BLE001 - the user's condition; the same on all ranks
+            self.outcome.failures.append(self._failure(hook, site, error))
+            return False
+
+    def _captures_now(self, site: Site) -> bool:
+        steps = self._capture_at.get(site)
+        return site in self._capture or (steps is not None and steps.covers(self.step))
+
+    def _condition_names(self, site: Site) -> dict[str, Any]:
+        """What a condition on a hook may use: see :data:`CONDITION_NAMES`."""
+        return {
+            "run": self._run[1],
+            "step": self.step,
+            "ctx": self.context,
+            "site": str(site),
+            "index": _layer(site),
+            "seed": self._seed,
+        }
+
     def _holds(self, site: Site) -> bool:
         """Whether what this rank has at a site is the model's: not a stand-in for another stage's."""
         rule = self._rules.get(site)
@@ -205,10 +250,15 @@ class Instrument:
     def _apply(
         self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor
     ) -> torch.Tensor:
-        """Run a site's hooks one after the other; returns ``local`` itself if none edited."""
-        value = _Value(self._rules[site], self.exchange, local)
+        """Run a site's hooks one after the other; returns ``local`` itself if none edited.
+
+        A hook that only captures keeps what the hooks before it have left.
+        """
+        value = SiteValue(self._rules[site], self.exchange, local)
         for hook in hooks:
             if hook.source.captures_only:
+                if self._batches.part is None:  # the hooks after this one may write into what it keeps
+                    self._captures.keep(self._run, site.seen_by(hook.source.name), value.piece().clone())
                 continue
             if hook.source.local:
                 x = value.piece().clone()
@@ -233,38 +283,56 @@ class Instrument:
     def _guarded(
         self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor
     ) -> torch.Tensor | None:
-        """What the body left in ``x``, or ``None`` if it changed nothing or failed."""
+        """What the body left of ``x``, or ``None`` if it changed nothing or failed."""
         if self.outcome.failures:
             return None
-        before, shape, dtype = x._version, x.shape, x.dtype  # noqa: SLF001 - torch's documented counter
-        names = {
-            "x": x,
-            "site": str(site),
-            "index": next((int(part) for part in site.path.split(".") if part.isdigit()), None),
-            "step": 0,
-            "ctx": self.context,
-            "module": module,
-            "rank": self.exchange.rank,
-        }
+        names = {"module": module, "rank": self.exchange.rank, **self._condition_names(site)}
+        names = {name: names[name] for name in NAMES if name != "x"}
         printed = io.StringIO()
         try:
+            window = self._window(hook, site, x)
+            if window is None:
+                self.outcome.edits.append(
+                    Edit(str(site), hook.source.name, edited=False, local=hook.source.local, ran=False)
+                )
+                return None
+            part = window.cut(x)
+            before = part._version  # noqa: SLF001 - torch's documented counter
             with contextlib.redirect_stdout(printed), self._same_draws(hook, site):
-                result = hook.call(names)
-            _check_result(result, shape, dtype, x.device)
+                result = hook.call({"x": part, **names})
+            check_result(result, part.shape, part.dtype, part.device)
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
-            where = failure(
-                self.exchange.rank, error, hook.source.filename, site=str(site), source=hook.source
-            )
-            error.__traceback__ = None
-            self.outcome.failures.append(where)
+            self.outcome.failures.append(self._failure(hook, site, error))
             return None
         finally:
             if printed.getvalue():
                 self.outcome.printed.append((str(site), hook.source.name, printed.getvalue()))
-        edited = result is not x or x._version != before  # noqa: SLF001
+        edited = result is not part or part._version != before  # noqa: SLF001
+        if edited and window.parts:
+            if not (result is part and window.is_view):
+                window.paste(x, result)
+            result = x
         sums = checksum(result) if edited and not hook.source.local else (0, 0)
         self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums, hook.source.local))
         return result if edited else None
+
+    def _failure(self, hook: ActiveHook, site: Site, error: BaseException) -> RankFailure:
+        """An exception as data; it lets go of its frames, which hold tensors."""
+        source = hook.source
+        found = failure(self.exchange.rank, error, source.filename, site=str(site), source=source)
+        error.__traceback__ = None
+        return found
+
+    def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor) -> Window | None:
+        """The part of the tensor that the body sees; ``None`` if its condition fails or there is none."""
+        limits = hook.source.limits
+        if limits.asks_hooks and not limits.holds(self._condition_names(site)):
+            return None
+        if limits.whole:
+            return Window(())
+        past = self.exchange.extent.past
+        window = limits.window(self._rules[site].dims, x.shape, past, strict=not self.generates)
+        return None if window.empty else window
 
     @contextlib.contextmanager
     def _same_draws(self, hook: ActiveHook, site: Site) -> Iterator[None]:
@@ -288,62 +356,12 @@ class Instrument:
                 random.setstate(python_state)
 
 
+def _layer(site: Site) -> int | None:
+    """The number of the layer that a site is in."""
+    return next((int(part) for part in site.path.split(".") if part.isdigit()), None)
+
+
 def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:
     """Gradients are watched on what the forward hooks left: those come first."""
     path, port = place
     return port.startswith("grad"), path, port
-
-
-class _Value:
-    """A site's value while its hooks run: the rank's piece, and the whole once a hook needs it."""
-
-    def __init__(self, rule: Rule, exchange: Exchange, local: torch.Tensor) -> None:
-        self._rule = rule
-        self._exchange = exchange
-        self._piece = local
-        self._layout: Layout | None = None
-        self._whole: torch.Tensor | None = None
-        self._changed = False
-
-    def whole(self, *, well: bool) -> torch.Tensor:
-        if self._whole is None:
-            try:
-                self._layout, self._whole = self._exchange.gather(self._rule, self._piece, well=well)
-            except LayoutError as error:
-                raise RunStopped(str(error)) from None
-        return self._whole
-
-    def put_whole(self, new: torch.Tensor) -> None:
-        self._whole, self._changed = new, True
-
-    def piece(self) -> torch.Tensor:
-        """The rank's piece; if the whole was changed, its own part of it."""
-        if self._changed:
-            assert self._layout is not None  # put_whole() follows whole()
-            assert self._whole is not None
-            own = split(self._layout, self._exchange.rank, self._whole)
-            assert own is not None  # gather() refuses layouts in which a rank holds nothing
-            self._piece, self._changed = own, False
-        return self._piece
-
-    def put_piece(self, new: torch.Tensor) -> None:
-        self._piece, self._whole, self._changed = new, None, False
-
-
-def _check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
-    if not isinstance(result, torch.Tensor):
-        msg = f"the hook left {type(result).__name__} in x, not a tensor"
-        raise TypeError(msg)
-    if result.shape != shape or result.dtype != dtype:
-        msg = (
-            f"the hook changed x from {_kind(shape, dtype)} to {_kind(result.shape, result.dtype)}; "
-            "shape and dtype must stay"
-        )
-        raise ValueError(msg)
-    if result.device != device:
-        msg = f"the hook moved x from {device} to {result.device}"
-        raise ValueError(msg)
-
-
-def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
-    return f"{dtype_name(dtype)}{list(shape)}"

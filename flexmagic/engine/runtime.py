@@ -22,12 +22,14 @@ from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradient
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
 from flexmagic.engine.origin import Origin
 from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
 from flexmagic.engine.private import at_rest, come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
+from flexmagic.engine.shortcuts import RunEnds, Short, forms_kept, shortened
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
 from flexmagic.engine.tensors import dtype_name, local_of
 from flexmagic.engine.twin import probe_inputs
@@ -45,8 +47,10 @@ class RunPlan:
     """One run as the client asks for it: plain data, the same on every rank.
 
     ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
-    name, version and exact sites, in the order in which they act. ``grad``: whether the forward
-    keeps what a backward needs; ``backward``: the loss to differentiate.
+    name, version and exact sites, in the order in which they act. ``capture_at``: what is captured
+    in some steps of a generation only. ``grad``: whether the forward
+    keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what of
+    the model does not run.
     """
 
     owner: str
@@ -54,8 +58,10 @@ class RunPlan:
     seed: int
     hooks: tuple[tuple[str, int, tuple[Site, ...]], ...] = ()
     capture: tuple[Site, ...] = ()
+    capture_at: tuple[tuple[Site, Picks], ...] = ()
     grad: bool = False
     backward: LossSource | None = None
+    short: Short = field(default_factory=Short)
 
     @property
     def key(self) -> RunKey:
@@ -102,6 +108,7 @@ class Runtime:
     surveyed: tuple[Any, ...] = ()
     guessable: bool = False
     mates: frozenset[int] | None = None
+    forms: dict[str, Any] = field(default_factory=dict)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -160,12 +167,15 @@ class Runtime:
         self.loaded = self.origin = self.gradients = None
         self.rules, self.whole, self.weights = {}, {}, ()
         self.row_groups, self.surveyed = (), ()
+        self.forms = {}
         self.captures.clear()
 
     def survey(self, inputs: dict[str, Any] | None) -> None:
         """Measure every site's layout; ``inputs``: the user's, ``None`` to make some up."""
         assert self.loaded is not None  # adopt() and the verbs come here with a model
-        found = survey(self.loaded, self.groups, inputs)
+        with forms_kept(self.model) as forms:
+            found = survey(self.loaded, self.groups, inputs)
+        self.forms = forms
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
@@ -200,39 +210,54 @@ class Runtime:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
         self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
 
-    def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
-        """One forward with the plan's hooks and captures."""
+    def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
+        """The plan's hooks and captures, to be attached for forwards of an input like this."""
         active = [
             ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites))
             for name, version, sites in plan.hooks
         ]
+        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
+        return Instrument(
+            self.model, self.rules, exchange, self.captures,
+            run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
+            capture_at=dict(plan.capture_at),
+        )  # fmt: skip
+
+    def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
+        """One forward with the plan's hooks and captures."""
         groups = max(self.row_groups, default=0) + 1
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
-        extent = extent_of(prepared.arguments, shared_out=shared_out)
-        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
-        instrument = Instrument(
-            self.model, self.rules, exchange, self.captures,
-            run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
-        )  # fmt: skip
+        instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
         error, loss = "", None
         started = time.perf_counter()
-        with instrument, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
+        assert self.loaded is not None  # the client has a model
+        attached = shortened(self.loaded, instrument, self.rules, plan.short, self.forms)
+        with attached, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
                 if plan.backward is None:
                     self.model(**arguments)
                 else:
                     loss = self._differentiate(plan, arguments, instrument, prepared)
+            except RunEnds:
+                pass
             except RunStopped as stop:
                 instrument.outcome.stopped = stop.reason or OTHER_FAILED
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
         self.captures.remember(plan.key, instrument.context)
-        kept = self.captures.finish(plan.key)
+        return self.report(plan.key, instrument, started, error, loss=loss)
+
+    def report(
+        self, key: RunKey, instrument: Instrument, started: float, error: str, *, loss: float | None = None
+    ) -> RunReply:
+        """Close what was captured under a key, and say how it went; ``started``: when, by the clock."""
+        kept = self.captures.finish(key)
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())
-        return RunReply(instrument.outcome, local, nbytes, time.perf_counter() - started, extent, error, loss)
+        passed, extent = time.perf_counter() - started, instrument.exchange.extent
+        return RunReply(instrument.outcome, local, nbytes, passed, extent, error, loss)
 
     def _differentiate(
         self, plan: RunPlan, arguments: dict[str, Any], instrument: Instrument, prepared: Prepared

@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 
-from flexmagic.engine import look
+from flexmagic.engine import generation, look
 from flexmagic.engine.captures import RunKey
 from flexmagic.engine.code import HookSource
+from flexmagic.engine.generation import Request
 from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import prepare
 from flexmagic.engine.private import come_to_rest
@@ -128,6 +129,37 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer | None:
     if runtime.is_stale(prepared):
         return None
     return RunAnswer(runtime.run(plan, prepared), prepared.tokens, prepared.ids)
+
+
+@dataclass(frozen=True)
+class GenerateAnswer:
+    """A rank's report of a generation: each step as a run, then all ids, tokens and texts of each row."""
+
+    steps: list[RunAnswer]
+    ids: list[list[int]]
+    tokens: list[list[str]]
+    prompt: int
+    text: list[str]
+
+
+@verb
+def generate(runtime: Runtime, plan: RunPlan, inputs: Any, request: Request) -> GenerateAnswer | None:
+    """Text by the model's own ``generate``; ``None`` as :func:`run` does."""
+    model = runtime.model
+    assert runtime.loaded is not None  # the line above raises otherwise
+    tokenizer = runtime.loaded.tokenizer
+    prepared = prepare(inputs, model, tokenizer, runtime.place.device, generating=True)
+    if runtime.is_stale(prepared):
+        return None
+    made = generation.generate(runtime, plan, prepared, request)
+    steps = [RunAnswer(step.reply, _tokens(tokenizer, step.ids), step.ids) for step in made.steps]
+    new = [row[made.prompt :] for row in made.ids]
+    text = [] if tokenizer is None else [tokenizer.decode(row, skip_special_tokens=True) for row in new]
+    return GenerateAnswer(steps, made.ids, _tokens(tokenizer, made.ids), made.prompt, text)
+
+
+def _tokens(tokenizer: Any, ids: list[list[int]]) -> list[list[str]]:
+    return [] if tokenizer is None else [[tokenizer.decode([i]) for i in row] for row in ids]
 
 
 @verb

@@ -22,18 +22,25 @@ class Extent:
     """A forward's input: its rows and tokens per row, ``None`` where that is not known.
 
     ``shared_out``: whether the data groups have different rows of it, not all the same ones.
+    ``past``: tokens per row that came before, of which the model keeps what it computed.
     """
 
     rows: int | None = None
     seq: int | None = None
     shared_out: bool = True
+    past: int = 0
 
-    def length(self, dim: Dim) -> int | None:
-        """How long a dim of a whole tensor has to be, ``None`` where nothing says it."""
+    def fits(self, dim: Dim, length: int) -> bool:
+        """Whether a dim of a whole tensor may be so long; where nothing says it, it may.
+
+        What counts tokens may count those that came before too, as keys do.
+        """
         if dim.size is not None:
-            return dim.size
+            return length == dim.size
+        if self.seq is not None and dim.name == "seq":
+            return length in {self.seq, self.past + self.seq}
         both = None if self.rows is None or self.seq is None else self.rows * self.seq
-        return {"batch": self.rows, "seq": self.seq, "batch·seq": both}.get(dim.name)
+        return {"batch": self.rows, "batch·seq": both}.get(dim.name) in {None, length}
 
 
 @dataclass(frozen=True)
@@ -163,7 +170,7 @@ class Rule:
             if lengths is None:
                 return None
             whole.append(sum(lengths))
-            if extent.length(dim) not in {None, whole[-1]}:
+            if not extent.fits(dim, whole[-1]):
                 return None
         return tuple(whole)
 

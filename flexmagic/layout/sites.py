@@ -2,7 +2,7 @@
 
 ``model.layers.3.mlp:output`` is the output of that module; ``…self_attn:output[0]`` an element of
 a tuple, ``:output.logits`` a field of what the root module returns. Without a port, ``output``.
-In a pattern ``*`` stands for exactly one part of the path.
+What a path may be in a pattern, :mod:`flexmagic.layout.patterns` says.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from flexmagic.errors import SiteError
+from flexmagic.layout.patterns import check_pattern, is_regex, missing, path_matches, starred
 
 PORTS = ("input", "output", "grad_input", "grad_output", "grad")
 """``grad_*``: the gradient of a run's loss there; ``grad``: that of a parameter, whose name is the path."""
-_SITE = re.compile(r"(?P<path>[^:\s\[\]]*)(?::(?P<port>[A-Za-z_]\w*)(?P<leaf>(?:\[\d+\]|\.\w+)*))?")
+_SITE = re.compile(
+    r"(?P<path>/.+/|[^:\s\[\]/]*(?:\{[^{}]*\}[^:\s\[\]/]*)*)"
+    r"(?::(?P<port>[A-Za-z_]\w*)(?P<leaf>(?:\[\d+\]|\.\w+)*))?"
+)
 
 
 @dataclass(frozen=True, order=True)
@@ -24,7 +28,7 @@ class Site:
     """One place of a model where a tensor can be seen: ``path``, ``port`` and ``leaf``.
 
     ``leaf`` is ``""`` for a value that is a tensor itself, else the way into the nested value,
-    e.g. ``[0]`` or ``.logits``. In a pattern, ``path`` may hold ``*`` for one path part.
+    e.g. ``[0]`` or ``.logits``. In a pattern, ``path`` may stand for several paths.
     """
 
     path: str
@@ -42,7 +46,12 @@ class Site:
         if port not in PORTS:
             msg = f"{text!r}: there is no port {port!r}. Ports are {', '.join(PORTS)}."
             raise SiteError(msg)
+        check_pattern(match["path"])
         return cls(match["path"], port, match["leaf"] or "")
+
+    def seen_by(self, hook: str) -> Site:
+        """The key of what a hook captured here between others, under the hook's name."""
+        return Site(self.path, self.port, f"{self.leaf}@{hook}")
 
     @property
     def is_gradient(self) -> bool:
@@ -50,7 +59,7 @@ class Site:
         return self.port.startswith("grad")
 
     def matches(self, other: Site) -> bool:
-        """Whether ``other``, a site without ``*``, is meant by this pattern."""
+        """Whether ``other``, a site of one path, is meant by this pattern."""
         return (
             self.port == other.port and self.leaf in ("", other.leaf) and path_matches(self.path, other.path)
         )
@@ -60,12 +69,6 @@ class Site:
         return f"{self.path}:{self.port}{self.leaf}"
 
 
-def path_matches(pattern: str, path: str) -> bool:
-    """Whether a module path fits a pattern in which ``*`` stands for one part."""
-    wanted, parts = pattern.split("."), path.split(".")
-    return len(wanted) == len(parts) and all(w in ("*", p) for w, p in zip(wanted, parts, strict=True))
-
-
 def resolve(pattern: Site, known: Iterable[Site]) -> list[Site]:
     """All known sites that a pattern names, in the model's order; empty if there are none."""
     exact = [site for site in known if pattern.matches(site)]
@@ -73,26 +76,30 @@ def resolve(pattern: Site, known: Iterable[Site]) -> list[Site]:
 
 
 def check_paths(pattern: Site, paths: Sequence[str]) -> None:
-    """Raise :class:`SiteError` with the nearest names if no module path fits the pattern."""
-    if any(path_matches(pattern.path, path) for path in paths):
+    """Raise :class:`SiteError` with the nearest names if no module path fits the pattern.
+
+    Each choice of braces must be there: a range beyond the last layer is an error.
+    """
+    absent = missing(pattern.path, list(paths))
+    if absent is None:
         return
-    near = nearest(pattern.path, paths)
+    near = nearest(absent, paths)
     hint = f"Did you mean {' or '.join(near)}?" if near else "Type %flexmodel to see the modules."
     kind = "parameter" if pattern.port == "grad" else "module"
-    msg = f"The model has no {kind} {pattern.path!r}. {hint}"
+    named = "that fits " if is_regex(absent) else ""
+    inside = "" if absent == pattern.path else f", which {pattern.path!r} names"
+    msg = f"The model has no {kind} {named}{absent!r}{inside}. {hint}"
     raise SiteError(msg)
 
 
 def nearest(name: str, names: Sequence[str], most: int = 3) -> list[str]:
-    """The names closest to a mistyped one, ``*`` kept where the user wrote it."""
+    """The names closest to a mistyped one, ``*`` kept where the user wrote it; none for a regex."""
+    if is_regex(name):
+        return []
     if "*" not in name:
         return difflib.get_close_matches(name, names, most, cutoff=0.6)
-    wild = {_starred(path) for path in names}
+    wild = {starred(path) for path in names}
     return difflib.get_close_matches(name, sorted(wild), most, cutoff=0.6)
-
-
-def _starred(path: str) -> str:
-    return ".".join("*" if part.isdigit() else part for part in path.split("."))
 
 
 def one_of(text: str, known: Iterable[Site]) -> Site:

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
 from IPython.core.magic_arguments import parse_argstring
+from IPython.utils.text import DollarFormatter
 
 from flexmagic.errors import InputError
+from flexmagic.layout.patterns import split_list
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
+
+    from IPython.core.interactiveshell import InteractiveShell
+
+
+_NEGATIVE = re.compile(r"(--(?:step|row|token))\s+(-[\d:])")
+"""Positions that start with a minus, which would be read as an option."""
 
 
 def parse(magic: Any, line: str) -> Namespace | None:
@@ -25,7 +34,7 @@ def parse(magic: Any, line: str) -> Namespace | None:
         print(inspect.getdoc(magic))
         return None
     try:
-        return parse_argstring(magic, line)
+        return parse_argstring(magic, _NEGATIVE.sub(r"\1=\2", line))
     except ValueError as error:  # an open quote
         msg = f"{error}: put a text that holds an apostrophe in double quotes."
         raise InputError(msg) from None
@@ -55,4 +64,28 @@ def texts(words: Sequence[str]) -> list[str]:
 
 def sites(words: Sequence[str]) -> list[str]:
     """Site patterns, separated by blanks or commas."""
-    return [part for word in words for part in unquoted(word).split(",") if part]
+    return [part for word in words for part in split_list(_bare(word))]
+
+
+def names(words: Sequence[str]) -> list[str]:
+    """Names, separated by blanks or commas; a quoted one may hold both."""
+    return [n for w in words for n in ([_bare(w)] if _bare(w) != w else split_list(w))]
+
+
+def _bare(word: str) -> str:
+    """A word without the quotes around it, as it stands: a regular expression has backslashes."""
+    return word[1:-1] if len(word) > 1 and word[0] == word[-1] and word[0] in "\"'" else word
+
+
+_CHOICE = re.compile(r"\{(\d+\.\.\d+|[\w.*]+(?:\s*,\s*[\w.*]+)+|\d+)\}|(?<![^\s,\"'])/\S+/(?=[:\s,\"']|$)")
+"""The braces of a site pattern, and a regular expression: what is no Python expression in a line."""
+
+
+def expanded(shell: InteractiveShell | None, line: str, local_ns: Mapping[str, Any] | None) -> str:
+    """The line with ``{expression}`` and ``$name`` replaced as IPython does, site patterns left alone."""
+    assert shell is not None  # registered on one
+    kept = _CHOICE.sub(lambda match: match[0].replace("{", "{{").replace("}", "}}"), line)
+    try:
+        return str(DollarFormatter().vformat(kept, (), {**shell.user_ns, **(local_ns or {})}))
+    except Exception:  # noqa: BLE001 - as IPython: what cannot be expanded stays as it was typed
+        return line

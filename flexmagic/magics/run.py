@@ -2,17 +2,57 @@
 
 from __future__ import annotations
 
+from argparse import BooleanOptionalAction
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import line_magic, magics_class
+from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
-from flexmagic.magics.arguments import parse, sites, texts, unquoted
+from flexmagic.magics.arguments import expanded, names, parse, sites, texts, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flexmagic.client.calls import Waited
+    from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
+
+
+def sampling(args: Any) -> dict[str, Any]:
+    """What of a line's options goes to the model's own ``generate``: naming one asks for sampling."""
+    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
+    options = {name: value for name, value in given.items() if value is not None}
+    return {"do_sample": True, **options} if options or args.sample else {}
+
+
+def skips(words: Sequence[str]) -> dict[str, str | None]:
+    """What ``--skip`` names, and for ``SITE=VALUE`` the expression of what passes instead."""
+    found: dict[str, str | None] = {}
+    for word in words:
+        site, equals, value = word.partition("=")
+        if equals:
+            found[unquoted(site)] = value
+        else:
+            found |= dict.fromkeys(sites([word]))
+    return found
+
+
+def check(args: Any) -> None:
+    """Raise :class:`InputError` for options that mean nothing together."""
+    one_forward = {"--backward": args.backward, "--stop-at": args.stop_at, "--grad": args.grad or None}
+    given = [name for name, value in one_forward.items() if value is not None]
+    if args.generate is None and sampling(args):
+        msg = "--sample, --temperature, --top-k and --top-p mean something with --generate N only."
+    elif args.generate is not None and given:
+        msg = f"{given[0]} needs one forward; it cannot be had with --generate."
+    elif args.repeat < 1:
+        msg = f"--repeat {args.repeat}: give a number of runs, 1 or more."
+    else:
+        return
+    raise InputError(msg)
 
 
 @magics_class
@@ -27,8 +67,39 @@ class RunMagics(DeskMagics):
     @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
     @argument("--backward", metavar="LOSS", help="differentiate this expression over logits, output and ids")
     @argument("--seed", type=int, default=0, help="fixes all random draws in hooks")
+    @argument("--only", nargs="+", metavar="NAME", help="let only these hooks or groups act in this run")
+    @argument("--without", nargs="+", default=[], metavar="NAME", help="let these not act in this run")
+    @argument("--stop-at", metavar="SITE", help="end the run there: later layers do not run on any rank")
+    @argument(
+        "--skip",
+        nargs="+",
+        default=[],
+        metavar="SITE",
+        help="do not run these modules: their input passes, or SITE=VALUE",
+    )
+    @argument(
+        "--repeat",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run N times, the seed one higher each time; a list",
+    )
+    @argument(
+        "--grad", action=BooleanOptionalAction, default=False, help="keep what gradients need, without a loss"
+    )
+    @argument(
+        "--generate", type=int, metavar="N", help="generate up to N tokens with the model's own generate"
+    )
+    @argument("--sample", action="store_true", help="generate: sample instead of taking the likeliest token")
+    @argument("--temperature", type=float, help="generate: divide the logits by this, to sample")
+    @argument(
+        "--top-k", type=int, metavar="K", help="generate: sample among the K likeliest tokens; 0 is all"
+    )
+    @argument("--top-p", type=float, metavar="P", help="generate: sample among the likeliest tokens up to P")
+    @needs_local_scope
+    @no_var_expand
     @line_magic
-    def flexrun(self, line: str) -> Run | None:
+    def flexrun(self, line: str, local_ns: dict[str, Any] | None = None) -> Run | list[Run] | None:
         """Run the model once and return the :class:`Run`.
 
         Captured are the sites of the enabled hooks, the model's outputs and what ``--capture``
@@ -44,20 +115,60 @@ class RunMagics(DeskMagics):
             site = "model.layers.*.mlp:grad_output"
             run = %flexrun "Paris is" --backward "logits[:, -1, 5].sum()" --capture {site}
             run["model.layers.3.mlp:grad_output"]
+
+        A generation has steps, of which step 0 sees the whole prompt; hooks and captures act in each::
+
+            run = %flexrun "Once upon a time" --generate 20 --sample --temperature 0.8
+            run.step(3)["model.layers.3.mlp"]
+
+        Parts of the model can be left out::
+
+            run = %flexrun "Paris is" --capture model.layers.* --stop-at model.layers.2
+            run = %flexrun "Paris is" --skip model.layers.{1..2} model.layers.3.mlp=0
         """
-        args = parse(self.flexrun, line)
+        args = parse(self.flexrun, expanded(self.shell, line, local_ns))
         if args is None:
             return None
-        session = self._desk.session
-        _ = session.model  # without one, that is what to say first
+        _ = self._desk.session.model  # without one, that is what to say first
+        check(args)
         inputs = self._inputs(args)
+        make = self._run if args.generate is None else self._generate
+        runs = [make(args, inputs, self._options(args, args.seed + n)) for n in range(args.repeat)]
+        return runs[0] if args.repeat == 1 else runs
+
+    def _options(self, args: Any, seed: int) -> dict[str, Any]:
+        """What a run and a generation have in common."""
+        return {
+            "capture": sites(args.capture),
+            "seed": seed,
+            "only": None if args.only is None else names(args.only),
+            "without": names(args.without),
+            "skip": {site: self._value("--skip", text) for site, text in skips(args.skip).items()},
+        }
+
+    def _run(self, args: Any, inputs: Any, options: dict[str, Any]) -> Run:
         with waiting(self._desk.shell, "Running", quiet=1.0) as status:
-            run = session.run(
+            run = self._desk.session.run(
                 inputs,
-                capture=sites(args.capture),
                 backward=None if args.backward is None else unquoted(args.backward),
-                seed=args.seed,
+                grad=args.grad,
+                stop_at=None if args.stop_at is None else unquoted(args.stop_at),
                 progress=status.tick,
+                **options,
+            )
+            status.done(repr(run))
+        return run
+
+    def _generate(self, args: Any, inputs: Any, options: dict[str, Any]) -> Generation:
+        """Show the text in the status line as it comes, and the run at the end."""
+        with waiting(self._desk.shell, "Generating") as status:
+
+            def progress(waited: Waited) -> None:
+                text, done, total = waited.ranks.get(0, ("", 0, 0))
+                status.say(f"Generating {done}/{total}: {visible(text, 400)}" if total else "Generating")
+
+            run = self._desk.session.generate(
+                inputs, args.generate, progress=progress, **options, **sampling(args)
             )
             status.done(repr(run))
         return run
@@ -69,9 +180,15 @@ class RunMagics(DeskMagics):
             raise InputError(msg)
         if prompts:
             return prompts[0] if len(prompts) == 1 else prompts
+        return self._value("--inputs", args.inputs)
+
+    def _value(self, option: str, text: str | None) -> Any:
+        """The value of an expression in the notebook; ``None`` for none."""
+        if text is None:
+            return None
         assert self.shell is not None  # registered on one
         try:
-            return self.shell.ev(unquoted(args.inputs))
+            return self.shell.ev(unquoted(text))
         except Exception as error:  # noqa: BLE001 - the user's expression may raise anything
-            msg = f"--inputs {args.inputs}: {type(error).__name__}: {error}"
+            msg = f"{option} {text}: {type(error).__name__}: {error}"
             raise InputError(msg) from None

@@ -113,6 +113,125 @@ def test_running_the_cell_again_replaces_and_the_list_switches(desk):
     assert "no hook 'h'" in failing(desk, "%flexhook --remove h")
 
 
+def test_patterns_positions_and_groups_as_typed(desk):
+    layer = 1  # noqa: F841 - what a line may name is the notebook's
+    typed(desk, "layer = 3")
+    typed(
+        desk,
+        "%%flexhook model.layers.{1..2}.mlp,model.layers.{layer}.mlp --name a --group A --token -1\nx *= 2",
+    )
+    typed(desk, "%%flexhook /model.layers.[0-9]{1}.mlp.(up|gate)_proj/ --name b --row 0 --token -3:\nx *= 2")
+    typed(
+        desk, "%%flexhook model.layers.{0,3}.self_attn.o_proj --name c --when 'run > 0 and step == 0'\nx *= 2"
+    )
+    rows = {row[0]: row for row in typed(desk, "%flexhook").rows}
+    assert rows["a"][2:4] == ("model.layers.{1..2}.mlp:output, model.layers.3.mlp:output", "token -1")
+    assert rows["a"][5:] == ("A", "enabled")
+    assert rows["b"][2:4] == ("/model.layers.[0-9]{1}.mlp.(up|gate)_proj/:output", "row 0, token -3:")
+    assert rows["c"][2:4] == ("model.layers.{0,3}.self_attn.o_proj:output", "when run > 0 and step == 0")
+    run = typed(desk, f'r = %flexrun "{PROMPT}"\nr')
+    assert run["model.layers.3.mlp"].after == ("a v1",)
+    assert run["model.layers.3.mlp.up_proj"].after == ("b v1",)
+    assert run["model.layers.0.self_attn.o_proj"].after == ("c v1",)
+    assert "no module 'model.layers.4.mlp'" in failing(desk, "%%flexhook model.layers.{2..5}.mlp\nx *= 2")
+    assert "count from 0" in failing(desk, "%%flexhook model.layers.0.mlp --step -1\nx *= 2")
+
+
+def test_hooks_are_chosen_by_run_and_switched_by_group(desk):
+    for name, group in (("a", " --group A"), ("b", " --group A"), ("c", "")):
+        typed(desk, f"%%flexhook model.layers.0.mlp --name {name}{group}\nx += 1")
+
+    def acting(options=""):
+        run = typed(desk, f'r = %flexrun "{PROMPT}" {options}\nr')
+        return [hook[0] for hook in run["model.layers.0.mlp"].after]
+
+    capture = "--capture model.layers.0.mlp"
+    assert acting() == ["a", "b", "c"]
+    assert acting("--only a,c") == ["a", "c"]
+    assert acting("--without A") == ["c"]
+    assert acting("--only A --without b") == ["a"]
+    typed(desk, "%flexhook --complement A")
+    assert acting() == ["c"]
+    typed(desk, "%flexhook --disable *")
+    assert acting(capture) == []
+    typed(desk, "%flexhook --enable a c")
+    assert acting() == ["a", "c"]
+    assert "no hook 'Z' and no group of that name. Hooks: a, b, c. Groups: A." in failing(
+        desk, f'%flexrun "{PROMPT}" --only a,Z'
+    )
+    assert "no hook 'Z'" in failing(desk, "%flexhook --enable Z")
+
+
+def test_text_is_generated_and_shown_as_it_comes(desk):
+    run = typed(desk, f'r = %flexrun "{PROMPT}" --generate 5 --capture model.layers.1.mlp\nr')
+    assert run.steps == 5
+    assert f"Generating 5/5: {run.text[0]}" in typed.said
+    assert repr(run) in typed.said
+    assert typed(desk, 'r.step(3)["model.layers.1.mlp"]').shape == (1, 1, 256)
+    assert "step 3" in typed.said
+    sampled = typed(
+        desk, f'r = %flexrun "{PROMPT}" --generate 5 --sample --temperature 5 --top-k 0 --seed 1\nr'
+    )
+    assert sampled.ids != run.ids
+    assert "with --generate N only" in failing(desk, f'%flexrun "{PROMPT}" --top-k 3')
+    assert "one forward" in failing(desk, f'%flexrun "{PROMPT}" --generate 3 --backward logits.sum()')
+
+
+def test_parts_are_left_out_and_runs_repeated(desk):
+    plain = typed(desk, f'r = %flexrun "{PROMPT}"\nr')
+    stopped = typed(desk, f'r = %flexrun "{PROMPT}" --capture model.layers.* --stop-at model.layers.1\nr')
+    assert [s for s in stopped.sites if s.count(".") == 2] == [
+        "model.layers.0:output",
+        "model.layers.1:output",
+    ]
+    desk.user_ns["mean"] = torch.ones(256)
+    line = "--skip model.layers.{0..1}.mlp model.layers.2 model.layers.3.mlp=mean"
+    runs = typed(desk, f'r = %flexrun "{PROMPT}" --repeat 2 {line}\nr')
+    assert [run.number for run in runs] == [stopped.number + 1, stopped.number + 2]
+    assert not torch.equal(runs[0].logits.torch(), plain.logits.torch())
+    assert torch.equal(runs[0].logits.torch(), runs[1].logits.torch())
+    assert typed(desk, f'r = %flexrun "{PROMPT}" --no-grad\nr').sites == plain.sites
+    assert typed(desk, f'r = %flexrun "{PROMPT}" --grad\nr').sites == plain.sites
+    assert "1 or more" in failing(desk, f'%flexrun "{PROMPT}" --repeat 0')
+    assert "--stop-at needs one forward" in failing(
+        desk, f'%flexrun "{PROMPT}" --generate 2 --stop-at lm_head'
+    )
+    assert "NameError" in failing(desk, f'%flexrun "{PROMPT}" --skip lm_head=nothing')
+
+
+def test_versions_files_and_the_source_brought_back(desk, tmp_path):
+    typed(desk, "%%flexhook model.layers.0.mlp --name h --step 0\nx *= 2")
+    typed(desk, "%%flexhook model.layers.0.mlp --name h --step 0\nx *= 3")
+    typed(desk, "%flexhook --diff h")
+    assert "-x *= 2" in typed.said.splitlines()
+    assert "+x *= 3" in typed.said.splitlines()
+    typed(desk, "%flexhook --edit h")
+    assert desk.rl_next_input == "%%flexhook model.layers.0.mlp:output --name h --step 0\nx *= 3\n"
+    typed(desk, desk.rl_next_input)
+    assert typed(desk, "%flexhook").rows[0][1] == "v3"
+    line = "/model.layers.[01].mlp/ model.layers.{2,3} --name 'my hook' --group 'a b' --token -2: --every 3"
+    typed(desk, f"%%flexhook {line} --when \"index < 3 and 'a' != site\"\nx *= 3")
+    made = desk._flexmagic_desk.session.hooks["my hook"].current
+    typed(desk, "%flexhook --edit 'my hook'")
+    typed(desk, desk.rl_next_input)
+    again = desk._flexmagic_desk.session.hooks["my hook"].current
+    assert again.source.version == 2
+    assert (again.patterns, again.group) == (made.patterns, made.group)
+    assert (again.source.text, again.source.limits) == (made.source.text, made.source.limits)
+    path = tmp_path / "hooks.toml"
+    typed(desk, f"%flexhook --export {path} h")
+    assert str(path) in typed.said
+    typed(desk, "%flexhook --remove *")
+    assert typed(desk, f"%flexhook --import {path}").rows[0][:4] == (
+        "h",
+        "v1",
+        "model.layers.0.mlp:output",
+        "step 0",
+    )
+    path.write_bytes(b"\x80\x04\x95\x00")
+    assert "it is binary. Hook files are text" in failing(desk, f"%flexhook --import {path}")
+
+
 def test_errors_show_the_users_line_and_no_frame_of_ours(desk):
     said = failing(desk, "%%flexhook model.layers.0.mlp --name bad\nx *= 2\nx +")
     assert "line 3" in said
@@ -168,6 +287,9 @@ def test_ordinary_python_around_the_magics(desk):
     )
     results, again = desk.user_ns["results"], desk.user_ns["again"]
     assert not torch.equal(*results)
+    call = "get_ipython().run_line_magic('flexrun', '\"one two\" --capture {place}')"
+    typed(desk, f"def look(place):\n    return {call}\nfound = look('model.layers.2')")
+    assert "model.layers.2:output" in desk.user_ns["found"].sites
     assert torch.equal(results[1], again)
 
 

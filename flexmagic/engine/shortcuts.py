@@ -1,0 +1,215 @@
+"""Runs that leave parts of the model out: those that end at a site, and those that pass modules by."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from flexmagic.engine.distributed import Loaded
+from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.instrument import Instrument
+from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
+from flexmagic.engine.tree import Staged, modules_of
+from flexmagic.errors import ModelError
+from flexmagic.layout.assemble import split
+from flexmagic.layout.layout import Layout
+from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.rule import Extent, Rule
+from flexmagic.layout.sites import Site
+
+
+class RunEnds(BaseException):
+    """A run has reached the site at which it was to end: on all ranks alike, and no error."""
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A module that does not run; instead its first input passes, or a value of that shape."""
+
+    path: str
+    value: float | torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Short:
+    """What of the model a run leaves out: what comes after ``stop_at``, and the modules of ``skip``."""
+
+    stop_at: Site | None = None
+    skip: tuple[Skip, ...] = ()
+
+
+def _check_stages(model: nn.Module, mesh: Mesh) -> None:
+    """Raise :class:`ModelError` for a pipeline: its stages wait for what others send them."""
+    if isinstance(model, Staged) or dict(zip(mesh.axes, mesh.shape, strict=True)).get("pp", 1) > 1:
+        raise ModelError(
+            "Over pipeline stages no part of a run can be left out: later stages wait for what earlier ones "
+            "send. Load the model with --tp or --fsdp."
+        )
+
+
+@contextlib.contextmanager
+def ending_at(model: nn.Module, site: Site | None) -> Iterator[None]:
+    """Raise :class:`RunEnds` once a site has its value, after whatever else is hooked there."""
+    if site is None:
+        yield
+        return
+
+    def end(*_: Any) -> None:
+        raise RunEnds
+
+    module = modules_of(model)[site.path]
+    put = module.register_forward_pre_hook if site.port == "input" else module.register_forward_hook
+    handle = put(end)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextlib.contextmanager
+def forms_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
+    """What modules return in a block, by path, ``None`` for the tensors in it; no plain tensors."""
+    forms: dict[str, Any] = {}
+
+    def keeping(path: str) -> Callable[..., None]:
+        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
+            if path not in forms and not isinstance(output, torch.Tensor):
+                forms[path] = _hollow(output)
+
+        return keep
+
+    handles = [
+        module.register_forward_hook(keeping(path)) for path, module in modules_of(model).items() if path
+    ]
+    try:
+        yield forms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hollow(value: Any) -> Any:
+    """A nested value with ``None`` for its tensors and for whatever else might hold some, as caches do."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(_hollow, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(_hollow, value))
+    if isinstance(value, MutableMapping):
+        hollow = copy.copy(value)
+        for key in value:
+            hollow[key] = _hollow(value[key])
+        return hollow
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for where, _ in list(leaves(value)):
+            value = replace_leaf(value, where, None)
+        return value
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
+@contextlib.contextmanager
+def shortened(
+    loaded: Loaded, instrument: Instrument, rules: Mapping[Site, Rule], short: Short, forms: Mapping[str, Any]
+) -> Iterator[None]:
+    """Hooks, captures and shortcuts on a model, for the length of a block.
+
+    ``forms``: see :func:`forms_kept`. Raises :class:`ModelError` for a pipeline, whose stages wait for
+    what others send.
+    """
+    model = loaded.model
+    if short.skip or short.stop_at is not None:
+        _check_stages(model, loaded.mesh)
+    instrument.skipped = frozenset(skip.path for skip in short.skip)
+    skips = [(skip, forms.get(skip.path)) for skip in short.skip]
+    with instrument, passing_by(model, skips, rules, instrument), ending_at(model, short.stop_at):
+        yield
+
+
+@contextlib.contextmanager
+def passing_by(
+    model: nn.Module, skips: Sequence[tuple[Skip, Any]], rules: Mapping[Site, Rule], instrument: Instrument
+) -> Iterator[None]:
+    """Let modules not run, for the length of a block; ``skips``: with the form of what each returns."""
+    modules, before = modules_of(model), dict[nn.Module, Any]()
+    try:
+        for skip, form in skips:
+            module = modules[skip.path]
+            before[module] = module.__dict__.get("forward")
+            module.__dict__["forward"] = _passing(skip, form, rules, instrument)
+        yield
+    finally:
+        for module, forward in before.items():
+            del module.__dict__["forward"]
+            if forward is not None:  # tensor parallelism of some libraries puts its own there
+                module.__dict__["forward"] = forward
+
+
+def _passing(skip: Skip, form: Any, rules: Mapping[Site, Rule], instrument: Instrument) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        found = next(iter([*leaves(args), *leaves(kwargs)]), None)
+        returned = next((s for s in rules if s.path == skip.path and s.port == "output"), None)
+        if found is None or returned is None:
+            raise RunStopped(f"{skip.path} cannot be skipped: it takes or returns no tensor")
+        where, tensor = found
+        passed = _passed(
+            skip, rules.get(Site(skip.path, "input", where)), rules[returned], tensor, instrument
+        )
+        return replace_leaf(form, returned.leaf, passed)
+
+    return forward
+
+
+def _passed(
+    skip: Skip, taken: Rule | None, returned: Rule, tensor: torch.Tensor, instrument: Instrument
+) -> torch.Tensor:
+    """What a skipped module hands on: its input, or a value, as its output lies; refused on all alike."""
+    if taken is None or taken.refused or returned.refused:
+        raise RunStopped(f"{skip.path} cannot be skipped: how its input and output lie is not known")
+    if [(d.name, d.size) for d in taken.dims] != [(d.name, d.size) for d in returned.dims]:
+        shapes = (rule.describe().partition("] ")[0] + "]" for rule in (taken, returned))
+        raise RunStopped(f"{skip.path} cannot be skipped: it takes {next(shapes)} and returns {next(shapes)}")
+    alike = taken.lies_like(returned)
+    if alike and skip.value is None:
+        return tensor
+    if isinstance(tensor, DTensor) and not alike:
+        raise RunStopped(f"{skip.path} cannot be skipped: its output lies otherwise than its input")
+    exchange, outcome = instrument.exchange, instrument.outcome
+    well = not outcome.failures and not outcome.stopped
+    layout, whole = exchange.gather(taken, local_of(tensor), well=well)
+    if skip.value is not None:
+        whole = _filled(skip, whole)
+    lies = layout if alike else _layout_of(skip, taken, returned, layout, exchange.extent)
+    own = split(lies, exchange.rank, whole)
+    assert own is not None  # gather() refuses layouts in which a rank holds nothing
+    return like_original(own, tensor)
+
+
+def _filled(skip: Skip, whole: torch.Tensor) -> torch.Tensor:
+    value = torch.as_tensor(skip.value, dtype=whole.dtype, device=whole.device)
+    try:
+        return value.expand(whole.shape).clone()
+    except RuntimeError:
+        shapes = f"{list(value.shape)} does not fit {list(whole.shape)}"
+        raise RunStopped(f"{skip.path} cannot be skipped with this value: {shapes}") from None
+
+
+def _layout_of(skip: Skip, taken: Rule, returned: Rule, layout: Layout, extent: Extent) -> Layout:
+    """How the output lies, where ranks hold whole dims of it or the same parts as of the input."""
+    shapes: list[tuple[int, ...] | None] = []
+    for rank in range(taken.mesh.size):
+        own = layout.local_shape(rank)
+        if own is None:
+            shapes.append(None)
+            continue
+        cut = {s.dim for s in returned.splits if extent.shared_out or not s.rows}
+        if any(s not in taken.splits for s in returned.splits if s.dim in cut):
+            raise RunStopped(f"{skip.path} cannot be skipped: its output lies otherwise than its input")
+        shapes.append(tuple(own[at] if at in cut else n for at, n in enumerate(layout.shape)))
+    return returned.local_layout(shapes, extent)
