@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -124,7 +124,8 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
     """
     from transformers import AutoModelForCausalLM
 
-    options: dict[str, Any] = {}
+    # sizes that do not fit are named below, which the loader's own error does not do
+    options: dict[str, Any] = {"output_loading_info": True, "ignore_mismatched_sizes": True}
     if spec.dtype is not None:
         options["dtype"] = getattr(torch, spec.dtype)
     if spec.attention is not None:
@@ -134,13 +135,45 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
     source = _expanded(spec.source)
     try:
         with _quiet(), told(tell):
-            model = AutoModelForCausalLM.from_pretrained(source, **options).eval()
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            model, info = AutoModelForCausalLM.from_pretrained(source, **options)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, AttributeError) as error:
+        unsaid = isinstance(error, (KeyError, AttributeError))
+        reason = f"{type(error).__name__}: {error}" if unsaid else str(error)
         several = f"\nIf transformers cannot load {spec.mesh}: {BY_HAND}" if len(spec.mesh.axes) > 1 else ""
         msg = f"{spec.source} could not be loaded: {reason}{several}"
         raise ModelError(msg) from None
-    return Loaded(model, _tokenizer(source), spec.mesh, spec.source)
+    check_keys(spec.source, info)
+    return Loaded(model.eval(), _tokenizer(source), spec.mesh, spec.source)
+
+
+def check_keys(source: str, info: Mapping[str, Any]) -> None:
+    """Raise :class:`ModelError` with names unless the checkpoint holds the model's weights and no others.
+
+    ``info``: what the loader reports; tied weights and those the model's class ignores are not in it.
+    """
+    problems = []
+    if info["missing_keys"]:
+        problems.append(f"it lacks {_some(info['missing_keys'])}, which would be random numbers")
+    if info["mismatched_keys"]:
+        shapes = {
+            f"{key} (a rank gets {[*there]}, not {[*here]})" for key, there, here in info["mismatched_keys"]
+        }
+        problems.append(f"it has another shape of {_some(shapes)}")
+    if info["unexpected_keys"]:
+        problems.append(f"it has {_some(info['unexpected_keys'])}, which the model has not")
+    if problems:
+        msg = (
+            f"The weights in {source} are not those of the model that its config.json describes: "
+            f"{'; '.join(problems)}. Correct either, or build the model in a %%flexmodel cell."
+        )
+        raise ModelError(msg)
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    """The first few names in order, and how many more there are."""
+    listed = sorted(names)
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return f"{', '.join(listed[:most])}{more}"
 
 
 SIZES = {"pp": "pp_size", "dp": "dp_replicate_size", "fsdp": "fsdp_size", "tp": "tp_size"}
