@@ -56,6 +56,11 @@ def test_an_order_that_is_not_sure_is_not_given(weights, reason):
     assert reason in spans("mlp.act", *weights)
 
 
+def test_a_weight_that_is_not_in_the_whole_is_named():
+    strange = WeightSplit("mlp.up", 0, 8, (((0, 4),), None), "mlp.up.weight", "rank 1 holds other values")
+    assert spans("mlp.up", strange) == spans("mlp.act", strange) == "rank 1 holds other values"
+
+
 def test_ranks_may_hold_the_parts_the_other_way_round_than_ranks_before_them():
     both = weight("mlp.up", (*HALVES, *SWAPPED))
     assert spans("mlp.act", both) == HALVES

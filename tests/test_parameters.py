@@ -16,6 +16,7 @@ from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import assemble
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.parameters import parameter_layout
+from flexmagic.layout.seen import WeightSplit
 
 TP2, DP2_TP2 = Mesh(("tp",), (2,)), Mesh(("dp", "tp"), (2, 2))
 
@@ -114,6 +115,19 @@ def test_plain_parts_are_whole_if_all_are_the_same():
 def test_plain_parts_that_differ_are_refused(parts):
     with pytest.raises(LayoutError, match="do not say how they join"):
         parameter_layout(TP2, "w", seen(*parts))
+
+
+def test_plain_parts_whose_places_are_known_are_joined():
+    whole = weight(5, 2)
+    spans = (((0, 1), (3, 5)), ((1, 3),))
+    parts = whole[[0, 3, 4]], whole[1:3]
+    layout = parameter_layout(TP2, "w", seen(*parts), (5, 2), [WeightSplit("", 0, 5, spans, "w")])
+    assert torch.equal(assemble(layout, dict(enumerate(parts))), whole)
+    strange = WeightSplit("", 0, 5, (spans[0], None), "w", "rank 1 holds values that are not there")
+    with pytest.raises(
+        LayoutError, match=r"do not say how they join: rank 1 holds values that are not there\."
+    ):
+        parameter_layout(TP2, "w", seen(*parts), (5, 2), [strange])
 
 
 def test_equal_parts_of_a_constant_are_whole_only_where_the_whole_shape_is_known():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import enum
 import functools
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +14,23 @@ from torch import nn
 from flexmagic.layout.layout import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from flexmagic.engine.probe import LocalWeight
 
 
 class Checkpoint:
-    """The safetensors files of a model on disk; nothing is read before it is asked for."""
+    """The safetensors files of a model on disk; nothing is read before it is asked for.
 
-    def __init__(self, folder: str | Path | None) -> None:
+    ``source``: their folder, or the id of a model of which the hub's cache has them.
+    """
+
+    called = "the checkpoint"
+
+    def __init__(self, source: str | Path | None) -> None:
         self._files: dict[str, Path] = {}
-        files = sorted(Path(folder).glob("*.safetensors")) if folder and Path(folder).is_dir() else []
+        folder = _folder(source) if source else None
+        files = sorted(folder.glob("*.safetensors")) if folder is not None else []
         for file in files:
             from safetensors import safe_open
 
@@ -45,8 +55,23 @@ class Checkpoint:
         return torch.as_tensor(found)
 
 
+def _folder(source: str | Path) -> Path | None:
+    """Where a model's files are on this machine, ``None`` if they are not."""
+    if Path(source).is_dir():
+        return Path(source)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(str(source), local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        return None
+
+
 class Unsharded:
     """The weights of the undistributed model that a user's cell can make; made when first asked for."""
+
+    called = "the unsharded form"
 
     def __init__(self, make: Callable[[], nn.Module]) -> None:
         self._make = make
@@ -65,10 +90,18 @@ class Unsharded:
         return self._tensors[name]
 
 
-def spans_in(part: torch.Tensor, whole: torch.Tensor, dim: int) -> tuple[Span, ...] | None:
+class Place(enum.Enum):
+    """Why a part of a weight has no place in the whole."""
+
+    ABSENT = "holds values of {name} that {whole} does not have"
+    TWICE = "holds values of {name} that stand more than once in {whole}"
+
+
+def spans_in(part: torch.Tensor, whole: torch.Tensor, dim: int) -> tuple[Span, ...] | Place:
     """The global spans along ``dim`` that a rank's part of a weight covers, in the order it holds them.
 
-    ``None`` if some slice of it is not in the whole, or stands there more than once.
+    What tells that it has no such place: some slice of it is not in the whole, or stands there more
+    than once.
     """
     mine = _rows(part, dim)
     keys: dict[bytes, int] = {}
@@ -76,9 +109,19 @@ def spans_in(part: torch.Tensor, whole: torch.Tensor, dim: int) -> tuple[Span, .
     for at, row in enumerate(_rows(whole.to(part.dtype), dim)):
         repeated |= {row} & keys.keys()
         keys[row] = at
-    if any(row not in keys or row in repeated for row in mine):
-        return None
+    if any(row not in keys for row in mine):
+        return Place.ABSENT
+    if any(row in repeated for row in mine):
+        return Place.TWICE
     return merged([keys[row] for row in mine])
+
+
+def stands_at(part: torch.Tensor, whole: torch.Tensor, dim: int, spans: Sequence[Span]) -> bool:
+    """Whether a part of a weight is what the whole has at these spans along ``dim``, bit for bit."""
+    if sum(stop - start for start, stop in spans) != part.shape[dim]:
+        return False
+    there = torch.cat([whole.to(part.dtype).narrow(dim, start, stop - start) for start, stop in spans], dim)
+    return _rows(part, dim) == _rows(there, dim)
 
 
 def _rows(tensor: torch.Tensor, dim: int) -> list[bytes]:
@@ -95,3 +138,62 @@ def merged(indices: Sequence[int]) -> tuple[Span, ...]:
         else:
             out.append((at, at + 1))
     return tuple(out)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A rank's part of a weight, the global spans it covers, and why they are not known if they are not."""
+
+    weight: LocalWeight
+    spans: tuple[Span, ...] | None = None
+    why: str = ""
+
+
+def find(
+    weights: Iterable[LocalWeight], parameters: Mapping[str, torch.Tensor], wholes: Checkpoint | Unsharded
+) -> list[Found]:
+    """Look up every plain part of a weight.
+
+    A part that could stand in several places, as that of a bias of zeros, stands where another
+    weight of its module does, if what is there is the same.
+    """
+    first = [_find(weight, parameters, wholes) for weight in weights]
+    return [_beside(found, first, parameters, wholes) for found in first]
+
+
+def _find(
+    weight: LocalWeight, parameters: Mapping[str, torch.Tensor], wholes: Checkpoint | Unsharded
+) -> Found:
+    parameter, whole = parameters.get(weight.name), wholes.shape(weight.name)
+    if weight.place is not None or parameter is None or whole is None or whole[weight.dim] != weight.whole:
+        return Found(weight)
+    local = parameter.detach()
+    others = [n for dim, n in enumerate(local.shape) if dim != weight.dim]
+    if local.is_meta or others != [n for dim, n in enumerate(whole) if dim != weight.dim]:
+        return Found(weight)
+    at = spans_in(local, wholes.tensor(weight.name), weight.dim)
+    if isinstance(at, Place):
+        return Found(weight, None, at.value.format(name=weight.name, whole=wholes.called))
+    return Found(weight, at)
+
+
+def _beside(
+    found: Found,
+    others: Sequence[Found],
+    parameters: Mapping[str, torch.Tensor],
+    wholes: Checkpoint | Unsharded,
+) -> Found:
+    weight = found.weight
+    if not found.why:
+        return found
+    module = weight.name.rpartition(".")[0]
+    near = {
+        other.spans
+        for other in others
+        if other.spans is not None
+        and other.weight.name.rpartition(".")[0] == module
+        and other.weight.whole == weight.whole
+    }
+    local, whole = parameters[weight.name].detach(), wholes.tensor(weight.name)
+    fitting = [spans for spans in near if stands_at(local, whole, weight.dim, spans)]
+    return replace(found, spans=fitting[0], why="") if len(fitting) == 1 else found

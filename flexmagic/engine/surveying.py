@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from flexmagic.engine.checkpoint import Checkpoint, Unsharded, spans_in
+from flexmagic.engine.checkpoint import Checkpoint, Found, Unsharded, find
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
@@ -60,7 +60,7 @@ class _Mine:
     """What one rank contributes."""
 
     seen: dict[Site, Seen]
-    weights: list[tuple[LocalWeight, tuple[Span, ...] | None]]
+    weights: list[Found]
     overwritten: set[Site]
     owning: frozenset[str]
     called: dict[str, list[str]]
@@ -166,7 +166,7 @@ def _look(
     wholes: Checkpoint | Unsharded = Checkpoint(loaded.folder)
     if loaded.unsharded is not None and twin is not None and twin.elements <= SMALL:
         wholes = Unsharded(loaded.unsharded)
-    weights = [(weight, _positions(weight, loaded.model, wholes)) for weight in notes.weights.values()]
+    weights = find(notes.weights.values(), parameters_of(loaded.model), wholes)
     return _Mine(
         notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called,
         dims, standing(loaded.model), frozenset(unsteady),
@@ -193,23 +193,6 @@ def _look_again(
 
     observe(model, lambda: model(**more), look)
     return dims, unsteady
-
-
-def _positions(
-    weight: LocalWeight, model: nn.Module, wholes: Checkpoint | Unsharded
-) -> tuple[Span, ...] | None:
-    """Where a plain local weight stands in the whole one; ``None`` if that cannot be told."""
-    if weight.place is not None:
-        return None
-    parameter = parameters_of(model).get(weight.name)
-    whole = wholes.shape(weight.name)
-    if parameter is None or whole is None or whole[weight.dim] != weight.whole:
-        return None
-    local = parameter.detach()
-    others = [n for dim, n in enumerate(local.shape) if dim != weight.dim]
-    if local.is_meta or others != [n for dim, n in enumerate(whole) if dim != weight.dim]:
-        return None
-    return spans_in(local, wholes.tensor(weight.name), weight.dim)
 
 
 def _owning(model: nn.Module) -> frozenset[str]:
@@ -273,20 +256,21 @@ def _stood_in(path: str, called: Mapping[str, list[str]], absent: frozenset[str]
     return inside is not None and _stood_in(inside[end], called, absent, end)
 
 
-def _joined(per_rank: list[list[tuple[LocalWeight, tuple[Span, ...] | None]]]) -> list[WeightSplit]:
+def _joined(per_rank: list[list[Found]]) -> list[WeightSplit]:
     """Each split weight once, with the spans that every rank holds."""
-    by_key: dict[tuple[str, int], dict[int, tuple[LocalWeight, tuple[Span, ...] | None]]] = {}
+    by_key: dict[tuple[str, int], dict[int, Found]] = {}
     for rank, weights in enumerate(per_rank):
-        for weight, spans in weights:
-            by_key.setdefault((weight.name, weight.dim), {})[rank] = weight, spans
+        for found in weights:
+            by_key.setdefault((found.weight.name, found.weight.dim), {})[rank] = found
     out = []
     for (name, dim), held in by_key.items():
-        whole = next(iter(held.values()))[0].whole
-        by_place = _by_place({rank: weight for rank, (weight, _) in held.items()})
+        whole = next(iter(held.values())).weight.whole
+        by_place = _by_place({rank: found.weight for rank, found in held.items()})
         parts: list[tuple[Span, ...] | None] = [()] * len(per_rank)
-        for rank, (_, known) in held.items():
-            parts[rank] = known or by_place.get(rank)
-        out.append(WeightSplit(name.rpartition(".")[0], dim, whole, tuple(parts), name))
+        for rank, found in held.items():
+            parts[rank] = found.spans or by_place.get(rank)
+        why = next((f"rank {rank} {found.why}" for rank, found in held.items() if found.why), "")
+        out.append(WeightSplit(name.rpartition(".")[0], dim, whole, tuple(parts), name, why))
     return out
 
 

@@ -51,6 +51,9 @@ def spans_by_weights(site: Site, cut: Cut, weights: Sequence[WeightSplit]) -> Sp
     odd_ones = [w for w in near_by if not _plain(w)]
     if ascending and all(w.whole != length and _fused(w, near_by) for w in odd_ones):
         return tuple(contiguous_spans(list(cut.sizes)))
+    found = next((w.why for w in odd_ones if w.why), "")
+    if found:
+        return found
     odd = ", ".join(sorted({w.module for w in odd_ones} or {w.module for w in near_by}))
     return f"the weights of {odd} are not split in plain rank order"
 

@@ -32,7 +32,7 @@ def parameter_layout(
         msg = f"Some ranks hold {name} as a DTensor and others as a plain tensor."
         raise LayoutError(msg)
     if first.distributed is None:
-        return _in_parts(mesh, parts, whole, held) or _of_plain(mesh, name, parts, whole)
+        return _in_parts(mesh, parts, whole, held) or _of_plain(mesh, name, parts, whole, held)
     dims = tuple(Dim(f"dim{at}") for at in range(len(first.shape)))
     found = from_distributed(Decision(ranks, dims, first.dtype), parts)
     if found.refused:
@@ -61,14 +61,21 @@ def _in_parts(
     return Layout(whole, names, next(iter(parts.values())).dtype, mesh, tuple(blocks))
 
 
-def _of_plain(mesh: Mesh, name: str, parts: Mapping[int, Seen], whole: tuple[int, ...] | None) -> Layout:
+def _of_plain(
+    mesh: Mesh,
+    name: str,
+    parts: Mapping[int, Seen],
+    whole: tuple[int, ...] | None,
+    held: Sequence[WeightSplit],
+) -> Layout:
     """The layout of plain tensors: they are the whole if all are the same and nothing is missing."""
     first = next(iter(parts.values()))
+    why = next((f": {split.why}" for split in held if split.why), "")
     if any(part.dtype != first.dtype or not same(first, part) for part in parts.values()):
-        msg = f"The ranks hold different values of {name} and do not say how they join."
+        msg = f"The ranks hold different values of {name} and do not say how they join{why}."
         raise LayoutError(msg)
     if whole is not None and first.shape != whole:
-        msg = f"The ranks hold {first.shape} of {name}, which is {whole}, and do not say how they join."
+        msg = f"The ranks hold {first.shape} of {name}, which is {whole}, and do not say how they join{why}."
         raise LayoutError(msg)
     data_only = all(n == 1 or axis in DATA_AXES for axis, n in zip(mesh.axes, mesh.shape, strict=True))
     if whole is None and first.constant and len(parts) > 1 and not data_only:

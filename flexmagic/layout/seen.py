@@ -78,7 +78,8 @@ class WeightSplit:
     """How one weight of a module is split along ``dim``, of the whole length ``whole``.
 
     ``name``: the parameter's whole name. ``spans``: per rank the global spans that it holds; ``None``
-    where that is not known, and empty for a rank that has no such weight.
+    where that is not known, and empty for a rank that has no such weight. ``why``: what keeps some
+    rank's from being known, where that was found.
     """
 
     module: str
@@ -86,6 +87,7 @@ class WeightSplit:
     whole: int
     spans: tuple[tuple[Span, ...] | None, ...]
     name: str = ""
+    why: str = ""
 
 
 def same(a: Seen, b: Seen) -> bool:

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flexmagic import ModelError
+from flexmagic import LayoutError, ModelError
 
 from .conftest import MODEL, PROMPT, relative
 
@@ -71,3 +71,53 @@ def test_names_that_need_not_be_there_are_not_missed(session, tmp_path, axis, id
     session.load(tmp_path, **{axis: 2})
     with torch.no_grad():
         assert relative(session.run(ids).logits.torch(), one(ids, use_cache=False).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("change", ["zeros", "strange"])
+def test_plain_parts_are_looked_up_in_the_unsharded_form(session, change):
+    def build(rank, world_size, mesh, **_):
+        import torch
+        from torch import nn
+
+        class Columns(nn.Module):
+            def __init__(self, linear):
+                super().__init__()
+                self.weight = nn.Parameter(linear.weight.detach()[rank::world_size].clone())
+                self.bias = nn.Parameter(linear.bias.detach()[rank::world_size].clone())
+
+            def forward(self, x):
+                return nn.functional.linear(x, self.weight, self.bias)
+
+        class Model(nn.Module):
+            def __init__(self):
+                super().__init__()
+                torch.manual_seed(0)
+                self.up = nn.Linear(4, 6)
+                nn.init.zeros_(self.up.bias)
+
+            def forward(self, x):
+                return self.up(x).sum(-1) * 0 + x.sum(-1)
+
+        model = Model()
+        if mesh is not None:
+            model.up = Columns(model.up)
+            if change == "strange" and rank:
+                with torch.no_grad():
+                    model.up.weight += 1
+        return model
+
+    whole = build(0, 1, None)
+    session.load(build, unsharded=lambda: build(0, 1, None))
+    x = torch.randn(3, 4)
+    run = session.run({"x": x}, capture=["up"])
+    if change == "zeros":
+        with torch.no_grad():
+            assert relative(run["up"].torch(), whole.up(x)) <= 1e-5
+        for name, parameter in whole.named_parameters():
+            assert torch.equal(session.model.parameter(name), parameter.detach())
+        return
+    said = r"rank 1 holds values of up\.weight that the unsharded form does not have"
+    with pytest.raises(LayoutError, match=said):
+        run["up"]
+    with pytest.raises(LayoutError, match=said):
+        session.model.parameter("up.weight")
