@@ -69,7 +69,8 @@ def strided(dim, factor):
         ((strided(0, 2), strided(0, 2), Shard(0)), (4, 3, 2), {0: [2, 0, 1]}),
         ((strided(0, 6), strided(0, 2), Shard(0)), (4, 3, 2), {0: [2, 1, 0]}),
         ((strided(0, 3), Shard(0)), (2, 2), None),
-        ((strided(0, 2), Shard(1)), (2, 2), None),
+        ((strided(0, 2), Shard(0), Shard(0)), (2, 3, 3), None),
+        ((strided(0, 2), Shard(1)), (2, 2), {1: [1], 0: [0]}),
         ((Partial(), Replicate()), (2, 2), {}),
     ],
 )

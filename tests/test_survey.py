@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.distributed.tensor.placement_types import Partial, Replicate, Shard
+from torch.distributed.tensor.placement_types import Partial, Replicate, Shard, _StridedShard
 
 from flexmagic.engine.probe import note
 from flexmagic.errors import LayoutError
@@ -424,6 +424,19 @@ def test_a_dtensor_says_itself_how_it_lies():
         parts = w.chunk(2, dim)
         rule = of_dtensor((2, 2), (Shard(dim), Replicate()), (B, S, 8), [parts[0]] * 2 + [parts[1]] * 2)
         assert torch.equal(joined(rule, [parts[0]] * 2 + [parts[1]] * 2), w)
+
+
+def test_a_dtensor_may_have_pieces_of_several_groups_of_what_the_input_does_not_change():
+    w = values()
+    gates, ups = w[..., :4].chunk(2, -1), w[..., 4:].chunk(2, -1)
+    pieces = [torch.cat(pair, -1) for pair in zip(gates, ups, strict=True)]
+    rule = of_dtensor((2,), (_StridedShard(2, split_factor=2),), (B, S, 8), pieces)
+    assert torch.equal(joined(rule, pieces), w)
+    rows = [w[:, [0, 1, 4, 5]], w[:, [2, 3, 6, 7]]]
+    by_position = of_dtensor((2,), (_StridedShard(1, split_factor=2),), (B, S, 8), rows)
+    assert "a dim that follows the input" in by_position.refused
+    odd = of_dtensor((2,), (_StridedShard(2, split_factor=3),), (B, S, 8), list(w.chunk(2, -1)))
+    assert "3 groups of 2 equal pieces" in odd.refused
 
 
 def test_a_dtensor_is_named_by_its_whole_even_where_only_parts_were_seen():

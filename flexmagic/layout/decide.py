@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from torch.distributed.tensor.placement_types import Partial, Placement, Replicate
@@ -10,7 +10,7 @@ from torch.distributed.tensor.placement_types import Partial, Placement, Replica
 from flexmagic.layout.dims import Dim
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.order import Cut, Spans, spans_by_weights
-from flexmagic.layout.placement import cut_order, dim_cut
+from flexmagic.layout.placement import cut_order, dim_cut, grouped_cuts
 from flexmagic.layout.rule import Rule, Split
 from flexmagic.layout.seen import Distributed, Probe, Seen, WeightSplit, leaders, near, same
 from flexmagic.layout.sites import Site
@@ -194,9 +194,26 @@ def from_distributed(base: Decision, here: Mapping[int, Seen], groups: Sequence[
     wholes = {note.ranks: note.whole for note in notes.values()}  # other rows may be more or fewer
     untrue = (_untrue(whole, {r: here[r] for r in ranks}, places) for ranks, whole in wholes.items())
     reason = next(filter(None, untrue), "") or _unequal(here, places, addends, () if across else groups)
-    if reason:
-        return replace(base, refused=reason)
-    return replace(base, places=places, addends=addends, how="DTensor", across_groups=across)
+    spans, uneven = _of_groups(first, wholes.values(), places)
+    if reason or uneven:
+        return replace(base, refused=reason or uneven)
+    return replace(base, places=places, spans=spans, addends=addends, how="DTensor", across_groups=across)
+
+
+def _of_groups(
+    first: Distributed, wholes: Iterable[tuple[int, ...]], places: Mapping[int, Mapping[int, int]]
+) -> tuple[dict[int, Spans], str]:
+    """The spans along dims of which every rank holds a piece of several groups; or why they are not known."""
+    out: dict[int, Spans] = {}
+    for dim, groups in grouped_cuts(first.placements).items():
+        lengths, ranks = {whole[dim] for whole in wholes}, len(set(places[dim].values()))
+        length = lengths.pop()
+        each, rest = divmod(length, groups * ranks)
+        if lengths or rest:
+            return {}, f"its {length} entries along dim {dim} are not {groups} groups of {ranks} equal pieces"
+        starts = range(0, length, each * ranks)
+        out[dim] = tuple(tuple((at + n * each, at + (n + 1) * each) for at in starts) for n in range(ranks))
+    return out, ""
 
 
 def _is_copy_or_sum(placement: Placement) -> bool:

@@ -62,12 +62,25 @@ def cut_order(placements: Sequence[Placement], mesh_shape: Sequence[int]) -> dic
         if cut is None:
             continue
         axes = order.setdefault(cut, [])
+        if cut in grouped_cuts(placements):
+            axes.append(axis)
+            continue
         wanted = getattr(placements[axis], "split_factor", 1)
         before = [math.prod(mesh_shape[a] for a in axes[:at]) for at in range(len(axes) + 1)]
         if wanted not in before:
             return None
         axes.insert(before.index(wanted), axis)
     return order
+
+
+def grouped_cuts(placements: Sequence[Placement]) -> dict[int, int]:
+    """By dim that only one axis cuts: into how many groups it was cut before, if there are several.
+
+    A rank then holds its piece of every group, as of the two projections fused into one weight.
+    """
+    cuts = [dim_cut(placement) for placement in placements]
+    factors = {cut: getattr(p, "split_factor", 1) for p, cut in zip(placements, cuts, strict=True)}
+    return {dim: n for dim, n in factors.items() if dim is not None and n > 1 and cuts.count(dim) == 1}
 
 
 def dim_cut(placement: Placement) -> int | None:

@@ -126,11 +126,16 @@ def _of_distributed(
     if decision.refused or whole is None or len(whole) != len(whole_shape):
         # without an unsharded form the dims were named after one rank's part
         dims = zip(base.dims, whole_shape, strict=True)
-        return replace(decision, dims=tuple(Dim(d.name, None if d.size is None else n) for d, n in dims))
-    if any(dim.size not in (None, n) for dim, n in zip(whole, whole_shape, strict=True)):
+        whole = tuple(Dim(d.name, None if d.size is None else n) for d, n in dims)
+    elif any(dim.size not in (None, n) for dim, n in zip(whole, whole_shape, strict=True)):
         sizes = tuple(dim.name if dim.size is None else dim.size for dim in whole)
         return replace(decision, refused=f"its DTensor says {whole_shape}, the unsharded model {sizes}")
+    if any(whole[dim].size is None for dim in decision.spans):
+        decision = replace(decision, refused=GROUPS)
     return replace(decision, dims=whole)
+
+
+GROUPS = "its DTensor has pieces of several groups along a dim that follows the input"
 
 
 def _without_a_shape(base: Decision, site: Site, here: Mapping[int, Seen], evidence: Evidence) -> Decision:
