@@ -8,15 +8,17 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from flexmagic.engine.checkpoint import merged
 from flexmagic.engine.probe import note
 from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import assemble
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.parameters import parameter_layout
-from flexmagic.layout.seen import WeightSplit
+from flexmagic.layout.seen import Distributed, WeightSplit
 
 TP2, DP2_TP2 = Mesh(("tp",), (2,)), Mesh(("dp", "tp"), (2, 2))
 
@@ -77,6 +79,34 @@ def test_what_torch_distributes_is_joined(shape, mesh, placements):
     assert any(local.shape != whole.shape for local, _ in made.values())
 
 
+@pytest.mark.parametrize(("ranks", "groups", "length"), [(2, 2, 8), (3, 2, 12), (4, 3, 24)])
+@pytest.mark.parametrize("dim", [0, 1])
+def test_pieces_of_several_groups_are_joined(ranks, groups, length, dim):
+    """As where two projections are fused into one weight: a rank has its piece of each."""
+    whole = weight(length, 3) if dim == 0 else weight(3, length)
+    ours = Mesh(("tp",), (ranks,))
+
+    def make():
+        mesh = init_device_mesh("cpu", (ranks,))
+        pieces = (
+            whole.unflatten(dim, (groups, ranks, -1)).select(dim + 1, dist.get_rank()).flatten(dim, dim + 1)
+        )
+        placement = _StridedShard(dim, split_factor=groups)
+        return DTensor.from_local(pieces, mesh, [placement], shape=whole.shape, stride=whole.stride())
+
+    made = on_each_rank(ours, make)
+    layout, joined = whole_of(ours, made)
+    assert torch.equal(joined, whole)
+    assert all(len(block[dim]) == groups for block in layout.blocks)
+    if ranks == 2:
+        local, said = made[0]
+        longer = tuple(n + 1 if at == dim else n for at, n in enumerate(whole.shape))
+        odd = replace(said, distributed=replace(said.distributed, whole=longer))
+        with pytest.raises(LayoutError, match=r"do not add up|different placements"):
+            parameter_layout(ours, "w", {0: odd, 1: made[1][1]})
+        assert local.shape != whole.shape
+
+
 @pytest.mark.parametrize("rows", [8, 6, 7])
 @pytest.mark.parametrize("dim", [0, 1])
 def test_what_is_sharded_on_top_of_tensor_parallelism_is_joined(rows, dim):
@@ -95,6 +125,37 @@ def test_what_is_sharded_on_top_of_tensor_parallelism_is_joined(rows, dim):
     if dim == 0:
         places = [seen.distributed.placements for _, seen in made.values()]
         assert type(places[0][0]).__name__ == "_StridedShard"  # what makes the order unlike the mesh's
+
+
+@pytest.mark.parametrize("rows", [(6, 5), (1, 3), (4, 4)])
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_plain_parts_that_are_sharded_once_more_are_joined(rows, dim, interleaved):
+    own, other = rows if dim == 0 else (4, 4)
+    whole = weight(own + other if dim == 0 else 5, 4 if dim == 0 else 8)
+    length = whole.shape[dim]
+    order = [*range(0, length, 2), *range(1, length, 2)] if interleaved else [*range(length)]
+    mine = order[:own], order[own:]
+    spans = [merged(indices) for indices in mine]
+    made = {}
+    for tp in range(2):
+        part = whole.index_select(dim, torch.tensor(mine[tp]))
+        for fsdp, piece in enumerate(_chunks(part)):
+            said = Distributed((Shard(0),), tuple(part.shape), (2,), (fsdp,), (tp, 2 + tp))
+            made[2 * fsdp + tp] = piece, replace(note(piece, piece), distributed=said)
+    held = [WeightSplit("", dim, length, (*spans, *spans), "w")]
+    parts = {rank: seen for rank, (_, seen) in made.items()}
+    layout = parameter_layout(DP2_TP2, "w", parts, tuple(whole.shape), held)
+    assert torch.equal(assemble(layout, {rank: local for rank, (local, _) in made.items()}), whole)
+    for nothing in ([], [WeightSplit("", dim, length, (*spans, None, spans[1]), "w", "rank 2 is odd")]):
+        with pytest.raises(LayoutError, match="do not say how they join"):
+            parameter_layout(DP2_TP2, "w", parts, tuple(whole.shape), nothing)
+
+
+def _chunks(part):
+    """A tensor's two shards along dim 0, as DTensor cuts it: the second may be shorter, or empty."""
+    at = -(-len(part) // 2)
+    return part[:at], part[at:]
 
 
 def seen(*tensors):

@@ -2,6 +2,7 @@
 
 import torch
 
+from flexmagic.engine.checkpoint import Checkpoint
 from flexmagic.engine.probe import Notes
 from flexmagic.engine.rows import copies_of_a_row, rows_from, with_a_row_more
 from flexmagic.layout.sites import Site
@@ -32,7 +33,7 @@ def test_rows_that_are_not_there_are_made_of_values_that_are():
 
 def steady(function):
     """Whether what a function of rows gives is seen to follow each row alone."""
-    notes = Notes({})
+    notes = Notes({}, Checkpoint(None))
     rows = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0))
     notes(SITE, function(rows[[0, 0]]))
     return notes.begins_as(SITE, function(rows), 3)

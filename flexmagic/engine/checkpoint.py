@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 import functools
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +13,7 @@ from torch import nn
 from flexmagic.layout.layout import Span
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
-
-    from flexmagic.engine.probe import LocalWeight
+    from collections.abc import Callable, Sequence
 
 
 class Checkpoint:
@@ -125,7 +122,8 @@ def stands_at(part: torch.Tensor, whole: torch.Tensor, dim: int, spans: Sequence
 
 
 def _rows(tensor: torch.Tensor, dim: int) -> list[bytes]:
-    flat = tensor.detach().cpu().movedim(dim, 0).reshape(tensor.shape[dim], -1).contiguous()
+    own = tensor.detach().to("cpu", copy=True)  # numpy keeps what it shares from being resized, as FSDP does
+    flat = own.movedim(dim, 0).reshape(tensor.shape[dim], -1).contiguous()
     return [bytes(row) for row in flat.view(torch.uint8).numpy()]
 
 
@@ -138,62 +136,3 @@ def merged(indices: Sequence[int]) -> tuple[Span, ...]:
         else:
             out.append((at, at + 1))
     return tuple(out)
-
-
-@dataclass(frozen=True)
-class Found:
-    """A rank's part of a weight, the global spans it covers, and why they are not known if they are not."""
-
-    weight: LocalWeight
-    spans: tuple[Span, ...] | None = None
-    why: str = ""
-
-
-def find(
-    weights: Iterable[LocalWeight], parameters: Mapping[str, torch.Tensor], wholes: Checkpoint | Unsharded
-) -> list[Found]:
-    """Look up every plain part of a weight.
-
-    A part that could stand in several places, as that of a bias of zeros, stands where another
-    weight of its module does, if what is there is the same.
-    """
-    first = [_find(weight, parameters, wholes) for weight in weights]
-    return [_beside(found, first, parameters, wholes) for found in first]
-
-
-def _find(
-    weight: LocalWeight, parameters: Mapping[str, torch.Tensor], wholes: Checkpoint | Unsharded
-) -> Found:
-    parameter, whole = parameters.get(weight.name), wholes.shape(weight.name)
-    if weight.place is not None or parameter is None or whole is None or whole[weight.dim] != weight.whole:
-        return Found(weight)
-    local = parameter.detach()
-    others = [n for dim, n in enumerate(local.shape) if dim != weight.dim]
-    if local.is_meta or others != [n for dim, n in enumerate(whole) if dim != weight.dim]:
-        return Found(weight)
-    at = spans_in(local, wholes.tensor(weight.name), weight.dim)
-    if isinstance(at, Place):
-        return Found(weight, None, at.value.format(name=weight.name, whole=wholes.called))
-    return Found(weight, at)
-
-
-def _beside(
-    found: Found,
-    others: Sequence[Found],
-    parameters: Mapping[str, torch.Tensor],
-    wholes: Checkpoint | Unsharded,
-) -> Found:
-    weight = found.weight
-    if not found.why:
-        return found
-    module = weight.name.rpartition(".")[0]
-    near = {
-        other.spans
-        for other in others
-        if other.spans is not None
-        and other.weight.name.rpartition(".")[0] == module
-        and other.weight.whole == weight.whole
-    }
-    local, whole = parameters[weight.name].detach(), wholes.tensor(weight.name)
-    fitting = [spans for spans in near if stands_at(local, whole, weight.dim, spans)]
-    return replace(found, spans=fitting[0], why="") if len(fitting) == 1 else found

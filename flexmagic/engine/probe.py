@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.distributed.tensor.placement_types import Shard
 
+from flexmagic.engine.checkpoint import Checkpoint, Unsharded
 from flexmagic.engine.tensors import dtype_name, leaves, local_of
 from flexmagic.engine.tree import modules_of, unwrapped
+from flexmagic.engine.weights import Found, find, local_weights
 from flexmagic.layout.seen import Distributed, Seen, same
 from flexmagic.layout.sites import Site
 
@@ -62,41 +63,35 @@ def observe(model: nn.Module, call: Callable[[], Any], look: Look, enter: Enter 
             handle.remove()
 
 
-@dataclass(frozen=True)
-class LocalWeight:
-    """A rank's part of one split weight while a forward uses it, along one dim of it.
-
-    ``place``: the number of the part as a DTensor says it, ``None`` for a plain tensor.
-    """
-
-    name: str
-    dim: int
-    size: int
-    whole: int
-    place: int | None
-
-
 class Notes:
     """What one rank sees in the probe: a :class:`Seen` per site, its weights, what gets overwritten.
 
-    ``called``: for each module, which of its children it called, in order.
+    ``called``: for each module, which of its children it called, in order. ``whole``: the shapes of
+    the unsharded model's parameters; ``wholes``: where to look up their values.
     """
 
-    def __init__(self, whole: Mapping[str, tuple[int, ...]]) -> None:
+    def __init__(self, whole: Mapping[str, tuple[int, ...]], wholes: Checkpoint | Unsharded) -> None:
         self.seen: dict[Site, Seen] = {}
-        self.weights: dict[tuple[str, int], LocalWeight] = {}
+        self.weights: dict[tuple[str, int], Found] = {}
         self.called: dict[str, list[str]] = {}
-        self._whole = whole
+        self._whole, self._wholes = whole, wholes
         self._tensors: dict[Site, tuple[torch.Tensor, int]] = {}
 
     def enter(self, path: str, module: nn.Module) -> None:
         """Note a module's own weights as it is about to use them, and that its parent called it."""
         if path:
             self.called.setdefault(path.rpartition(".")[0], []).append(path)
-        for name, parameter in unwrapped(module).named_parameters(recurse=False):
-            full = f"{path}.{name}" if path else name
-            for weight in local_weights(full, parameter, self._whole.get(full)):
-                self.weights.setdefault((full, weight.dim), weight)
+        own = unwrapped(module).named_parameters(recurse=False)
+        parameters = {f"{path}.{name}" if path else name: parameter for name, parameter in own}
+        weights = [
+            weight
+            for name, parameter in parameters.items()
+            for weight in local_weights(name, parameter, self._whole.get(name))
+            if (name, weight.dim) not in self.weights
+        ]
+        # now, as what shards weights at rest takes them away again after the forward
+        for found in find(weights, parameters, self._wholes):
+            self.weights[found.weight.name, found.weight.dim] = found
 
     def __call__(self, site: Site, tensor: torch.Tensor) -> None:
         """Note a site's tensor; of a module called often only the first few calls."""
@@ -135,34 +130,6 @@ class Notes:
             for site, (tensor, version) in self._tensors.items()
             if tensor._version != version  # noqa: SLF001
         }
-
-
-def local_weights(name: str, parameter: torch.Tensor, whole: tuple[int, ...] | None) -> Iterator[LocalWeight]:
-    """The dims along which a rank holds only a part of a parameter.
-
-    ``whole``: the parameter's shape in the unsharded model, where that is known.
-    """
-    local, full = parameter.shape, whole
-    if isinstance(parameter, DTensor):
-        local, full = parameter.to_local().shape, tuple(parameter.shape)
-    for dim, (size, length) in enumerate(zip(local, full or local, strict=False)):
-        if size != length:
-            yield LocalWeight(name, dim, size, length, _place(parameter, dim))
-
-
-def _place(parameter: torch.Tensor, dim: int) -> int | None:
-    if not isinstance(parameter, DTensor):
-        return None
-    place, coordinate = 0, parameter.device_mesh.get_coordinate()
-    assert coordinate is not None  # this rank holds a part of it
-    for axis, placement in enumerate(parameter.placements):
-        if placement.is_shard(dim):
-            if type(placement) is not Shard:
-                return None
-            place = place * parameter.device_mesh.size(axis) + coordinate[axis]
-        elif placement.is_partial():
-            return None
-    return place
 
 
 def note(local: torch.Tensor, original: torch.Tensor) -> Seen:

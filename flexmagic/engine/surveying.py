@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from flexmagic.engine.checkpoint import Checkpoint, Found, Unsharded, find
+from flexmagic.engine.checkpoint import Checkpoint, Unsharded
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.pipeline import Standing, cuts_batches, standing, whole_batches
-from flexmagic.engine.probe import LocalWeight, Notes, observe
+from flexmagic.engine.probe import Notes, observe
 from flexmagic.engine.rows import (
     batch_of,
     copies_of_a_row,
@@ -27,6 +27,7 @@ from flexmagic.engine.rows import (
 from flexmagic.engine.tensors import local_of
 from flexmagic.engine.tree import parameters_of
 from flexmagic.engine.twin import Twin, probe_inputs, twin_of
+from flexmagic.engine.weights import Found, LocalWeight
 from flexmagic.errors import ModelError
 from flexmagic.layout.dims import Dim, follow_rows
 from flexmagic.layout.layout import Span, contiguous_spans
@@ -153,7 +154,10 @@ def _look(
     loaded: Loaded, arguments: Mapping[str, Any], more: Mapping[str, Any] | None, twin: Twin | None
 ) -> _Mine:
     """Make one forward, and another with ``more`` rows where that is asked for, and return the notes."""
-    notes = Notes(twin.parameters if twin else {})
+    wholes: Checkpoint | Unsharded = Checkpoint(loaded.folder)
+    if loaded.unsharded is not None and twin is not None and twin.elements <= SMALL:
+        wholes = Unsharded(loaded.unsharded)
+    notes = Notes(twin.parameters if twin else {}, wholes)
     try:
         with whole_batches(loaded.model):
             observe(loaded.model, lambda: loaded.model(**arguments), notes, notes.enter)
@@ -163,12 +167,8 @@ def _look(
     except Exception as error:  # noqa: BLE001 - whatever the user's model raises, all ranks must hear of it
         problem = f"{type(error).__name__}: {error}"
         return _Mine({}, [], set(), frozenset(), {}, {}, None, error=problem)
-    wholes: Checkpoint | Unsharded = Checkpoint(loaded.folder)
-    if loaded.unsharded is not None and twin is not None and twin.elements <= SMALL:
-        wholes = Unsharded(loaded.unsharded)
-    weights = find(notes.weights.values(), parameters_of(loaded.model), wholes)
     return _Mine(
-        notes.seen, weights, notes.overwritten(), _owning(loaded.model), notes.called,
+        notes.seen, list(notes.weights.values()), notes.overwritten(), _owning(loaded.model), notes.called,
         dims, standing(loaded.model), frozenset(unsteady),
     )  # fmt: skip
 
