@@ -78,3 +78,21 @@ def test_addends_must_add_up_in_every_group():
     found = settled(decision, [a, b, c, d], [a + b, a + b, c + d, c + d], groups)
     assert found.addends == {0: 0, 1: 1, 2: 0, 3: 1}
     assert settled(decision, [a, b, c, d], [a + b, a + b, c - d, c - d], groups).refused == "open"
+
+
+def test_a_sum_may_be_held_with_rows_and_positions_in_two_dims_instead_of_one():
+    a, b = values(1), values(2)
+    flat = (Dim("batch·seq"), DIMS[2])
+
+    def found(whole, whole_dims=DIMS):
+        decided = {
+            PIECE: Decision((0, 1), flat, "float32", open=-1, refused="open"),
+            WHOLE: Decision((0, 1), whole_dims, "float32"),
+        }
+        seen = [{PIECE: note(p.flatten(0, 1), p), WHOLE: note(whole, whole)} for p in (a, b)]
+        return settle(decided, seen, Probe((0, 0), (2,), 4))[PIECE]
+
+    assert found(a + b).addends == {0: 0, 1: 1}
+    assert found(a - b).refused == "open"
+    assert found((a + b).transpose(0, 1), (DIMS[1], DIMS[0], DIMS[2])).refused == "open"
+    assert found((a + b).transpose(0, 1)).refused == "open"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from flexmagic.layout.decide import Decision
+from flexmagic.layout.dims import Dim
 from flexmagic.layout.order import Spans, positions
 from flexmagic.layout.seen import Probe, Seen, Vector, leaders, near
 from flexmagic.layout.sites import Site
@@ -100,7 +102,7 @@ def _as_sum(site: Site, decision: Decision, decided: Decided, seen: All, probe: 
         tuple(tuple(leaders([seen[rank][site] for rank in ranks])) for ranks in groups),
     }
     for other, its in decided.items():
-        if other == site or its.refused or its.addends or its.dims != decision.dims:
+        if other == site or its.refused or its.addends or _flat(its.dims) != _flat(decision.dims):
             continue
         fitting = [
             numbers
@@ -118,6 +120,12 @@ def _as_sum(site: Site, decision: Decision, decided: Decided, seen: All, probe: 
     return decision
 
 
+def _flat(dims: Sequence[Dim]) -> tuple[Dim, ...]:
+    """The dims with rows and positions in one, where they stand in two that follow each other."""
+    apart = tuple(dims[:2]) == (Dim("batch"), Dim("seq"))
+    return (Dim("batch·seq"), *dims[2:]) if apart else tuple(dims)
+
+
 def _is_sum(site: Site, ranks: Sequence[int], other: Site, its: Decision, seen: All) -> bool:
     """Whether what ranks hold adds up to what another site holds, whole or along the dim it is cut."""
     pieces = [seen[rank][site] for rank in ranks]
@@ -127,8 +135,10 @@ def _is_sum(site: Site, ranks: Sequence[int], other: Site, its: Decision, seen: 
     if its.whole_everywhere:
         whole = seen[ranks[0]][other]
         total = _added([piece.fingerprint for piece in pieces])
-        return whole.shape == pieces[0].shape and near(total, whole.fingerprint, max(norm, whole.norm))
-    if len(its.places) != 1:
+        # what is projected is flat, so that rows and positions in one dim or in two are the same
+        alike = math.prod(whole.shape) == math.prod(pieces[0].shape)
+        return alike and near(total, whole.fingerprint, max(norm, whole.norm))
+    if len(its.places) != 1 or any(len(seen[rank][other].shape) != len(pieces[0].shape) for rank in ranks):
         return False
     ((dim, place),) = its.places.items()
     wanted = _joined_slices(
