@@ -69,17 +69,18 @@ def twin_of(
 ) -> Twin | None:
     """Run the model's unsharded form on fake tensors, twice, with inputs of different size.
 
-    ``unsharded`` makes it; without that, a model that can be built from its configuration alone is.
+    ``unsharded`` makes it; without that, or if that cannot do without data, as when it reads a
+    checkpoint, a model that can be built from its configuration alone is.
     ``None`` for any other, or for one that cannot be run without data.
     """
     inner = unwrapped(model)
-    config = getattr(inner, "config", None)
-    if unsharded is None and (config is None or probe_inputs(inner, 1, 1) is None):
-        return None
-    # the shapes are the same in any dtype, but some operations know their fake form in one dtype only
-    for dtype in (torch.bfloat16, torch.float32) if unsharded is None else (torch.get_default_dtype(),):
+    ways = [] if unsharded is None else [(unsharded, torch.get_default_dtype())]
+    if getattr(inner, "config", None) is not None and probe_inputs(inner, 1, 1) is not None:
+        # the shapes are the same in any dtype, but some operations know their fake form in one dtype only
+        ways += [(_from_config(model), dtype) for dtype in (torch.bfloat16, torch.float32)]
+    for make, dtype in ways:
         try:
-            return _run_fake(unsharded or _from_config(model), dtype, arguments)
+            return _run_fake(make, dtype, arguments)
         except Exception as error:  # noqa: BLE001 - any model may do anything; without a twin sites are refused
             _log.debug("no unsharded form of %s in %s: %s", type(inner).__name__, dtype, error)
     return None
