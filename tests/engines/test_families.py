@@ -8,22 +8,10 @@ from flexmagic import ModelError, Session
 from flexmagic.engine.probe import observe
 
 from .conftest import MODEL, PROMPT, relative
+from .matrix.models import SMALL, made
 
 pytestmark = pytest.mark.engines
 
-SMALL = {
-    "hidden_size": 64,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "intermediate_size": 172,
-    "vocab_size": 203,
-    "num_hidden_layers": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 FAMILIES = {
     "llama, odd width, biases": (
         "llama",
@@ -37,7 +25,7 @@ FAMILIES = {
     "qwen3, norms on heads": ("qwen3", {"head_dim": 8}, set()),
     "mixtral, experts": (
         "mixtral",
-        {"intermediate_size": 176, "num_local_experts": 4, "num_experts_per_tok": 2},
+        {"num_local_experts": 4, "num_experts_per_tok": 2},
         # inside the experts the number of tokens depends on the data
         {f"model.layers.{i}.mlp.experts.act_fn:{port}" for i in range(2) for port in ("input[0]", "output")},
     ),
@@ -46,16 +34,9 @@ IDS = torch.randint(3, 200, (3, 11), generator=torch.Generator().manual_seed(0))
 
 
 def checkpoint(folder, kind, options):
-    """A tiny random model on disk; norms and biases are not left at their neutral values."""
-    torch.manual_seed(0)
-    keys = SMALL if kind != "gpt_neox" else {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **(keys | options)))
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "norm" in name or name.endswith("bias"):
-                parameter.add_(torch.randn_like(parameter) * 0.1)
-    model.save_pretrained(folder)
-    return folder
+    """A tiny random model on disk."""
+    grouped = {} if kind == "gpt_neox" else {"num_key_value_heads": 4}
+    return made(AutoModelForCausalLM, kind, SMALL | grouped | options, folder)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -43,7 +43,9 @@ class Strategy:
         """Where the function is."""
         if self.needs:
             return "deepspeeds"
-        return "pipelines" if self.function.startswith("pipelined") else "strategies"
+        return {"pipelined": "pipelines", "megatron": "by_hand"}.get(
+            self.function.split("_")[0], "strategies"
+        )
 
     @property
     def missing(self) -> str:
@@ -64,13 +66,13 @@ NOT_CAUSAL = "loading by path is for causal language models"
 NO_PLAN = "transformers has no tensor-parallel plan for it"
 NO_STAGES = "transformers has no pipeline plan for it"
 FUSED = "torch's plans know no such layer"
-SAME = "its sharded layers are those of Llama"
-STACKED = "its experts' weights are no linear layers"
+ALL_HEADS = "every query head has its own keys and values"
+NO_HEADS = "it has no heads"
 LLAMA = "shown on Llama"
 CONFIGURED = "its configuration says what the whole is"
 NO_EXPERTS = "it has no experts"
 
-_ONLY_LLAMA = {"columns": ("Llama",), "everywhere": LLAMA}
+_GROUPED = {"columns": ("Llama", "Mixtral"), "without": {"by hand": NO_HEADS}, "everywhere": ALL_HEADS}
 _LOADED = {"without": {"by hand": "it has no checkpoint", "BERT": NOT_CAUSAL}}
 
 _TWO = {"columns": ("Llama", "GPT-2"), "everywhere": "shown on Llama and GPT-2"}
@@ -82,17 +84,17 @@ STRATEGIES = (
     ),
     Strategy(
         "tensor parallel, torch’s plan, local outputs", {"tp": 2}, "torch_tp", core=("BERT",),
-        columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED},
+        columns=("Llama", "Mixtral", "by hand", "BERT"), without={"GPT-2": FUSED},
     ),
     Strategy(
         "tensor parallel, torch’s plan, DTensor outputs", {"tp": 2}, "torch_tp", {"shown": True},
         instead={"by hand": "an odd width"},
-        columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED}, core=("Llama",),
+        columns=("Llama", "by hand", "BERT"), core=("Llama",),
+        without={"GPT-2": FUSED, "Mixtral": "between its sharded layers nothing is element-wise"},
     ),
     Strategy(
         "tensor parallel by hand, plain weights", {"tp": 2}, "megatron", core=("GPT-2", "by hand"),
         instead={"by hand": "an odd width"},
-        columns=("Llama", "GPT-2", "by hand", "BERT"), without={"Mixtral": SAME},
     ),
     Strategy(
         "the same, and nothing said of the whole", {"tp": 2}, "megatron", unsharded=False,
@@ -100,16 +102,23 @@ STRATEGIES = (
     ),
     Strategy(
         "the same, interleaved columns", {"tp": 2}, "megatron", {"interleaved": True},
-        **_ONLY_LLAMA, core=("Llama",),
+        core=("Llama",),
     ),
     Strategy(
-        "the same, sum deferred", {"tp": 2}, "megatron", {"deferred": True}, **_ONLY_LLAMA, core=("Llama",),
+        "the same, sum deferred", {"tp": 2}, "megatron", {"deferred": True}, core=("Llama", "GPT-2"),
     ),
     Strategy(
-        "the same, fewer key-value heads than ranks", {"tp": 2}, "megatron", **_ONLY_LLAMA,
-        instead={"Llama": "one key-value head"},
+        "the same, fewer key-value heads than ranks", {"tp": 2}, "megatron", **_GROUPED,
+        instead={"Llama": "one key-value head", "Mixtral": "experts and one key-value head"},
     ),
-    Strategy("sequence parallel", {"tp": 2}, "sequence_parallel", **_ONLY_LLAMA, core=("Llama",)),
+    Strategy(
+        "sequence parallel, torch’s plan", {"tp": 2}, "sequence_parallel", core=("Llama",),
+        columns=("Llama", "Mixtral"), without={"GPT-2": FUSED}, everywhere="shown on Llama and Mixtral",
+    ),
+    Strategy(
+        "sequence parallel by hand", {"tp": 2}, "megatron_sequence", core=("GPT-2",),
+        columns=("GPT-2", "by hand"), everywhere="shown on GPT-2 and the module with odd outputs",
+    ),
     Strategy("DDP, even batch", {"dp": 2}, "ddp"),
     Strategy("DDP, uneven batch", {"dp": 2}, "ddp", rows=3, core=("by hand",)),
     Strategy(
@@ -160,11 +169,10 @@ STRATEGIES = (
     ),
     Strategy(
         "TP × DP by hand", {"dp": 2, "tp": 2}, "megatron_ddp",
-        columns=("Llama", "by hand", "BERT"), without={"GPT-2": "shown on two ranks", "Mixtral": SAME},
     ),
     Strategy(
-        "tensor parallel by hand, two key-value heads on four ranks", {"tp": 4}, "megatron", **_ONLY_LLAMA,
-        instead={"Llama": "two key-value heads"},
+        "tensor parallel by hand, two key-value heads on four ranks", {"tp": 4}, "megatron", **_GROUPED,
+        instead={"Llama": "two key-value heads", "Mixtral": "experts and two key-value heads"},
     ),
     Strategy(
         "TP × FSDP2, loaded by path", {"fsdp": 2, "tp": 2}, columns=("Llama", "Mixtral"),
@@ -172,11 +180,12 @@ STRATEGIES = (
     ),
     Strategy(
         "TP × FSDP2, torch’s plan, uneven batch", {"fsdp": 2, "tp": 2}, "torch_tp_fsdp2", rows=3,
-        columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED},
+        columns=("Llama", "Mixtral", "by hand", "BERT"), without={"GPT-2": FUSED},
     ),
+    Strategy("TP × FSDP2 by hand, uneven batch", {"fsdp": 2, "tp": 2}, "megatron_fsdp2", rows=3),
     Strategy(
         "PP × TP, torch’s schedules", {"pp": 2, "tp": 2}, "pipelined_tp", {"micro_batches": 2}, rows=3,
-        columns=("Llama", "by hand", "BERT"), without={"GPT-2": FUSED, "Mixtral": STACKED}, core=("Llama",),
+        core=("Llama",),
     ),
 )  # fmt: skip
 """All rows. One that is ``pending`` has no columns; a function is of :mod:`strategies` or beside it."""
@@ -208,6 +217,16 @@ class Cell:
         """The reason why a column has no cell in this row."""
         return self.strategy.pending or self.strategy.without.get(self.column) or self.strategy.everywhere
 
+    @property
+    def says_the_whole(self) -> bool:
+        """Whether the cell says how its model is made undistributed.
+
+        A checkpoint has experts one by one, the model has them stacked: only a whole model shows
+        where plain parts of the stack stand.
+        """
+        stacked = self.column == "Mixtral" and self.strategy.module == "by_hand"
+        return self.strategy.unsharded and (stacked or self.model in models.BY_HAND)
+
     def load(self, session, folder: Path) -> None:
         """Distribute the model over the session's ranks in this cell's way."""
         where = models.write(self.model, folder / self.model.replace(" ", "-"))
@@ -221,11 +240,11 @@ class Cell:
             import sys
             if {str(Path(__file__).parents[1])!r} not in sys.path:
                 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-            from matrix import deepspeeds, models, pipelines, strategies
+            from matrix import by_hand, deepspeeds, models, pipelines, strategies
             made = models.whole({self.model!r}, {str(where)!r})
             model = {self.strategy.module}.{self.strategy.function}(made, {self.model!r}, mesh, **{options!r})
-            if {self.model in models.BY_HAND and self.strategy.unsharded}:
-                unsharded = lambda: models.whole({self.model!r}, None)
+            if {self.says_the_whole}:
+                unsharded = lambda: models.whole({self.model!r}, {str(where)!r})
         """
         session.load_cell(textwrap.dedent(text), **self.strategy.axes)
 

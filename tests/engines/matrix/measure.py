@@ -165,6 +165,7 @@ EDITS = {
 }
 """Per model, a middle column, the last head (or its like), and the last row of the batch."""
 EDITS["an odd width"] = EDITS["by hand"]
+EDITS["experts and one key-value head"] = EDITS["experts and two key-value heads"] = EDITS["Mixtral"]
 EDITS["one key-value head"] = EDITS["two key-value heads"] = EDITS["Llama"]
 
 

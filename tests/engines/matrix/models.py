@@ -14,7 +14,7 @@ from torch import nn
 SHIPPED = Path(__file__).parents[3] / "demo_notebooks" / "model"
 ROWS, SEQ = 4, 12
 
-_SMALL = {
+SMALL = {
     "hidden_size": 64,
     "num_attention_heads": 8,
     "intermediate_size": 176,
@@ -29,11 +29,13 @@ _SMALL = {
 _EXPERTS = {"num_key_value_heads": 4, "num_local_experts": 4, "num_experts_per_tok": 2}
 _GPT2 = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 64}
 CHECKPOINTS = {
-    "one key-value head": ("llama", _SMALL | {"num_key_value_heads": 1}),
-    "two key-value heads": ("llama", _SMALL | {"num_key_value_heads": 2}),
-    "GPT-2": ("gpt2", {k: v for k, v in _SMALL.items() if k.endswith(("_id", "size", "range"))} | _GPT2),
-    "Mixtral": ("mixtral", _SMALL | _EXPERTS),
-    "BERT": ("bert", _SMALL | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
+    "one key-value head": ("llama", SMALL | {"num_key_value_heads": 1}),
+    "two key-value heads": ("llama", SMALL | {"num_key_value_heads": 2}),
+    "GPT-2": ("gpt2", {k: v for k, v in SMALL.items() if k.endswith(("_id", "size", "range"))} | _GPT2),
+    "Mixtral": ("mixtral", SMALL | _EXPERTS),
+    "experts and one key-value head": ("mixtral", SMALL | _EXPERTS | {"num_key_value_heads": 1}),
+    "experts and two key-value heads": ("mixtral", SMALL | _EXPERTS | {"num_key_value_heads": 2}),
+    "BERT": ("bert", SMALL | {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}),
 }
 
 BY_HAND = {"by hand": 30, "an odd width": 31}
@@ -47,16 +49,20 @@ def write(name: str, folder: Path) -> Path:
     if name in BY_HAND:
         return folder
     kind, options = CHECKPOINTS[name]
-    if not (folder / "config.json").exists():
-        from transformers import AutoConfig
+    return folder if (folder / "config.json").exists() else made(_class(name), kind, options, folder)
 
-        torch.manual_seed(0)
-        model = _class(name).from_config(AutoConfig.for_model(kind, **options))
-        with torch.no_grad():
-            for path, parameter in model.named_parameters():
-                if "norm" in path.lower() or "ln_" in path or path.endswith("bias"):
-                    parameter.add_(torch.randn_like(parameter) * 0.1)
-        model.save_pretrained(folder)
+
+def made(auto_class: type, kind: str, options: dict[str, object], folder: Path) -> Path:
+    """A random checkpoint of a configuration."""
+    from transformers import AutoConfig
+
+    torch.manual_seed(0)
+    model = auto_class.from_config(AutoConfig.for_model(kind, **options))
+    with torch.no_grad():
+        for path, parameter in model.named_parameters():
+            if "norm" in path.lower() or "ln_" in path or path.endswith("bias"):
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(folder)
     return folder
 
 
@@ -153,6 +159,7 @@ class ByHand(nn.Module):
     """A module with odd outputs."""
 
     WIDTH = 16
+    NAMES = frozenset(BY_HAND)
 
     def __init__(self, inner=30):
         super().__init__()
@@ -186,6 +193,8 @@ LAYERS = {
     "two key-value heads": "model.layers",
     "GPT-2": "transformer.h",
     "Mixtral": "model.layers",
+    "experts and one key-value head": "model.layers",
+    "experts and two key-value heads": "model.layers",
     "BERT": "encoder.layer",
     "by hand": "blocks",
     "an odd width": "blocks",

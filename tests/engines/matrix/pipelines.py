@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.pipelining import PipelineStage, ScheduleGPipe
 
+from .by_hand import megatron
 from .models import ByHand, layers_of
 from .strategies import torch_tp
 
@@ -58,8 +59,9 @@ def pipelined(model, name, mesh, *, micro_batches=1):
 
 
 def pipelined_tp(model, name, mesh, *, micro_batches=1):
-    """Tensor parallel layers by torch's plans, then cut into two stages."""
-    return pipelined(torch_tp(model, name, mesh), name, mesh, micro_batches=micro_batches)
+    """Tensor parallel layers, by torch's plans where they know them, then cut into two stages."""
+    split = megatron if name == "GPT-2" else torch_tp
+    return pipelined(split(model, name, mesh), name, mesh, micro_batches=micro_batches)
 
 
 def _half(model, name, at):

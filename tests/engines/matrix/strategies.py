@@ -11,18 +11,17 @@ import os
 
 import torch
 import torch.distributed as dist
-from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
+    PrepareModuleOutput,
     RowwiseParallel,
     SequenceParallel,
     parallelize_module,
 )
-from torch.nn.functional import linear
 from torch.nn.parallel import DistributedDataParallel
 
 from .models import layers_of
@@ -97,6 +96,10 @@ _PLANS = {
         "self_attn.q_proj": "out", "self_attn.k_proj": "out", "self_attn.v_proj": "out",
         "self_attn.o_proj": "in", "mlp.gate_proj": "out", "mlp.up_proj": "out", "mlp.down_proj": "in",
     },
+    "Mixtral": {
+        "self_attn.q_proj": "out", "self_attn.k_proj": "out", "self_attn.v_proj": "out",
+        "self_attn.o_proj": "in",
+    },
     "BERT": {
         "attention.self.query": "out", "attention.self.key": "out", "attention.self.value": "out",
         "attention.output.dense": "in", "intermediate.dense": "out", "output.dense": "in",
@@ -105,6 +108,7 @@ _PLANS = {
 }  # fmt: skip
 _WHOLE_CHAINS = {
     "Llama": ("mlp.gate_proj", "mlp.up_proj"),
+    "Mixtral": (),
     "BERT": ("intermediate.dense",),
     "by hand": ("gate", "up"),
 }
@@ -124,14 +128,14 @@ def torch_tp(model, name, mesh, *, shown=False):
             else:
                 plan[path] = ColwiseParallel(use_local_output=not (shown and path in _WHOLE_CHAINS[name]))
         parallelize_module(layer, over, plan)
-    if name == "Llama":
+    if name in {"Llama", "Mixtral"}:
         embed, head = RowwiseParallel(input_layouts=Replicate()), ColwiseParallel(output_layouts=Replicate())
         parallelize_module(model, over, {"model.embed_tokens": embed, "lm_head": head})
     return model
 
 
-def sequence_parallel(model, _name, mesh):
-    """A Llama whose residual stream is split along the sequence between the layers' inner parts."""
+def sequence_parallel(model, name, mesh):
+    """A Llama or Mixtral whose residual stream is split along the sequence between the layers' parts."""
     cut, whole = Shard(1), Replicate()
     parallelize_module(
         model,
@@ -143,23 +147,24 @@ def sequence_parallel(model, _name, mesh):
         },
     )
     for layer in model.model.layers:
-        into_attention = PrepareModuleInput(
-            input_kwarg_layouts={"hidden_states": cut},
-            desired_input_kwarg_layouts={"hidden_states": whole},
-            use_local_output=True,
-        )
-        into_mlp = PrepareModuleInput(
-            input_layouts=(cut,), desired_input_layouts=(whole,), use_local_output=True
-        )
         plan = {
             "input_layernorm": SequenceParallel(use_local_output=True),
             "post_attention_layernorm": SequenceParallel(use_local_output=True),
-            "self_attn": into_attention,
-            "mlp": into_mlp,
+            "self_attn": PrepareModuleInput(
+                input_kwarg_layouts={"hidden_states": cut},
+                desired_input_kwarg_layouts={"hidden_states": whole},
+                use_local_output=True,
+            ),
+            "mlp": PrepareModuleInput(
+                input_layouts=(cut,), desired_input_layouts=(whole,), use_local_output=True
+            ),
         }
-        for path, way in _PLANS["Llama"].items():
+        for path, way in _PLANS[name].items():
             plan[path] = ColwiseParallel() if way == "out" else RowwiseParallel(output_layouts=cut)
         parallelize_module(layer, mesh, plan)
+        if name == "Mixtral":  # its experts give out the whole sequence
+            given = PrepareModuleOutput(output_layouts=(whole,), desired_output_layouts=(cut,))
+            parallelize_module(layer, mesh, {"mlp": given})
     rank, ranks = mesh.get_local_rank(), mesh.size()
 
     def cut_sequence(_module, args, kwargs):
@@ -168,147 +173,6 @@ def sequence_parallel(model, _name, mesh):
     model.model.layers[0].register_forward_pre_hook(cut_sequence, with_kwargs=True)
     return model
 
-
-# --- tensor parallel by hand: plain weights, collectives in the forward -------------------------------
-
-
-class Columns(nn.Module):
-    """Some of a linear layer's outputs."""
-
-    def __init__(self, weight, bias=None):
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = None if bias is None else nn.Parameter(bias.detach().clone())
-
-    def forward(self, x):
-        return linear(x, self.weight, self.bias)
-
-
-class Rows(Columns):
-    """Some of a linear layer's inputs; the ranks' results are added up, unless that is left to others."""
-
-    def __init__(self, weight, bias=None, *, group=None, reduce=True):
-        super().__init__(weight, bias)
-        self.group, self.reduce = group, reduce
-
-    def forward(self, x):
-        y = linear(x, self.weight)
-        if self.reduce:
-            y = y.clone()
-            dist.all_reduce(y, group=self.group)
-        return y if self.bias is None else y + self.bias
-
-
-class Conv1DColumns(nn.Module):
-    """Some outputs of a layer that keeps its weight as ``[in, out]``."""
-
-    def __init__(self, weight, bias):
-        super().__init__()
-        self.weight = nn.Parameter(weight.detach().clone())
-        self.bias = nn.Parameter(bias.detach().clone())
-
-    def forward(self, x):
-        return x @ self.weight + self.bias
-
-
-class Conv1DRows(Conv1DColumns):
-    """Some inputs of such a layer, results added up."""
-
-    def forward(self, x):
-        y = x @ self.weight
-        dist.all_reduce(y)
-        return y + self.bias
-
-
-def megatron(model, name, mesh, **options):
-    """Plain local weights; the modules' own collectives. ``options``: see the function per model."""
-    over = mesh["tp"] if mesh.ndim > 1 else mesh
-    for layer in layers_of(model, name):
-        _MEGATRON[name](layer, over.get_local_rank(), over.size(), over.get_group(), **options)
-    return model
-
-
-def _llama(layer, rank, ranks, group, *, interleaved=False, deferred=False):
-    """``interleaved``: rank r has every n-th column. ``deferred``: the sum is made after ``o_proj``."""
-    attention, mlp = layer.self_attn, layer.mlp
-    width = mlp.gate_proj.out_features
-
-    def part(weight, dim):
-        if interleaved and weight.shape[dim] == width:
-            return weight[rank::ranks] if dim == 0 else weight[:, rank::ranks]
-        return weight.tensor_split(ranks, dim)[rank]
-
-    heads = attention.k_proj.weight.shape[0] // attention.head_dim
-    queries = attention.q_proj.weight.shape[0] // attention.head_dim
-    for projection in ("k_proj", "v_proj"):
-        weight = getattr(attention, projection).weight
-        mine = weight.unflatten(0, (heads, -1))[rank * heads // ranks] if heads < ranks else part(weight, 0)
-        setattr(attention, projection, Columns(mine))
-    attention.num_key_value_groups = queries // ranks // max(heads // ranks, 1)
-    attention.q_proj = Columns(part(attention.q_proj.weight, 0))
-    attention.o_proj = Rows(part(attention.o_proj.weight, 1), group=group, reduce=not deferred)
-    if deferred:
-
-        def add_up(_module, _args, output):
-            whole = output[0].clone()
-            dist.all_reduce(whole, group=group)
-            return (whole, *output[1:])
-
-        attention.register_forward_hook(add_up)
-    mlp.gate_proj, mlp.up_proj = Columns(part(mlp.gate_proj.weight, 0)), Columns(part(mlp.up_proj.weight, 0))
-    mlp.down_proj = Rows(part(mlp.down_proj.weight, 1), group=group)
-
-
-def _gpt2(layer, rank, ranks, _group):
-    """The fused projection is cut inside each of its three parts, so that heads stay together."""
-    attention, mlp = layer.attn, layer.mlp
-
-    def heads(tensor):
-        three = tensor.unflatten(-1, (3, -1))
-        return three.tensor_split(ranks, -1)[rank].flatten(-2)
-
-    attention.c_attn = Conv1DColumns(heads(attention.c_attn.weight), heads(attention.c_attn.bias))
-    attention.c_proj = Conv1DRows(attention.c_proj.weight.tensor_split(ranks, 0)[rank], attention.c_proj.bias)
-    attention.split_size //= ranks
-    attention.num_heads //= ranks
-    mlp.c_fc = Conv1DColumns(
-        mlp.c_fc.weight.tensor_split(ranks, 1)[rank], mlp.c_fc.bias.tensor_split(ranks)[rank]
-    )
-    mlp.c_proj = Conv1DRows(mlp.c_proj.weight.tensor_split(ranks, 0)[rank], mlp.c_proj.bias)
-
-
-def _bert(layer, rank, ranks, group):
-    attention = layer.attention.self
-    for name in ("query", "key", "value"):
-        setattr(attention, name, _columns(getattr(attention, name), rank, ranks))
-    layer.attention.output.dense = _rows(layer.attention.output.dense, rank, ranks, group)
-    layer.intermediate.dense = _columns(layer.intermediate.dense, rank, ranks)
-    layer.output.dense = _rows(layer.output.dense, rank, ranks, group)
-
-
-def _by_hand(layer, rank, ranks, group):
-    layer.gate, layer.up = _columns(layer.gate, rank, ranks), _columns(layer.up, rank, ranks)
-    layer.down = _rows(layer.down, rank, ranks, group)
-
-
-def _columns(old, rank, ranks):
-    bias = None if old.bias is None else old.bias.tensor_split(ranks)[rank]
-    return Columns(old.weight.tensor_split(ranks)[rank], bias)
-
-
-def _rows(old, rank, ranks, group):
-    return Rows(old.weight.tensor_split(ranks, 1)[rank], old.bias, group=group)
-
-
-_MEGATRON = {
-    "Llama": _llama,
-    "one key-value head": _llama,
-    "two key-value heads": _llama,
-    "GPT-2": _gpt2,
-    "BERT": _bert,
-    "by hand": _by_hand,
-    "an odd width": _by_hand,
-}
 
 # --- experts ------------------------------------------------------------------------------------------
 
@@ -329,7 +193,3 @@ def expert_parallel(_model, _name, mesh, folder="", **sizes):
 
 def torch_tp_fsdp2(model, name, mesh):
     return fsdp2(torch_tp(model, name, mesh), name, mesh)
-
-
-def megatron_ddp(model, name, mesh):
-    return ddp(megatron(model, name, mesh), name, mesh)

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from flexmagic import CellError, Session
+from flexmagic import CellError, LayoutError, Session
 
 from .cells import CELLS, MODELS, STRATEGIES
 from .measure import EDITS, OneProcess, compare_edits, measure, relative
@@ -86,14 +86,49 @@ def test_parameters_that_are_empty_at_rest_are_whole_or_refused(session, folder,
     assert all(total / 2 <= own < 0.51 * total for own in session.model.parameter_bytes)
 
 
+WITH_PARAMETERS = [
+    "DeepSpeed AutoTP / Llama",
+    "tensor parallel, loaded by path / Mixtral",
+    "the same, interleaved columns / GPT-2",
+    "the same, interleaved columns / by hand",
+    "the same, fewer key-value heads than ranks / Mixtral",
+    "TP × FSDP2, loaded by path / Mixtral",
+    "TP × FSDP2 by hand, uneven batch / GPT-2",
+    "TP × FSDP2 by hand, uneven batch / Mixtral",
+    "PP × TP, torch’s schedules / GPT-2",
+]
+
+
 @pytest.mark.engines
 @pytest.mark.full
-@pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
-def test_parameters_that_are_cut_unevenly_are_whole(session, folder):
-    cell = next(cell for cell in CELLS if cell.name == "DeepSpeed AutoTP / Llama")
+@pytest.mark.parametrize("cell", [marked(cell) for cell in CELLS if cell.name in WITH_PARAMETERS])
+def test_parameters_are_whole_however_they_are_cut(request, folder, cell):
+    """Unevenly, in several spans, one head on several ranks, or cut by hand and sharded once more."""
+    session = request.getfixturevalue({2: "session", 4: "four"}[cell.strategy.ranks])
+    one = OneProcess(cell, folder)
     cell.load(session, folder)
-    for name, whole in OneProcess(cell, folder).model.named_parameters():
+    session.run(one.inputs)
+    for name, whole in one.model.named_parameters():
         assert torch.equal(session.model.parameter(name), whole), name
+
+
+@pytest.mark.engines
+@pytest.mark.full
+def test_a_bias_that_one_rank_adds_for_all_is_refused(session, folder):
+    cell = next(cell for cell in CELLS if cell.name == "the same, sum deferred / BERT")
+    one = OneProcess(cell, folder)
+    cell.load(session, folder)
+    refused = set()
+    for name, whole in one.model.named_parameters():
+        try:
+            assert torch.equal(session.model.parameter(name), whole), name
+        except LayoutError:
+            refused.add(name.split(".", 3)[-1])
+    assert refused == {"attention.output.dense.bias", "output.dense.bias"}
+
+
+def test_the_cells_with_parameters_are_there():
+    assert set(WITH_PARAMETERS) <= {cell.name for cell in CELLS}
 
 
 def test_the_frozen_results_are_of_these_cells():
