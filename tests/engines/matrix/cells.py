@@ -93,7 +93,7 @@ STRATEGIES = (
         without={"GPT-2": FUSED, "Mixtral": "between its sharded layers nothing is element-wise"},
     ),
     Strategy(
-        "tensor parallel by hand, plain weights", {"tp": 2}, "megatron", core=("GPT-2", "by hand"),
+        "tensor parallel by hand, plain weights", {"tp": 2}, "megatron", core=("GPT-2", "Mixtral", "by hand"),
         instead={"by hand": "an odd width"},
     ),
     Strategy(
