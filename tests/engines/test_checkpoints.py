@@ -1,19 +1,25 @@
 """Checkpoints that are not those of the model that their configuration describes, and those that are."""
 
+import dataclasses
 import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.distributed import DistributedConfig
 
 from flexmagic import LayoutError, ModelError
+from flexmagic.engine.distributed import SIZES
 
 from .conftest import MODEL, PROMPT, relative
 
 pytestmark = pytest.mark.engines
 
-AXES = ("tp", "pp", "dp", "fsdp")
+# older versions load no data parallel model
+AXES = [
+    axis for axis, size in SIZES.items() if size in {f.name for f in dataclasses.fields(DistributedConfig)}
+]
 UP, NORM = "model.layers.1.mlp.up_proj.weight", "model.norm.weight"
 
 
