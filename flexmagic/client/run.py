@@ -38,6 +38,9 @@ class Run:
         warnings: tuple[str, ...] = (),
         end: str = "",
     ) -> None:
+        self.known: dict[str, Any] = {
+            "key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "end": end,
+        }  # fmt: skip
         self._key = key
         self._calls = calls
         self._answers = answers
