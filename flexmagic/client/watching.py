@@ -93,7 +93,9 @@ class Watcher:
         state = None if place is None else place.stuck_as
         before, since, looks = self._since.get(rank, (object(), now, 0))
         self._since[rank] = (state, since, looks + 1) if before == state else (state, now, 1)
-        code = None if place is None else (place.kind, place.site, place.hook)
+        if place is None:  # says nothing now, which is no sign of having gone on
+            return
+        code = (place.kind, place.site, place.hook)
         if self._in_code.get(rank, (None, 0.0))[0] != code:
             self._in_code[rank] = (code, now)
 
