@@ -12,7 +12,7 @@ from typing import Any
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.control import Control
-from flexmagic.client.recovery import free, meeting_at, together, uninterrupted
+from flexmagic.client.recovery import Freed, free, meeting_at, together, uninterrupted
 from flexmagic.client.watching import Limits, Verdict, Watcher
 from flexmagic.errors import ClusterError, EngineError, FlexError, StuckError, UserCodeError
 
@@ -99,7 +99,10 @@ class Calls:
                 payload = packed.setdefault(id(args), cloudpickle.dumps((args, kwargs)))
                 with self._sending:  # a view asks on a thread of its own
                     pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
-            replies = self._wait(pending, progress)
+            try:
+                replies = self._wait(pending, progress)
+            except StuckError as stuck:
+                raise _cause(stuck) from stuck
             errors = {r: reply.error for r, reply in zip(pending, replies, strict=True) if reply.error}
             if errors and len(errors) < len(pending):
                 self.rebuild()  # a rank that gave up alone may have left half a message behind
@@ -161,13 +164,13 @@ class Calls:
         except KeyboardInterrupt:
             with uninterrupted():
                 places = self._places(pending)
-                self._recover(pending)
-            msg = f"{places}\nThe engines are ready."
+                freed = self._recover(pending)
+            msg = f"{places}\n{self._after(freed) or 'The engines are ready.'}"
             raise KeyboardInterrupt(msg) from None
         if verdict is not None:
             with uninterrupted():
-                self._recover(pending)
-            raise StuckError(verdict, self._said(pending))
+                freed = self._recover(pending)
+            raise StuckError(verdict, self._said(pending), self._after(freed))
         return [self._value(rank, answer) for rank, answer in pending.items()]
 
     def _watch(self, pending: dict[int, Any], progress: Progress | None) -> Verdict | None:
@@ -201,10 +204,20 @@ class Calls:
         places = self.control.look(_waiting(pending), LOOK_PATIENCE)
         return str(Verdict("Interrupted.", places, frozenset(set(pending) - set(places))))
 
-    def _recover(self, pending: dict[int, Any]) -> None:
-        """Free all ranks and make their process groups again, as far as their engines live."""
-        free(self.control, lambda: _waiting(pending), range(self.world_size), self._end)
-        self.rebuild()
+    def _recover(self, pending: dict[int, Any]) -> Freed:
+        """Free all ranks and make their process groups again, if all their engines live."""
+        freed = free(self.control, lambda: _waiting(pending), range(self.world_size), self._end)
+        if not freed.ended:
+            self.rebuild()
+        return freed
+
+    def _after(self, freed: Freed) -> str:
+        """What is to be said of ranks that could not be freed."""
+        if not freed.ended:
+            return ""
+        who = ", ".join(map(str, freed.ended))
+        words = self._cluster.last_words(freed.ended)
+        return f"The engine of rank {who} could not be interrupted and was ended. {words}"
 
     def _end(self, rank: int) -> None:
         self._cluster.end(self.engines[rank])
@@ -214,6 +227,10 @@ class Calls:
 
         Raises :class:`ClusterError` if that does not succeed.
         """
+        with self._cluster.turns.turn():
+            self._rebuild()
+
+    def _rebuild(self) -> None:
         if self.ended():
             return
         members = [reply.value for reply in self.plain("groups")]
@@ -285,6 +302,17 @@ def _refused(answer: Any) -> bool:
         return getattr(answer.get(0), "error", None) is not None
     except Exception:  # noqa: BLE001 - any remote exception counts as a refusal
         return True
+
+
+def _cause(stuck: StuckError) -> FlexError:
+    """What ranks that had answered refused with, if they did: the others waited for them; else ``stuck``."""
+    said = {rank: stuck.said[rank] for rank in stuck.verdict.answered if rank in stuck.said}
+    errors = {rank: reply.error for rank, reply in said.items() if getattr(reply, "error", None)}
+    if not errors:
+        return stuck
+    error = merged(errors)
+    error.args = (f"{error}\n{stuck.verdict.meanwhile}",)
+    return error
 
 
 def merged(errors: dict[int, FlexError]) -> FlexError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.hooks import HookBook
 from flexmagic.client.model import Model
 from flexmagic.client.run import Run
-from flexmagic.errors import FlexError, ModelError, SiteError
+from flexmagic.errors import FlexError, ModelError, SiteError, StuckError
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
@@ -82,7 +83,16 @@ class Running:
             if any(self._calls.all("is_stale", inputs)):
                 return None
             raise
-        answers = self._calls.all("run", planned, inputs, progress=progress)
+        try:
+            answers = self._calls.all("run", planned, inputs, progress=progress)
+        except (StuckError, KeyboardInterrupt) as ended:
+            with contextlib.suppress(FlexError):  # an engine that had to be ended has no captures to drop
+                self._calls.all("release", planned.key)
+            if isinstance(ended, StuckError):
+                failures.raise_for_stuck(ended, self._calls.world_size)
+            raise
+        if len({answer.reply.error for answer in answers if answer is not None}) > 1:
+            self._calls.rebuild()  # a rank that left the forward alone may have left half a message behind
         return None if None in answers else (planned, acted, answers)
 
     def _print(self, answers: list[RunAnswer]) -> None:

@@ -45,8 +45,15 @@ class Verdict:
 
     def __str__(self) -> str:
         """The reason, and a line for every rank."""
-        lines = [f"  rank {rank}: {self._said(rank)}" for rank in sorted({*self.places, *self.answered})]
-        return "\n".join([self.reason, *lines])
+        return self._listed(self.reason, {*self.places, *self.answered})
+
+    @property
+    def meanwhile(self) -> str:
+        """Where the ranks were that had not answered, where the reason is told otherwise."""
+        return self._listed("Meanwhile:", self.places)
+
+    def _listed(self, head: str, ranks: Collection[int]) -> str:
+        return "\n".join([head, *(f"  rank {rank}: {self._said(rank)}" for rank in sorted(ranks))])
 
     def _said(self, rank: int) -> str:
         if rank in self.answered:
