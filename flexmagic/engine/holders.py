@@ -54,14 +54,18 @@ def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:
     elif isinstance(holder, types.CellType):
         holder.cell_contents = new(holder.cell_contents)
     else:
-        _replace_attributes(holder, new)
+        return _replace_attributes(holder, new)
     return True
 
 
-def _replace_attributes(holder: Any, new: Callable[[Any], Any]) -> None:
-    """Replace attributes of an object that has no dict for them."""
-    for name in {name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())}:
+def _replace_attributes(holder: Any, new: Callable[[Any], Any]) -> bool:
+    """Replace attributes of an object; Python names it itself as the holder until its dict is asked for."""
+    names = {name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())}
+    found = False
+    for name in [*names, *getattr(holder, "__dict__", ())]:
         with contextlib.suppress(AttributeError):
             value = getattr(holder, name)
             if new(value) is not value:
-                setattr(holder, name, new(value))
+                object.__setattr__(holder, name, new(value))  # frozen dataclasses too
+                found = True
+    return found
