@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from flexmagic.engine.holders import replace_everywhere
-from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group
+from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group, renew_reducers
 
 STORE_TIMEOUT = dt.timedelta(seconds=60)
 
@@ -102,7 +102,9 @@ class Groups:
         self._open(meeting, specs)
         new = {spec.name: group for spec, group in known_groups().items()}
         left, self._left, self._wanted = self._left, {}, {}
-        return replace_everywhere({id(old): (old, new[name]) for name, olds in left.items() for old in olds})
+        held = replace_everywhere({id(old): (old, new[name]) for name, olds in left.items() for old in olds})
+        renew_reducers()
+        return held
 
     def close(self) -> None:
         """Leave all groups; tolerates groups that are already gone."""

@@ -1,13 +1,15 @@
 """Putting new objects where a model and its libraries hold old ones.
 
 A process group that was cut is never used again, but a module, a mesh or a closure may hold the
-object itself. Whoever holds it is found the way Python's own garbage collector finds it.
+object itself. Whoever holds it is found the way Python's own garbage collector finds it, and by a
+look at what that does not track: dicts in which nothing could be part of a cycle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,12 +24,20 @@ def replace_everywhere(pairs: Mapping[int, tuple[Any, Any]]) -> list[str]:
     olds = [old for old, _ in pairs.values()]
     ours = {id(olds), id(pairs), *(id(pair) for pair in pairs.values())}
     left = []
-    for holder in gc.get_referrers(*olds) if olds else []:
+    for holder in [*gc.get_referrers(*olds), *_untracked(pairs)] if olds else []:
         if id(holder) in ours or isinstance(holder, types.FrameType):
             continue
         if not _replace_in(holder, pairs):
             left.append(type(holder).__name__)
     return left
+
+
+def _untracked(pairs: Mapping[int, tuple[Any, Any]]) -> list[Any]:
+    """The dicts with an old object in them that the garbage collector does not track."""
+    held = [part for part in gc.get_referents(*gc.get_objects()) if type(part) is dict]
+    plain = itertools.filterfalse(gc.is_tracked, held)
+    old = pairs.keys()
+    return [d for d in plain if not (old.isdisjoint(map(id, d.values())) and old.isdisjoint(map(id, d)))]
 
 
 def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:
