@@ -59,6 +59,7 @@ class Calls:
         self._views = [cluster.client[engine] for engine in self.engines]
         self._sending = threading.Lock()
         self._cancelled = threading.Event()
+        self._recovering = False
 
     @property
     def world_size(self) -> int:
@@ -167,6 +168,9 @@ class Calls:
                 freed = self._recover(pending)
             msg = f"{places}\n{self._after(freed) or 'The engines are ready.'}"
             raise KeyboardInterrupt(msg) from None
+        if verdict is not None and self._recovering:
+            msg = f"{verdict}\nThe process groups could not be made again. Type %flexcluster recover."
+            raise ClusterError(msg)
         if verdict is not None:
             with uninterrupted():
                 freed = self._recover(pending)
@@ -176,11 +180,12 @@ class Calls:
     def _watch(self, pending: dict[int, Any], progress: Progress | None) -> Verdict | None:
         """Wait for all answers, or for the certainty that they will not come."""
         started = time.perf_counter()
-        watcher, looked = Watcher(self.limits), QUIET
+        watcher = Watcher(Limits() if self._recovering else self.limits)  # what is to help is not cut short
+        looked = QUIET
         while waiting := _waiting(pending):
             pending[waiting[0]].wait(0.05)
             now = time.perf_counter() - started
-            if self._cancelled.is_set():
+            if self._cancelled.is_set() and not self._recovering:
                 raise KeyboardInterrupt
             if progress is not None:
                 progress(Waited(now, _how_far(pending)))
@@ -228,7 +233,11 @@ class Calls:
         Raises :class:`ClusterError` if that does not succeed.
         """
         with self._cluster.turns.turn():
-            self._rebuild()
+            self._recovering = True
+            try:
+                self._rebuild()
+            finally:
+                self._recovering = False
 
     def _rebuild(self) -> None:
         if self.ended():
