@@ -13,7 +13,7 @@ from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.control import Control
 from flexmagic.client.recovery import Freed, free, meeting_at, together, uninterrupted
-from flexmagic.client.watching import Limits, Verdict, Watcher
+from flexmagic.client.watching import SILENT, SILENT_AT_FIRST, Limits, Verdict, Watcher
 from flexmagic.errors import ClusterError, EngineError, FlexError, StuckError, UserCodeError
 
 GRACE = 5.0
@@ -21,6 +21,9 @@ GRACE = 5.0
 
 QUIET, EVERY = 0.4, 0.2
 """Seconds before the first look at ranks that have not answered, and between looks."""
+
+READING = {"check_model", "load_model", "build_model", "adopt_model"}
+"""Verbs that may read libraries and weights from disk."""
 
 LOOK_PATIENCE = 0.5
 """Seconds that a rank gets to say where it is."""
@@ -71,11 +74,11 @@ class Calls:
         pending = [
             view.apply_async(function, *args) for view, args in zip(self._views, per_rank, strict=True)
         ]
-        return self._wait(dict(enumerate(pending)), None)
+        return self._wait(dict(enumerate(pending)), None, SILENT_AT_FIRST)
 
     def raw_one(self, rank: int, function: Callable[..., Any], *args: Any) -> Any:
         """Run a plain function of :mod:`engine_side` on one rank."""
-        return self._wait({rank: self._views[rank].apply_async(function, *args)}, None)[0]
+        return self._wait({rank: self._views[rank].apply_async(function, *args)}, None, SILENT_AT_FIRST)[0]
 
     def one(self, rank: int, verb: str, *args: Any, **kwargs: Any) -> Any:
         """A verb on one rank; raises what it refuses with."""
@@ -101,7 +104,8 @@ class Calls:
                 with self._sending:  # a view asks on a thread of its own
                     pending[rank] = self._views[rank].apply_async(engine_side.call, verb, payload)
             try:
-                replies = self._wait(pending, progress)
+                reads = any(verb in READING for verb, _, _ in requests.values())
+                replies = self._wait(pending, progress, SILENT_AT_FIRST if reads else SILENT)
             except StuckError as stuck:
                 raise _cause(stuck) from stuck
             errors = {r: reply.error for r, reply in zip(pending, replies, strict=True) if reply.error}
@@ -157,11 +161,14 @@ class Calls:
         """End what the ranks are working on, as an interrupt would; callable from any thread."""
         self._cancelled.set()
 
-    def _wait(self, pending: dict[int, Any], progress: Progress | None) -> list[Any]:
-        """The ranks' replies; raises what kept them from coming, once all ranks can be asked again."""
+    def _wait(self, pending: dict[int, Any], progress: Progress | None, silent: float) -> list[Any]:
+        """The ranks' replies; raises what kept them from coming, once all ranks can be asked again.
+
+        ``silent``: seconds after which a rank that does not say where it is counts as frozen.
+        """
         self._cancelled.clear()
         try:
-            verdict = self._watch(pending, progress)
+            verdict = self._watch(pending, progress, SILENT if self._recovering else silent)
         except KeyboardInterrupt:
             with uninterrupted():
                 places = self._places(pending)
@@ -177,10 +184,11 @@ class Calls:
             raise StuckError(verdict, self._said(pending), self._after(freed))
         return [self._value(rank, answer) for rank, answer in pending.items()]
 
-    def _watch(self, pending: dict[int, Any], progress: Progress | None) -> Verdict | None:
+    def _watch(self, pending: dict[int, Any], progress: Progress | None, silent: float) -> Verdict | None:
         """Wait for all answers, or for the certainty that they will not come."""
         started = time.perf_counter()
-        watcher = Watcher(Limits() if self._recovering else self.limits)  # what is to help is not cut short
+        limits = Limits() if self._recovering else self.limits  # what is to help is not cut short
+        watcher = Watcher(limits, silent)
         looked = QUIET
         while waiting := _waiting(pending):
             pending[waiting[0]].wait(0.05)

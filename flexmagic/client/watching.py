@@ -15,6 +15,9 @@ STILL = 1.0
 SILENT = 3.0
 """Seconds after which a rank that does not even say where it is counts as frozen."""
 
+SILENT_AT_FIRST = 60.0
+"""The same while libraries and weights are read from disk, during which the interpreter may be held."""
+
 LOOKS = 3
 """How many looks in a row must have shown the same."""
 
@@ -68,8 +71,9 @@ class Verdict:
 class Watcher:
     """Looks at one call, again and again, until it has ended or cannot end any more."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, silent: float = SILENT) -> None:
         self._limits = limits
+        self._silent = silent
         self._since: dict[int, tuple[Any, float, int]] = {}
         self._in_code: dict[int, tuple[Any, float]] = {}
 
@@ -88,7 +92,7 @@ class Watcher:
             return Verdict("The ranks wait for each other in vain.", places, done)
         if not blocked and not answered:
             return None
-        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > SILENT}
+        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > self._silent}
         alone = {r for r in rest if self._too_long(r, places[r], now)}
         if rest == silent | alone:
             who = ", ".join(map(str, sorted(rest)))
