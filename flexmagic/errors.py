@@ -50,11 +50,13 @@ class EngineError(ClusterError):
 class StuckError(FlexError):
     """A call was ended because its ranks could not meet any more, or because it took too long.
 
-    ``verdict`` tells why and where each rank was; ``said``: the replies of the ranks that had one.
+    ``verdict`` tells why and where each rank was; ``said``: the replies of the ranks that had one;
+    ``after``: what state all is in now.
     """
 
     def __init__(self, verdict: Any, said: Mapping[int, Any] = MappingProxyType({}), after: str = "") -> None:
-        super().__init__(f"{verdict}\n{after or READY}")
+        self.after = after or READY
+        super().__init__(f"{verdict}\n{self.after}")
         self.verdict = verdict
         self.said = said
 

@@ -195,6 +195,7 @@ EXPORTED = [
     "Activation",
     "CellError",
     "ClusterError",
+    "EngineError",
     "FlexError",
     "Hook",
     "HookError",
@@ -205,6 +206,7 @@ EXPORTED = [
     "Run",
     "Session",
     "SiteError",
+    "StuckError",
 ]
 
 

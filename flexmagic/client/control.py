@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
 import threading
 import time
 from collections.abc import Collection, Iterable
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
 
 LOOK, CUT, INTERRUPT, VITAL = "flexmagic_look", "flexmagic_cut", "flexmagic_interrupt", "flexmagic_vital"
 
+SOON = 1e-5
+"""Seconds after which a busy main thread hands over to one that answers; many system calls make an answer."""
+
 
 def install(kernel: Any) -> None:
     """Let an engine's kernel answer our questions on its control thread, whatever its main thread does."""
@@ -36,6 +40,8 @@ class _Handler:
     answer: Any
 
     def __call__(self, stream: Any, ident: Any, parent: Any) -> None:
+        usual = sys.getswitchinterval()
+        sys.setswitchinterval(SOON)  # a loop in the main thread lets go of the interpreter at once when asked
         try:
             content = {"status": "ok", **self.answer(parent["content"])}
         except Exception as error:  # noqa: BLE001 - whoever asks must hear of anything
@@ -45,6 +51,8 @@ class _Handler:
                 "evalue": str(error),
                 "traceback": [],
             }
+        finally:
+            sys.setswitchinterval(usual)
         self.kernel.session.send(stream, f"{self.kind}_reply", content, parent=parent, ident=ident)
 
 

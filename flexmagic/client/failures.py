@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flexmagic.engine.instrument import Edit, Outcome
 from flexmagic.engine.runtime import RunReply
-from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure
+from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure, StuckError
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
@@ -24,6 +25,43 @@ def raise_for(replies: Sequence[RunReply], rules: Mapping[Site, Rule]) -> None:
     _raise_for_edits([reply.outcome.edits for reply in replies], {str(s): r.ranks for s, r in rules.items()})
 
 
+def last_reply(answer: Any) -> RunReply | None:
+    """A rank's report of a run, or of the last step of a generation; ``None`` if there is none."""
+    steps = getattr(answer, "steps", None)
+    last = steps[-1] if steps else answer
+    reply: RunReply | None = getattr(last, "reply", None)
+    return reply
+
+
+def model_error(answer: Any) -> str:
+    """How the model's own forward failed on a rank, ``""`` if it did not."""
+    reply = last_reply(answer)
+    return "" if reply is None else reply.error
+
+
+def raise_for_stuck(stuck: StuckError, world_size: int) -> None:
+    """Raise what failed before the others waited in vain, if anything did.
+
+    A failure on a rank that was freed out of a hook, or out of the model, is no cause but a consequence.
+    """
+    verdict = stuck.verdict
+    found = {rank: last_reply(getattr(said, "value", None)) for rank, said in sorted(stuck.said.items())}
+    replies = {rank: reply for rank, reply in found.items() if reply is not None}
+    apart = {rank for rank, place in verdict.places.items() if place is None or place.hook}
+    failures = tuple(
+        f for rank in sorted(replies) if rank not in apart for f in replies[rank].outcome.failures
+    )
+    if failures:
+        msg = f"{describe(failures, world_size)}\n{verdict.meanwhile}\n{stuck.after}"
+        raise HookError(msg, failures) from stuck
+    errors = {
+        rank: replies[rank].error for rank in verdict.answered if rank in replies and replies[rank].error
+    }
+    if errors:
+        msg = f"{_model_failure(errors, world_size)}\n{verdict.meanwhile}\n{stuck.after}"
+        raise ModelError(msg) from stuck
+
+
 def _raise_for_loss(said: Sequence[Sequence[str]]) -> None:
     """Say once what was wrong with a loss: all ranks heard of each other's failure before any went on."""
     texts = {rank: text for of_rank in said for rank, text in enumerate(of_rank) if text}
@@ -35,12 +73,13 @@ def _raise_for_loss(said: Sequence[Sequence[str]]) -> None:
 
 def _raise_for_model(replies: Sequence[RunReply]) -> None:
     errors = {rank: reply.error for rank, reply in enumerate(replies) if reply.error}
-    if not errors:
-        return
-    first = next(iter(errors.values()))
-    where = "on every rank" if len(errors) == len(replies) else f"on rank {_ranks(list(errors))}"
-    msg = f"The model's own forward failed {where}: {first}"
-    raise ModelError(msg)
+    if errors:
+        raise ModelError(_model_failure(errors, len(replies)))
+
+
+def _model_failure(errors: Mapping[int, str], world_size: int) -> str:
+    where = "on every rank" if len(errors) == world_size else f"on rank {_ranks(sorted(errors))}"
+    return f"The model's own forward failed {where}: {errors[min(errors)]}"
 
 
 def _raise_for_stop(outcomes: Sequence[Outcome]) -> None:
@@ -77,7 +116,11 @@ def _raise_for_site(edits: Sequence[Sequence[Edit]]) -> None:
 
 def cell_error(error: CellError, world_size: int) -> CellError:
     """A :class:`CellError` with a message that names ranks and the user's line."""
-    return CellError(f"{describe(error.failures, world_size)}\nNo model was changed.", error.failures)
+    stuck = error.__cause__
+    meanwhile = f"\n{stuck.verdict.meanwhile}" if isinstance(stuck, StuckError) else ""
+    return CellError(
+        f"{describe(error.failures, world_size)}{meanwhile}\nNo model was changed.", error.failures
+    )
 
 
 def describe(failures: Sequence[RankFailure], world_size: int) -> str:

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import failures
-from flexmagic.client.calls import Calls, Progress
+from flexmagic.client.calls import Calls
 from flexmagic.client.model import Model
+from flexmagic.client.waiting import Progress
 from flexmagic.errors import CellError, FlexError, ModelError
 from flexmagic.layout.mesh import Mesh
 

@@ -55,7 +55,7 @@ class Restoring:
         with self._cluster.turns.turn():
             if busy:
                 say(f"freeing rank {_listed(busy)}")
-                freed = free(self._calls.control, lambda: self._busy(alive), alive, self._calls.end)
+                freed = free(self._calls.ranks.control, lambda: self._busy(alive), alive, self._end)
                 lines.append(f"Rank {_listed(busy)} was busy and is free again.")
                 dead = tuple(sorted({*dead, *freed.ended}))
             if dead:
@@ -69,15 +69,18 @@ class Restoring:
 
     def at_work(self, ranks: Sequence[int]) -> list[int]:
         """The ranks that are working on a call of a session; those that say nothing are not asked twice."""
-        places = self._calls.control.look(ranks, PATIENCE)
+        places = self._calls.ranks.control.look(ranks, PATIENCE)
         return [rank for rank, p in places.items() if p is not None and p.kind not in {"idle", "other code"}]
 
     def free(self, ranks: Sequence[int]) -> None:
         """Free ranks, but make no groups again."""
-        free(self._calls.control, lambda: self.at_work(ranks), ranks, self._calls.end)
+        free(self._calls.ranks.control, lambda: self.at_work(ranks), ranks, self._end)
+
+    def _end(self, rank: int) -> None:
+        self._calls.ranks.end(rank)
 
     def _busy(self, ranks: Sequence[int]) -> list[int]:
-        places = self._calls.control.look(ranks, PATIENCE)
+        places = self._calls.ranks.control.look(ranks, PATIENCE)
         return [rank for rank, place in places.items() if place is None or place.kind != "idle"]
 
     def _replace(self, dead: Sequence[int], model: Model | None, say: Say) -> list[str]:
@@ -85,8 +88,8 @@ class Restoring:
         origin, edited = self._origin(alive) if model is not None and alive else (None, set[str]())
         say(f"starting rank {_listed(dead)} again")
         self._cluster.replace(dead)
-        self._calls.renew(dead)
-        self._calls.prepare(dead)
+        self._calls.ranks.renew(dead)
+        self._calls.groups.prepare(dead)
         say("connecting the ranks")
         self._join(alive, dead)
         lines = [f"Rank {_listed(dead)} was started again under its id."]
@@ -126,10 +129,10 @@ class Restoring:
 
     def _join(self, alive: Sequence[int], dead: Sequence[int]) -> None:
         """Make all groups again, with the new engines in the places of those that ended."""
-        members = {rank: reply.value for rank, reply in self._calls.plainly("groups", alive).items()}
+        members = self._calls.groups.verb("groups", alive)
         specs = together([member.groups for member in members.values()])
         meeting = meeting_at(
-            *self._calls.offer_place(), {rank: member.generation for rank, member in members.items()}
+            *self._calls.groups.offer_place(), {rank: member.generation for rank, member in members.items()}
         )
         size = self._calls.world_size
         requests: dict[int, tuple[Callable[..., Any], tuple[Any, ...]]] = {
@@ -137,10 +140,10 @@ class Restoring:
         }
         payload = engine_side.packed((meeting, specs))
         requests |= dict.fromkeys(alive, (engine_side.call, ("rebuild", payload)))
-        replies = self._calls.raw_each(requests)
+        replies = self._calls.groups.each(requests)
         for rank, reply in replies.items():
             if rank in dead:
-                self._calls.seats[rank] = reply
+                self._calls.ranks.seats[rank] = reply
             elif reply.error is not None:
                 raise reply.error
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import failures
-from flexmagic.client.calls import Calls, Progress
+from flexmagic.client.calls import Calls
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.model import Model
 from flexmagic.client.notes import notes
 from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
-from flexmagic.errors import FlexError, ModelError, SiteError
+from flexmagic.client.waiting import Progress
+from flexmagic.errors import FlexError, ModelError, SiteError, StuckError
 from flexmagic.layout.patterns import listed
 from flexmagic.layout.sites import Site
 
@@ -106,7 +108,7 @@ class Running:
                 if any(self._calls.all("is_stale", inputs)):
                     return None
                 raise
-            answers = self._calls.all(verb, planned.run, inputs, *more, progress=progress)
+            answers = self._answers(planned, verb, inputs, more, progress)
             return None if None in answers else (planned, answers)
 
         made = attempt()
@@ -117,6 +119,22 @@ class Running:
             msg = "The model changes with every forward, so that no survey of it holds."
             raise ModelError(msg)
         return made
+
+    def _answers(
+        self, planned: Planned, verb: str, inputs: Any, more: tuple[Any, ...], progress: Progress | None
+    ) -> list[Any]:
+        """Every rank's answer; what failed first is the error if ranks could not meet."""
+        try:
+            answers = self._calls.all(verb, planned.run, inputs, *more, progress=progress)
+        except (StuckError, KeyboardInterrupt) as ended:
+            with contextlib.suppress(FlexError):  # an engine that had to be ended has no captures to drop
+                self._calls.all("release", planned.run.key)
+            if isinstance(ended, StuckError):
+                failures.raise_for_stuck(ended, self._calls.world_size)
+            raise
+        if len({failures.model_error(answer) for answer in answers if answer is not None}) > 1:
+            self._calls.rebuild()  # a rank that left the forward alone may have left half a message behind
+        return answers
 
     def _checked(self, planned: Planned, steps: list[list[RunAnswer]], model: Model) -> tuple[str, ...]:
         """Print what hooks said, raise what went wrong; what the user should know of a run that went well.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client import engine_side
-from flexmagic.client.calls import Calls, Progress
+from flexmagic.client.calls import Calls
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.hooks import Hook
@@ -23,6 +23,7 @@ from flexmagic.client.restoring import Recovered, Restoring
 from flexmagic.client.running import Running
 from flexmagic.client.status import status_table
 from flexmagic.client.table import Table
+from flexmagic.client.waiting import Progress
 from flexmagic.client.work import Work
 from flexmagic.client.world import HOOK, OWNER, Owner, Runs, World, worlds
 from flexmagic.errors import ClusterError, FlexError, ModelError
@@ -139,11 +140,11 @@ class Session(Work):
         left = [] if self._cluster.owned else self._restoring.at_work(range(self.world_size))
         if left:  # of a notebook that has ended
             self._restoring.free(left)
-        seats = self._calls.raw(engine_side.seat, [()] * self.world_size)
+        seats = self._calls.groups.everywhere(engine_side.seat)
         if [seat and (seat.rank, seat.world_size) for seat in seats] == [
             (rank, self.world_size) for rank in range(self.world_size)
         ]:
-            self._calls.seats = seats
+            self._calls.ranks.seats = seats
             if left:
                 self._calls.rebuild()
             self._find_model()
@@ -154,10 +155,13 @@ class Session(Work):
                 "Stop that cluster and start again."
             )
             raise ClusterError(msg)
-        self._calls.prepare(range(self.world_size))
-        meeting = meeting_at(*self._calls.offer_place(), {})
-        places = [(rank, self.world_size, meeting) for rank in range(self.world_size)]
-        self._calls.seats = self._calls.raw(engine_side.join, places)
+        self._calls.groups.prepare(range(self.world_size))
+        meeting = meeting_at(*self._calls.groups.offer_place(), {})
+        places = {
+            rank: (engine_side.join, (rank, self.world_size, meeting)) for rank in range(self.world_size)
+        }
+        seated = self._calls.groups.each(places)
+        self._calls.ranks.seats = [seated[rank] for rank in range(self.world_size)]
         self._world.keep(OWNER, Owner())
 
     @property
@@ -242,9 +246,11 @@ class Session(Work):
 
         The state is ``idle``, what the rank is doing now, also for another notebook, or ``ended``.
         """
-        vitals = self._calls.control.vitals(range(self.world_size), STATUS_PATIENCE)
+        vitals = self._calls.ranks.control.vitals(range(self.world_size), STATUS_PATIENCE)
         title = f"Cluster {self.cluster_name}: {self.world_size} engines"
-        return status_table(self._calls.seats, self._calls.engines, vitals, self._calls.ended(), title)
+        return status_table(
+            self._calls.ranks.seats, self._calls.ranks.engines, vitals, self._calls.ended(), title
+        )
 
     def recover(self, *, force: bool = False, say: Callable[[str], None] = lambda _what: None) -> Recovered:
         """Put the engines in order again: busy ones are freed, and those that ended are started again.
@@ -265,8 +271,8 @@ class Session(Work):
         ``alone``: seconds that user code may take on some ranks while the others wait for them (10).
         ``captures``: bytes of captures that each rank keeps; beyond, the oldest runs go (2 GiB).
         """
-        limits = self._calls.limits
-        self._calls.limits = replace(
+        limits = self._calls.waiting.limits
+        self._calls.waiting.limits = replace(
             limits,
             run=limits.run if run is None else run or None,
             alone=limits.alone if alone is None else alone,

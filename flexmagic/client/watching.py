@@ -12,21 +12,26 @@ if TYPE_CHECKING:
 STILL = 1.0
 """Seconds without any step, any byte and any CPU time after which waiting ranks wait in vain."""
 
+SILENT = 3.0
+"""Seconds after which a rank that does not even say where it is counts as frozen."""
+
+SILENT_AT_FIRST = 60.0
+"""The same while libraries and weights are read from disk, during which the interpreter may be held."""
+
 LOOKS = 3
 """How many looks in a row must have shown the same."""
 
 
 @dataclass(frozen=True)
-class Limits:
+class TimeLimits:
     """What a call may take, in seconds.
 
     ``run``: all of it, ``None`` for no limit. ``alone``: user code on some ranks while the others
-    have ended or wait for them. ``silent``: a rank's not even saying where it is, while others wait.
+    have ended or wait for them.
     """
 
     run: float | None = None
     alone: float = 10.0
-    silent: float = 3.0
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,15 @@ class Verdict:
 
     def __str__(self) -> str:
         """The reason, and a line for every rank."""
-        lines = [f"  rank {rank}: {self._said(rank)}" for rank in sorted({*self.places, *self.answered})]
-        return "\n".join([self.reason, *lines])
+        return self._listed(self.reason, {*self.places, *self.answered})
+
+    @property
+    def meanwhile(self) -> str:
+        """Where the ranks were that had not answered, where the reason is told otherwise."""
+        return self._listed("Meanwhile:", self.places)
+
+    def _listed(self, head: str, ranks: Collection[int]) -> str:
+        return "\n".join([head, *(f"  rank {rank}: {self._said(rank)}" for rank in sorted(ranks))])
 
     def _said(self, rank: int) -> str:
         if rank in self.answered:
@@ -59,8 +71,9 @@ class Verdict:
 class Watcher:
     """Looks at one call, again and again, until it has ended or cannot end any more."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: TimeLimits, silent: float = SILENT) -> None:
         self._limits = limits
+        self._silent = silent
         self._since: dict[int, tuple[Any, float, int]] = {}
         self._in_code: dict[int, tuple[Any, float]] = {}
 
@@ -79,7 +92,7 @@ class Watcher:
             return Verdict("The ranks wait for each other in vain.", places, done)
         if not blocked and not answered:
             return None
-        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > self._limits.silent}
+        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > self._silent}
         alone = {r for r in rest if self._too_long(r, places[r], now)}
         if rest == silent | alone:
             who = ", ".join(map(str, sorted(rest)))
@@ -91,7 +104,9 @@ class Watcher:
         state = None if place is None else place.stuck_as
         before, since, looks = self._since.get(rank, (object(), now, 0))
         self._since[rank] = (state, since, looks + 1) if before == state else (state, now, 1)
-        code = None if place is None else (place.kind, place.site, place.hook)
+        if place is None:  # says nothing now, which is no sign of having gone on
+            return
+        code = (place.kind, place.site, place.hook)
         if self._in_code.get(rank, (None, 0.0))[0] != code:
             self._in_code[rank] = (code, now)
 

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flexmagic.client.calls import Progress
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hooks import Hook
@@ -14,6 +13,7 @@ from flexmagic.client.model import Model
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
+from flexmagic.client.waiting import Progress
 from flexmagic.engine.limits import Limits, Picked
 
 

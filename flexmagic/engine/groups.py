@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from flexmagic.engine.holders import replace_everywhere
-from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group
+from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group, renew_reducers
 
 STORE_TIMEOUT = dt.timedelta(seconds=60)
 
@@ -57,20 +57,23 @@ class Groups:
         self.place = place
         self._left: dict[str, list[dist.ProcessGroup]] = {}
         self._wanted: dict[str, GroupSpec] = {}
-        self._open(meeting, others)
+        self._open(meeting, others, self._reach(meeting))
 
-    def _open(self, meeting: Meeting, others: Sequence[GroupSpec]) -> None:
-        place = self.place
-        self.meeting = meeting
+    def _reach(self, meeting: Meeting) -> dist.Store:
+        """The store, which rank 0 serves; a rank that comes before it tries again, ever less often."""
         store = dist.TCPStore(
             meeting.host,
             meeting.port,
-            place.world_size,
-            is_master=place.rank == 0,
+            self.place.world_size,
+            is_master=self.place.rank == 0,
             timeout=STORE_TIMEOUT,
             wait_for_workers=False,
         )
-        self._store = dist.PrefixStore(f"flexmagic/{meeting.generation}", store)
+        return dist.PrefixStore(f"flexmagic/{meeting.generation}", store)
+
+    def _open(self, meeting: Meeting, others: Sequence[GroupSpec], store: dist.Store) -> None:
+        place = self.place
+        self.meeting, self._store = meeting, store
         backend = "gloo" if place.device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=self._store, rank=place.rank, world_size=place.world_size)
         own = GroupSpec("1", tuple(range(place.world_size)), backend, OWN)
@@ -98,11 +101,14 @@ class Groups:
         for spec, group in known_groups().items():  # those of a rebuild that failed are still in _left
             self._left.setdefault(spec.name, []).append(group)
             self._wanted[spec.name] = spec
+        served = self._reach(meeting) if self.place.rank == 0 else None
         self.close()
-        self._open(meeting, specs)
+        self._open(meeting, specs, served or self._reach(meeting))
         new = {spec.name: group for spec, group in known_groups().items()}
         left, self._left, self._wanted = self._left, {}, {}
-        return replace_everywhere({id(old): (old, new[name]) for name, olds in left.items() for old in olds})
+        held = replace_everywhere({id(old): (old, new[name]) for name, olds in left.items() for old in olds})
+        renew_reducers()
+        return held
 
     def close(self) -> None:
         """Leave all groups; tolerates groups that are already gone."""

@@ -1,13 +1,15 @@
 """Putting new objects where a model and its libraries hold old ones.
 
 A process group that was cut is never used again, but a module, a mesh or a closure may hold the
-object itself. Whoever holds it is found the way Python's own garbage collector finds it.
+object itself. Whoever holds it is found the way Python's own garbage collector finds it, and by a
+look at what that does not track: dicts in which nothing could be part of a cycle.
 """
 
 from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import types
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,7 +24,7 @@ def replace_everywhere(pairs: Mapping[int, tuple[Any, Any]]) -> list[str]:
     olds = [old for old, _ in pairs.values()]
     ours = {id(olds), id(pairs), *(id(pair) for pair in pairs.values())}
     left = []
-    for holder in [*gc.get_referrers(*olds), *_unseen_holders(pairs)] if olds else []:
+    for holder in [*gc.get_referrers(*olds), *_untracked(pairs)] if olds else []:
         if id(holder) in ours or isinstance(holder, types.FrameType):
             continue
         if not _replace_in(holder, pairs):
@@ -30,17 +32,12 @@ def replace_everywhere(pairs: Mapping[int, tuple[Any, Any]]) -> list[str]:
     return left
 
 
-def _unseen_holders(pairs: Mapping[int, tuple[Any, Any]]) -> list[Any]:
-    """The dicts and tuples that the collector does not follow, as they hold nothing that it follows."""
-    everything = gc.get_referents(*gc.get_objects())
-    plain = [value for value in everything if type(value) is dict or type(value) is tuple]
-    found = {
-        id(value): value
-        for value in plain
-        if not gc.is_tracked(value)
-        if any(id(held) in pairs for held in (value.values() if type(value) is dict else value))
-    }
-    return list(found.values())
+def _untracked(pairs: Mapping[int, tuple[Any, Any]]) -> list[Any]:
+    """The dicts with an old object in them that the garbage collector does not track."""
+    held = [part for part in gc.get_referents(*gc.get_objects()) if type(part) is dict]
+    plain = itertools.filterfalse(gc.is_tracked, held)
+    old = pairs.keys()
+    return [d for d in plain if not (old.isdisjoint(map(id, d.values())) and old.isdisjoint(map(id, d)))]
 
 
 def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:
@@ -67,17 +64,18 @@ def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:
     elif isinstance(holder, types.CellType):
         holder.cell_contents = new(holder.cell_contents)
     else:
-        _replace_attributes(holder, new)
+        return _replace_attributes(holder, new)
     return True
 
 
-def _replace_attributes(holder: Any, new: Callable[[Any], Any]) -> None:
-    """Replace attributes of an object, which holds them itself or in a dict that only now comes to be."""
-    attributes = getattr(holder, "__dict__", None)
-    if isinstance(attributes, dict):
-        attributes.update({name: new(value) for name, value in attributes.items() if new(value) is not value})
-    for name in {name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())}:
+def _replace_attributes(holder: Any, new: Callable[[Any], Any]) -> bool:
+    """Replace attributes of an object; Python names it itself as the holder until its dict is asked for."""
+    names = {name for kind in type(holder).__mro__ for name in getattr(kind, "__slots__", ())}
+    found = False
+    for name in [*names, *getattr(holder, "__dict__", ())]:
         with contextlib.suppress(AttributeError):
             value = getattr(holder, name)
             if new(value) is not value:
-                setattr(holder, name, new(value))
+                object.__setattr__(holder, name, new(value))  # frozen dataclasses too
+                found = True
+    return found

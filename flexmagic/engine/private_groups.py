@@ -7,6 +7,7 @@ that a group which is made again at the same count is found by what was made wit
 from __future__ import annotations
 
 import contextlib
+import gc
 import itertools
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch.distributed as dist
 from torch.distributed import device_mesh, distributed_c10d
+from torch.nn.parallel import DistributedDataParallel
 
 _world: Any = distributed_c10d._world  # noqa: SLF001 - torch's table of groups, the only one there is
 
@@ -64,6 +66,13 @@ def make_group(spec: GroupSpec) -> dist.ProcessGroup | None:
         _world.group_count = max(_world.group_count, int(spec.name) + 1)
     made: dist.ProcessGroup | None = group
     return made
+
+
+def renew_reducers() -> None:
+    """Hand the present groups to what reduces gradients in DDP, which keeps its own hold on them in C++."""
+    for module in gc.get_referrers(DistributedDataParallel):
+        if isinstance(module, DistributedDataParallel):
+            module._update_process_group(module.process_group)  # noqa: SLF001 - torch's way to change it
 
 
 @contextlib.contextmanager

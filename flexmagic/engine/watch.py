@@ -25,11 +25,15 @@ from flexmagic.engine.sockets import Endpoint
 IDLE, USER, MEETING, MODEL, OTHER = "idle", "user code", "meeting", "model", "other code"
 """What a rank can be doing: nothing; the user's hook; waiting for other ranks; the model; something else."""
 
+BACKWARD = "the backward"
+"""Where a rank is between its modules once there is a loss."""
+
 _TORCH = f"{os.sep}torch{os.sep}"
 _OURS = str(Path(__file__).parent)
 _EXCHANGES = (f"{_OURS}{os.sep}exchange.py", f"{_OURS}{os.sep}messages.py")
 _MEETINGS = f"{_TORCH}distributed{os.sep}"
-_LIBRARIES = ("site-packages", f"{os.sep}lib{os.sep}python", "<frozen ", _OURS, "<string>")
+_BACKWARD = f"{_TORCH}autograd{os.sep}"
+_LIBRARIES = ("site-packages", f"{os.sep}lib{os.sep}python", "<frozen ", _OURS)
 _FUTEX = {"x86_64": ("202",), "aarch64": ("98",)}.get(os.uname().machine, ())
 """The number of the system call in which a thread waits for a lock."""
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -169,7 +173,10 @@ def _user_code(frames: list[FrameType]) -> tuple[str, str, int | None, str]:
 
 
 def _model_site(frames: list[FrameType]) -> str:
-    """The path of the innermost module of the model that is being called."""
+    """The path of the innermost module that is being called; the model itself, and a wrapper, by its class.
+
+    Without one, whether gradients are on their way back.
+    """
     from flexmagic.engine.tree import modules_of
 
     if Slot.runtime is None or Slot.runtime.loaded is None:
@@ -177,9 +184,10 @@ def _model_site(frames: list[FrameType]) -> str:
     called = [frame.f_locals.get("self") for frame in frames if frame.f_code.co_name == "_call_impl"]
     modules = [module for module in called if isinstance(module, nn.Module)]
     if not modules:
-        return ""
+        return BACKWARD if any(_BACKWARD in frame.f_code.co_filename for frame in frames) else ""
     paths = {id(module): path for path, module in modules_of(Slot.runtime.loaded.model).items()}
-    return next((paths[id(module)] for module in modules if paths.get(id(module))), "")
+    known = (paths[id(module)] or type(module).__name__ for module in modules if id(module) in paths)
+    return next(known, type(modules[-1]).__name__)
 
 
 def _other_code(frames: list[FrameType]) -> str:

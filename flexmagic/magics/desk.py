@@ -17,8 +17,8 @@ from flexmagic.errors import ClusterError, FlexError
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-    from flexmagic.client.calls import Waited
     from flexmagic.client.session import Session
+    from flexmagic.client.waiting import Waited
 
 
 TICK = 0.2

@@ -16,9 +16,9 @@ from flexmagic.view.words import visible
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flexmagic.client.calls import Waited
     from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
+    from flexmagic.client.waiting import Waited
 
 
 def sampling(args: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def again_and_again(session, inputs):
 
 def kill(session, rank):
     """End a rank, and run until that is heard of; the error that names it."""
-    os.kill(session._calls.seats[rank].pid, signal.SIGKILL)
+    os.kill(session._calls.ranks.seats[rank].pid, signal.SIGKILL)
     with pytest.raises(EngineError) as caught:
         again_and_again(session, PROMPT)
     assert caught.value.ranks == (rank,)
@@ -36,7 +36,7 @@ def kill(session, rank):
 
 
 def pids_but(session, rank):
-    return [seat.pid for seat in session._calls.seats if seat.rank != rank]
+    return [seat.pid for seat in session._calls.ranks.seats if seat.rank != rank]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_what_a_cell_made_is_made_again_on_every_rank(cluster):
     cluster.load_cell(cell)
     inputs = {"input": torch.arange(32.0).reshape(4, 8)}
     before = cluster.run(inputs)[":output"].torch()
-    os.kill(cluster._calls.seats[0].pid, signal.SIGKILL)
+    os.kill(cluster._calls.ranks.seats[0].pid, signal.SIGKILL)
     with pytest.raises(EngineError):
         again_and_again(cluster, inputs)
     assert "run again on every rank" in str(cluster.recover())
@@ -126,7 +126,7 @@ def test_a_recovery_that_cannot_succeed_leaves_the_survivors(cluster, tmp_path):
 def test_an_engine_that_was_stopped_is_replaced(cluster):
     cluster.load(MODEL, tp=2)
     before = cluster.run(PROMPT).logits.torch()
-    os.kill(cluster._calls.seats[1].pid, signal.SIGSTOP)
+    os.kill(cluster._calls.ranks.seats[1].pid, signal.SIGSTOP)
     with pytest.raises(FlexError, match="rank 1"):
         cluster.run(PROMPT)
     cluster.recover()
@@ -135,7 +135,7 @@ def test_an_engine_that_was_stopped_is_replaced(cluster):
 
 def test_a_dead_controller_is_named_and_nothing_is_left(cluster):
     cluster.load(MODEL, tp=2)
-    pids = [seat.pid for seat in cluster._calls.seats]
+    pids = [seat.pid for seat in cluster._calls.ranks.seats]
     controller = cluster._cluster._cluster.controller.process.pid
     os.kill(controller, signal.SIGKILL)
     with pytest.raises(ClusterError, match="controller has ended"):

@@ -1,0 +1,88 @@
+"""The engines of a cluster as ranks, asked one by one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client.cluster import Cluster
+from flexmagic.client.control import Control
+from flexmagic.errors import ClusterError, EngineError
+
+if TYPE_CHECKING:
+    from flexmagic.engine.verbs import Seat
+
+
+class Ranks:
+    """Rank ``r`` is the ``r``-th engine; ``seats``: where each sits, once it has joined.
+
+    ``lives``: how often each rank's engine was replaced.
+    """
+
+    def __init__(self, cluster: Cluster) -> None:
+        self.cluster = cluster
+        self.engines = cluster.engines
+        self.control = Control(cluster, self.engines)
+        self.seats: list[Seat] = []
+        self.lives = [0] * len(self.engines)
+        self._views = [cluster.client[engine] for engine in self.engines]
+        self._sending = threading.Lock()
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks."""
+        return len(self._views)
+
+    def ask(self, rank: int, function: Callable[..., Any], *args: Any) -> Any:
+        """Have a rank run a function; the pending answer."""
+        with self._sending:  # a view asks on a thread of its own
+            return self._views[rank].apply_async(function, *args)
+
+    def value(self, rank: int, answer: Any) -> Any:
+        """What a rank answered; raises :class:`EngineError` if its engine ended instead."""
+        try:
+            return answer.get(0)
+        except Exception as error:
+            text = str(error)
+            if "died" in text or "stopped" in text:
+                raise self.gone_error([rank]) from error
+            msg = f"Rank {rank} could not answer: {text}"
+            raise ClusterError(msg) from error
+
+    def ended(self) -> tuple[int, ...]:
+        """The ranks whose engine is gone, as far as is known here; asks nobody."""
+        alive = set(self.cluster.engines)
+        return tuple(rank for rank, engine in enumerate(self.engines) if engine not in alive)
+
+    def alive(self) -> list[int]:
+        """The ranks whose engine is there."""
+        gone = self.ended()
+        return [rank for rank in range(self.world_size) if rank not in gone]
+
+    def refuse_if_ended(self, ranks: Iterable[int]) -> None:
+        """Raise :class:`EngineError` if the engine of any of these ranks is gone."""
+        gone = sorted(set(self.ended()) & set(ranks))
+        if gone:
+            raise self.gone_error(gone)
+
+    def gone_error(self, ranks: Sequence[int]) -> EngineError:
+        """The error that names ranks whose engine is gone, with their last words."""
+        words = self.cluster.last_words(ranks)
+        return EngineError(
+            f"The engine of rank {', '.join(map(str, ranks))} has ended. {words}", tuple(ranks)
+        )
+
+    def end(self, rank: int) -> None:
+        """End the process of a rank that nothing else brings back."""
+        self.cluster.end(self.engines[rank])
+
+    def renew(self, ranks: Iterable[int]) -> None:
+        """Note that engines were replaced: what runs left on them until now is gone."""
+        for rank in ranks:
+            self.lives[rank] += 1
+
+    def gone(self, lives: Sequence[int]) -> tuple[int, ...]:
+        """The ranks that no longer hold what they held when :attr:`lives` was this."""
+        renewed = [rank for rank, life in enumerate(lives) if life != self.lives[rank]]
+        return tuple(sorted({*renewed, *self.ended()}))
