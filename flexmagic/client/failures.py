@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from flexmagic.engine.code import TRACE
 from flexmagic.engine.instrument import Edit, Outcome
 from flexmagic.engine.runtime import RunReply
 from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure
@@ -92,7 +93,8 @@ def _one(group: list[RankFailure], world_size: int) -> str:
     f = group[0]
     ranks = sorted({failure.rank for failure in group})
     where = "every rank" if len(ranks) == world_size and world_size > 1 else f"rank {_ranks(ranks)}"
-    what = f"hook {f.hook!r} failed at {f.site}" if f.site else "the cell failed"
+    who = "the trace" if f.hook == TRACE else f"hook {f.hook!r}"
+    what = f"{who} failed at {f.site}" if f.site else "the cell failed"
     line = "" if f.line is None else f", line {f.line}"
     text = f"\n    {f.text.strip()}" if f.text.strip() else ""
     return f"{what}{line}, on {where}:{text}\n{f.kind}: {f.message}"

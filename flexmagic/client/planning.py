@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flexmagic.engine.limits import Picks
     from flexmagic.engine.runtime import RunPlan
     from flexmagic.engine.shortcuts import Skip
+    from flexmagic.engine.tracing import TraceSource
 
 Skipped = str | Sequence[str] | Mapping[str, Any]
 """Modules that do not run, by pattern; of a mapping the values pass instead, ``None`` for the input."""
@@ -44,6 +45,12 @@ class Planned:
     run: RunPlan
     hooks: tuple[Acting, ...]
 
+    @property
+    def all_hooks(self) -> tuple[Acting, ...]:
+        """The hooks and, after them, the run's trace, which acts wherever it asks to."""
+        traces = () if self.run.trace is None else (self.run.trace.code,)
+        return (*self.hooks, *(Acting(code, ()) for code in traces))
+
 
 def plan(
     model: Model,
@@ -56,6 +63,7 @@ def plan(
     backward: str | Callable[[Any], Any] | None = None,
     stop_at: str | None = None,
     skip: Skipped = (),
+    trace: TraceSource | None = None,
 ) -> Planned:
     """A run's plan.
 
@@ -100,6 +108,7 @@ def plan(
         grad or backward is not None,
         loss,
         Short(end, _skips(model, skip)),
+        trace,
     )
     return Planned(run, tuple(acting))
 

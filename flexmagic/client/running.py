@@ -43,7 +43,13 @@ class Running:
         said = self._checked(planned, [[answer] for answer in answers], model)
         end = str(planned.run.short.stop_at or "")
         return Run(
-            planned.run.key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said, end=end
+            planned.run.key,
+            self._calls,
+            answers,
+            model.rules,
+            hooks=planned.all_hooks,
+            warnings=said,
+            end=end,
         )
 
     def generate(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls, Progress
+from flexmagic.client.cells import Cells
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.loading import Loading
@@ -33,7 +34,7 @@ STATUS_PATIENCE = 3.0
 StartProgress = Callable[[int, str], None]
 
 
-class Session(Work):
+class Session(Work, Cells):
     """A cluster of engines that holds one distributed model.
 
     Use :meth:`start` or :meth:`attach`, as a context manager or with :meth:`stop`.

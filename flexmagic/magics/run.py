@@ -9,8 +9,9 @@ from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_v
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
-from flexmagic.magics.arguments import expanded, names, parse, sites, texts, unquoted
+from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.inputs import inputs_of, value_of
 from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
@@ -131,7 +132,7 @@ class RunMagics(DeskMagics):
             return None
         _ = self._desk.session.model  # without one, that is what to say first
         check(args)
-        inputs = self._inputs(args)
+        inputs = inputs_of(self.shell, args, "%flexrun")
         make = self._run if args.generate is None else self._generate
         runs = [make(args, inputs, self._options(args, args.seed + n)) for n in range(args.repeat)]
         return runs[0] if args.repeat == 1 else runs
@@ -143,7 +144,10 @@ class RunMagics(DeskMagics):
             "seed": seed,
             "only": None if args.only is None else names(args.only),
             "without": names(args.without),
-            "skip": {site: self._value("--skip", text) for site, text in skips(args.skip).items()},
+            "skip": {
+                site: None if text is None else value_of(self.shell, "--skip", text)
+                for site, text in skips(args.skip).items()
+            },
         }
 
     def _run(self, args: Any, inputs: Any, options: dict[str, Any]) -> Run:
@@ -172,23 +176,3 @@ class RunMagics(DeskMagics):
             )
             status.done(repr(run))
         return run
-
-    def _inputs(self, args: Any) -> Any:
-        prompts = texts(args.prompt)
-        if bool(prompts) == bool(args.inputs):
-            msg = 'Give a prompt or --inputs, one of them: %flexrun "The capital of France is"'
-            raise InputError(msg)
-        if prompts:
-            return prompts[0] if len(prompts) == 1 else prompts
-        return self._value("--inputs", args.inputs)
-
-    def _value(self, option: str, text: str | None) -> Any:
-        """The value of an expression in the notebook; ``None`` for none."""
-        if text is None:
-            return None
-        assert self.shell is not None  # registered on one
-        try:
-            return self.shell.ev(unquoted(text))
-        except Exception as error:  # noqa: BLE001 - the user's expression may raise anything
-            msg = f"{option} {text}: {type(error).__name__}: {error}"
-            raise InputError(msg) from None
