@@ -9,12 +9,13 @@ from dataclasses import replace
 from typing import Any
 
 from flexmagic.client.calls import Calls, Progress
+from flexmagic.client.cell_run import CellRun
 from flexmagic.client.hook_book import Names
 from flexmagic.client.model import Model
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
-from flexmagic.client.scripts import trace_source
+from flexmagic.client.scripts import cell_source, trace_source
 from flexmagic.client.sweep import Over, Sweep, combinations
 
 LIMIT = 60.0
@@ -82,6 +83,34 @@ class Cells(ABC):
                 self.model, inputs, capture, trace=source, progress=progress, only=only, without=without,
                 seed=seed, grad=grad, backward=backward, stop_at=stop_at, skip=skip,
             )  # fmt: skip
+
+    def run_cell(
+        self,
+        text: str,
+        *,
+        capture: str | Sequence[str] = (),
+        seed: int = 0,
+        grad: bool = False,
+        only: Names | None = None,
+        without: Names | None = None,
+        progress: Progress | None = None,
+        first_line: int = 1,
+    ) -> CellRun:
+        """Any code on every engine, with ``model`` and ``tokenizer``, hooks and captures active.
+
+        They act in each forward of the whole model that the cell makes, by ``model(...)`` or
+        ``model.generate(...)``; each is a step, a run of its own. Every rank is to give the model the
+        same input, the whole batch. The cell shares the engines' namespace with ``%%px``. Its last
+        expression is ``value``: once if all ranks have the same, else by rank. ``grad``: run it with
+        autograd on.
+
+        Raises :class:`CellError` for code that fails, on any rank, :class:`HookError` for a hook that
+        does, :class:`ModelError` over pipeline stages.
+        """
+        return self._running.cell(
+            self.model, cell_source(text, first_line), capture,
+            progress=progress, only=only, without=without, seed=seed, grad=grad,
+        )  # fmt: skip
 
     def sweep(
         self,

@@ -81,6 +81,11 @@ def cell_error(error: CellError, world_size: int) -> CellError:
     return CellError(f"{describe(error.failures, world_size)}\nNo model was changed.", error.failures)
 
 
+def cell_failed(error: CellError, world_size: int) -> CellError:
+    """The same for a cell that ran on a model that is there."""
+    return CellError(f"{describe(error.failures, world_size)}\n{READY}", error.failures)
+
+
 def describe(failures: Sequence[RankFailure], world_size: int) -> str:
     """What failed, where and on which ranks; the same failure on several ranks is said once."""
     groups: dict[tuple[object, ...], list[RankFailure]] = {}

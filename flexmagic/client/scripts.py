@@ -11,6 +11,7 @@ from flexmagic.engine.code import TRACE, check_cell, from_function, from_text
 from flexmagic.errors import InputError
 
 if TYPE_CHECKING:
+    from flexmagic.engine.code import HookSource
     from flexmagic.engine.tracing import TraceSource
 
 
@@ -28,3 +29,10 @@ def trace_source(code: str | Callable[..., Any], given: Mapping[str, Any], first
     if not ast.parse(source.text).body:
         raise InputError("The trace is empty. Write the intervention below the line, e.g. x = model.output.")
     return TraceSource(source, dict(given))
+
+
+def cell_source(text: str, first_line: int) -> HookSource:
+    """A cell; raises :class:`CellError` for one that does not compile."""
+    source = from_text("the cell", 1, text, first_line)
+    check_cell(source)
+    return source

@@ -245,7 +245,7 @@ class Runtime:
         started = time.perf_counter()
         assert self.loaded is not None  # the client has a model
         attached = shortened(self.loaded, instrument, self.rules, plan.short, self.forms)
-        with attached, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
+        with attached, mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
                 with traced(instrument):
@@ -328,7 +328,7 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def _mode(*, grad: bool) -> Iterator[None]:
+def mode(*, grad: bool) -> Iterator[None]:
     """With or without gradients; compiled code runs as written: hooks do not act in what was compiled."""
     with torch.set_grad_enabled(grad), torch.compiler.set_stance("force_eager"):
         yield
