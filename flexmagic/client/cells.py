@@ -15,6 +15,7 @@ from flexmagic.client.model import Model
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
+from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
 from flexmagic.client.sweep import Over, Sweep, combinations
 
@@ -111,6 +112,15 @@ class Cells(ABC):
             self.model, cell_source(text, first_line), capture,
             progress=progress, only=only, without=without, seed=seed, grad=grad,
         )  # fmt: skip
+
+    def scan(self, inputs: Any, sites: str | Sequence[str] = ()) -> Scan:
+        """Every site's whole shape and dtype for an input, without computing: from fake tensors.
+
+        ``sites``: patterns, all inputs and outputs without any. What has no unsharded form is shown as
+        the survey says, and what neither knows is left out. Raises :class:`InputError`,
+        :class:`SiteError`, or :class:`ModelError` for a model of which nothing is known without a run.
+        """
+        return scanned(self._calls, self.model, inputs, sites)
 
     def sweep(
         self,
