@@ -11,6 +11,7 @@ from typing import Any
 from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.cell_run import CellRun
 from flexmagic.client.hook_book import Names
+from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
@@ -36,6 +37,7 @@ def limited(calls: Calls, code: float | None) -> Iterator[None]:
 class Cells(ABC):
     """The part of a session that runs a user's cells on every engine."""
 
+    losses: Losses
     _calls: Calls
     _running: Running
 
@@ -82,7 +84,7 @@ class Cells(ABC):
         with limited(self._calls, limit):
             return self._running.run(
                 self.model, inputs, capture, trace=source, progress=progress, only=only, without=without,
-                seed=seed, grad=grad, backward=backward, stop_at=stop_at, skip=skip,
+                seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
             )  # fmt: skip
 
     def run_cell(

@@ -16,6 +16,7 @@ from flexmagic.client.cells import Cells
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.loading import Loading
+from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
 from flexmagic.client.recovery import meeting_at
 from flexmagic.client.restoring import Recovered, Restoring
@@ -46,6 +47,7 @@ class Session(Work, Cells):
         self._model: Model | None = None
         self._id = uuid.uuid4().hex
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
+        self.losses = Losses()
         self._loading = Loading(self._calls)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
         self._running = Running(self._calls, self._id, self.hooks)

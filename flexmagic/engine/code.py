@@ -123,10 +123,16 @@ def build(source: HookSource, namespace: dict[str, Any]) -> Callable[[dict[str, 
 def build_script(
     source: HookSource, names: Sequence[str], namespace: dict[str, Any]
 ) -> Callable[[dict[str, Any]], Any]:
-    """A whole cell as a function of ``names``, or a function that gets those of them that it takes."""
+    """A whole cell as a function of ``names``, or a function that gets those of them that it takes.
+
+    What a cell's last expression gives is what it returns.
+    """
     function = source.function
     if function is None:
-        body = _defined(_compiled(source, names, ast.parse(shifted(source), source.filename).body), namespace)
+        statements = ast.parse(shifted(source), source.filename).body
+        if statements and isinstance(last := statements[-1], ast.Expr):
+            statements[-1] = ast.copy_location(ast.Return(last.value), last)
+        body = _defined(_compiled(source, names, statements), namespace)
         return lambda given: body(**given)
     takes = inspect.signature(function).parameters
 

@@ -286,7 +286,7 @@ class Runtime:
                 names = loss_names(whole, prepared.arguments.get("input_ids"))
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
-                problem = f"{type(error).__name__}: {error}"
+                problem = plan.backward.explain(error)
             said = everyone(self.groups, (problem, None if loss is None else float(loss.detach())))
             if any(text for text, _ in said):
                 instrument.outcome.loss_failures = tuple(text for text, _ in said)
