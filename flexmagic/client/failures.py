@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flexmagic.engine.code import TRACE
 from flexmagic.engine.instrument import Edit, Outcome
 from flexmagic.engine.runtime import RunReply
 from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure, StuckError
@@ -123,6 +124,11 @@ def cell_error(error: CellError, world_size: int) -> CellError:
     )
 
 
+def cell_failed(error: CellError, world_size: int) -> CellError:
+    """The same for a cell that ran on a model that is there."""
+    return CellError(f"{describe(error.failures, world_size)}\n{READY}", error.failures)
+
+
 def describe(failures: Sequence[RankFailure], world_size: int) -> str:
     """What failed, where and on which ranks; the same failure on several ranks is said once."""
     groups: dict[tuple[object, ...], list[RankFailure]] = {}
@@ -135,7 +141,8 @@ def _one(group: list[RankFailure], world_size: int) -> str:
     f = group[0]
     ranks = sorted({failure.rank for failure in group})
     where = "every rank" if len(ranks) == world_size and world_size > 1 else f"rank {_ranks(ranks)}"
-    what = f"hook {f.hook!r} failed at {f.site}" if f.site else "the cell failed"
+    who = "the trace" if f.hook == TRACE else f"hook {f.hook!r}"
+    what = f"{who} failed at {f.site}" if f.site else "the cell failed"
     line = "" if f.line is None else f", line {f.line}"
     text = f"\n    {f.text.strip()}" if f.text.strip() else ""
     return f"{what}{line}, on {where}:{text}\n{f.kind}: {f.message}"

@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from flexmagic.engine.captures import RunKey
     from flexmagic.engine.code import HookSource
     from flexmagic.engine.limits import Picks
+    from flexmagic.engine.loss import LossSource
     from flexmagic.engine.runtime import RunPlan
     from flexmagic.engine.shortcuts import Skip
+    from flexmagic.engine.tracing import TraceSource
 
 Skipped = str | Sequence[str] | Mapping[str, Any]
 """Modules that do not run, by pattern; of a mapping the values pass instead, ``None`` for the input."""
@@ -44,6 +46,12 @@ class Planned:
     run: RunPlan
     hooks: tuple[Acting, ...]
 
+    @property
+    def all_hooks(self) -> tuple[Acting, ...]:
+        """The hooks and, after them, the run's trace, which acts wherever it asks to."""
+        traces = () if self.run.trace is None else (self.run.trace.code,)
+        return (*self.hooks, *(Acting(code, ()) for code in traces))
+
 
 def plan(
     model: Model,
@@ -53,16 +61,16 @@ def plan(
     key: RunKey,
     seed: int,
     grad: bool = False,
-    backward: str | Callable[[Any], Any] | None = None,
+    backward: str | Callable[[Any], Any] | LossSource | None = None,
     stop_at: str | None = None,
     skip: Skipped = (),
+    trace: TraceSource | None = None,
 ) -> Planned:
     """A run's plan.
 
     Raises :class:`~flexmagic.errors.InputError` for gradients asked of a run without a loss, and for
     a loss of a run that does not reach its end.
     """
-    from flexmagic.engine.loss import LossSource
     from flexmagic.engine.runtime import RunPlan
     from flexmagic.engine.shortcuts import Short
 
@@ -87,9 +95,6 @@ def plan(
             at_steps += [(site, steps) for site in captured]
         else:
             capture += captured
-    loss = None
-    if backward is not None:
-        loss = LossSource(function=backward) if callable(backward) else LossSource(_checked(backward))
     run = RunPlan(
         owner,
         number,
@@ -98,8 +103,9 @@ def plan(
         tuple(dict.fromkeys(capture)),
         tuple(at_steps),
         grad or backward is not None,
-        loss,
+        _loss(backward),
         Short(end, _skips(model, skip)),
+        trace,
     )
     return Planned(run, tuple(acting))
 
@@ -165,6 +171,14 @@ def _check_loss(pattern: Site, backward: object) -> None:
     if pattern.is_gradient and backward is None:
         msg = f'{pattern} is a gradient: give the run a loss, e.g. backward="logits[:, -1].var()".'
         raise InputError(msg)
+
+
+def _loss(backward: str | Callable[[Any], Any] | LossSource | None) -> LossSource | None:
+    from flexmagic.engine.loss import LossSource
+
+    if backward is None or isinstance(backward, LossSource):
+        return backward
+    return LossSource(function=backward) if callable(backward) else LossSource(_checked(backward))
 
 
 def _checked(text: str) -> str:

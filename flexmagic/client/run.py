@@ -206,7 +206,7 @@ class Run:
     def _acted(self, site: Site) -> tuple[str, ...]:
         """The hooks whose bodies ran at a site, in their order."""
         ran = {e.hook for a in self._answers for e in a.reply.outcome.edits if e.ran and e.site == str(site)}
-        return tuple(str(hook) for hook in self._hooks if hook.source.name in ran and site in hook.sites)
+        return tuple(str(hook) for hook in self._hooks if hook.source.name in ran)
 
     def _siblings(self, site: Site) -> dict[str, Callable[[], Activation]]:
         """The captured sites that differ from this one only in a layer number, by name."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import failures
 from flexmagic.client.calls import Calls
+from flexmagic.client.cell_run import CellRun
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.model import Model
@@ -16,11 +17,13 @@ from flexmagic.client.notes import notes
 from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
 from flexmagic.client.waiting import Progress
-from flexmagic.errors import FlexError, ModelError, SiteError, StuckError
+from flexmagic.errors import CellError, FlexError, ModelError, SiteError, StuckError
 from flexmagic.layout.patterns import listed
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
+    from flexmagic.engine.cell import CellAnswer
+    from flexmagic.engine.code import HookSource
     from flexmagic.engine.verbs import RunAnswer
 
 
@@ -53,7 +56,13 @@ class Running:
         said = self._checked(planned, [[answer] for answer in answers], model)
         end = str(planned.run.short.stop_at or "")
         run = Run(
-            planned.run.key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said, end=end
+            planned.run.key,
+            self._calls,
+            answers,
+            model.rules,
+            hooks=planned.all_hooks,
+            warnings=said,
+            end=end,
         )
         self._note(run)
         return run
@@ -77,6 +86,51 @@ class Running:
         run = Generation(key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said)
         self._note(run)
         return run
+
+    def cell(
+        self,
+        model: Model,
+        source: HookSource,
+        capture: str | Sequence[str],
+        *,
+        progress: Progress | None,
+        only: Names | None,
+        without: Names | None,
+        **options: Any,
+    ) -> CellRun:
+        """One cell; raises :class:`CellError`, and as :meth:`run` does."""
+        if not model.surveyed:
+            raise ModelError(
+                "What this model takes is not known yet: run it once with %flexrun --inputs first."
+            )
+        from flexmagic.engine.verbs import RunAnswer
+
+        patterns, hooks = [Site.parse(text) for text in listed(capture)], self._hooks.acting(only, without)
+        key = (self._owner, next(self._numbers))
+
+        def attempt() -> tuple[Planned, list[CellAnswer | None]]:
+            planned = plan(model, hooks, patterns, key=key, **options)
+            return planned, self._calls.all("run_cell", planned.run, source, progress=progress)
+
+        try:
+            planned, answers = attempt()
+            if None in answers:  # the model changed since its survey
+                model.update(self._calls.all("survey_for", [0], progress=progress))
+                planned, answers = attempt()
+        except CellError as error:
+            raise failures.cell_failed(error, self._calls.world_size) from None
+        made = [answer for answer in answers if answer is not None]
+        self._say([answer.printed for answer in made])
+        steps = [[RunAnswer(step.reply, [], step.ids) for step in answer.steps] for answer in made]
+        if any(steps):
+            self._checked(planned, steps, model)
+        if stopped := sorted({answer.failed for answer in made if answer.failed}):
+            raise FlexError("The cell was ended on all ranks together: " + "; ".join(stopped))
+        runs = [
+            Run((*key, n), self._calls, [of_rank[n] for of_rank in steps], model.rules, hooks=planned.hooks)
+            for n in range(min(map(len, steps)))
+        ]
+        return CellRun(made, runs)
 
     def _made(
         self,
@@ -162,6 +216,9 @@ class Running:
             "".join(text for answer in of_rank for _, _, text in answer.reply.outcome.printed)
             for of_rank in steps
         ]
+        self._say(printed)
+
+    def _say(self, printed: list[str]) -> None:
         if len(set(printed)) == 1:
             if printed[0]:
                 self._printer(printed[0].rstrip("\n"))

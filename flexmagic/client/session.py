@@ -13,10 +13,12 @@ from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls
+from flexmagic.client.cells import Cells
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.hooks import Hook
 from flexmagic.client.loading import Loading
+from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
 from flexmagic.client.recovery import meeting_at
 from flexmagic.client.restoring import Recovered, Restoring
@@ -37,7 +39,7 @@ STATUS_PATIENCE = 3.0
 StartProgress = Callable[[int, str], None]
 
 
-class Session(Work):
+class Session(Work, Cells):
     """A cluster of engines that holds one distributed model.
 
     Use :meth:`start` or :meth:`attach`, as a context manager or with :meth:`stop`.
@@ -51,6 +53,7 @@ class Session(Work):
         self._world = World(self._calls, self._id)
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
         self.hooks.on_change = self._note_hook
+        self.losses = Losses()
         self._loading = Loading(self._calls)
         self.runs = Runs(lambda: self._world, self._calls, lambda: self.model)
         self._restoring = Restoring(self._calls, cluster, self.hooks)

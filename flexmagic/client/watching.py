@@ -27,10 +27,12 @@ class TimeLimits:
     """What a call may take, in seconds.
 
     ``run``: all of it, ``None`` for no limit. ``alone``: user code on some ranks while the others
-    have ended or wait for them.
+    have ended or wait for them. ``code``: user code at one site, also on all ranks at once, ``None`` for
+    no limit.
     """
 
     run: float | None = None
+    code: float | None = None
     alone: float = 10.0
 
 
@@ -86,6 +88,14 @@ class Watcher:
         done = frozenset(answered)
         if self._limits.run is not None and now > self._limits.run:
             return Verdict(f"The call took longer than its limit of {self._limits.run:g} s.", places, done)
+        if self._limits.code is not None:
+            looping = tuple(r for r, p in places.items() if self._in_user_code(r, p, now) > self._limits.code)
+            if looping:
+                who = "every rank" if len(looping) == len(places) else f"rank {', '.join(map(str, looping))}"
+                passed = f"{self._limits.code:g} s: a loop without end?"
+                return Verdict(
+                    f"User code on {who} has been at one place for over {passed}", places, done, looping
+                )
         blocked = {r for r, p in places.items() if p is not None and p.blocked and self._still(r, now)}
         rest = set(places) - blocked
         if not rest:
@@ -113,6 +123,10 @@ class Watcher:
     def _still(self, rank: int, now: float) -> bool:
         _, since, looks = self._since[rank]
         return now - since >= STILL and looks >= LOOKS
+
+    def _in_user_code(self, rank: int, place: Whereabouts | None, now: float) -> float:
+        """Seconds for which a rank has been in user code at one site."""
+        return now - self._in_code[rank][1] if place is not None and place.kind == "user code" else 0.0
 
     def _too_long(self, rank: int, place: Whereabouts | None, now: float) -> bool:
         if place is None or place.kind not in {"user code", "other code"}:

@@ -9,6 +9,7 @@ from typing import Any
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hooks import Hook
+from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
@@ -21,6 +22,7 @@ class Work(ABC):
     """The part of a session that works on its model; how it comes by one is the session's."""
 
     hooks: HookBook
+    losses: Losses
     _running: Running
 
     @property
@@ -87,11 +89,11 @@ class Work(ABC):
         and the ``capture`` patterns. ``seed`` fixes all random draws in hooks.
 
         ``backward``: a loss to differentiate, as an expression over ``logits``, ``output`` and
-        ``ids``, which are those of the whole batch, or as a function of an object with these
-        attributes. Gradients, at the ports ``grad_output``, ``grad_input`` and, for a parameter,
-        ``grad``, are those of that loss on the whole batch, as in one process, however the rows are
-        shared out. The model's own ``.grad`` fields stay as they were. ``grad``: run the forward
-        with autograd on, without a loss.
+        ``ids``, which are those of the whole batch, as a function of an object with these attributes,
+        or the name of one of :attr:`losses`. Gradients, at the ports ``grad_output``, ``grad_input``
+        and, for a parameter, ``grad``, are those of that loss on the whole batch, as in one process,
+        however the rows are shared out. The model's own ``.grad`` fields stay as they were. ``grad``:
+        run the forward with autograd on, without a loss.
 
         ``only``: hooks or groups that act in this run, whatever is enabled; ``without``: those that
         do not. Hooks that did nothing are said, and listed in ``run.warnings``.
@@ -104,7 +106,7 @@ class Work(ABC):
         """
         return self._running.run(
             self.model, inputs, capture, progress=progress, only=only, without=without,
-            seed=seed, grad=grad, backward=backward, stop_at=stop_at, skip=skip,
+            seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
         )  # fmt: skip
 
     def generate(

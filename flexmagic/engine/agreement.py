@@ -1,4 +1,4 @@
-"""What all ranks have to agree on before a run starts, so that none waits for another in vain."""
+"""What all ranks have to agree on, so that none waits for another in vain."""
 
 from __future__ import annotations
 
@@ -21,16 +21,22 @@ def agree(groups: Groups, arguments: Mapping[str, Any], *, stale: bool) -> bool:
 
     Raises :class:`InputError` on all ranks alike if they were given different inputs.
     """
-    mine = torch.tensor([int(stale), _digest(arguments)], dtype=torch.int64)
-    everyone = [torch.empty_like(mine) for _ in range(groups.place.world_size)]
-    dist.all_gather(everyone, mine, group=groups.own)
-    digests = [int(said[1]) for said in everyone]
+    everyone = numbers_of_all(groups, [int(stale), _digest(arguments)])
+    digests = [digest for _, digest in everyone]
     odd = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
     if odd:
         ranks = ", ".join(map(str, odd))
         msg = f"Rank {ranks} was given another input than rank 0. Each run has one input, the same for all."
         raise InputError(msg)
     return any(bool(said[0]) for said in everyone)
+
+
+def numbers_of_all(groups: Groups, mine: list[int]) -> list[list[int]]:
+    """A few numbers of every rank, in rank order; all ranks must call it."""
+    numbers = torch.tensor(mine, dtype=torch.int64)
+    out = [torch.empty_like(numbers) for _ in range(groups.place.world_size)]
+    dist.all_gather(out, numbers, group=groups.own)
+    return [[int(n) for n in of_rank] for of_rank in out]
 
 
 def _digest(arguments: Mapping[str, Any]) -> int:

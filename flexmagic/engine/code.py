@@ -10,7 +10,7 @@ import ast
 import inspect
 import pickle
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
@@ -20,6 +20,9 @@ from flexmagic.errors import CellError, HookError, RankFailure
 
 NAMES = ("x", "site", "index", "step", "ctx", "module", "rank")
 """What a hook body sees besides the engine's own namespace; the function form gets ``(x, h)``."""
+
+TRACE = "trace"
+"""The name of the code of a run's trace, where hooks have theirs."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,39 @@ def build(source: HookSource, namespace: dict[str, Any]) -> Callable[[dict[str, 
     """The hook as a function of its names (see :data:`NAMES`), its globals the given namespace."""
     if source.function is not None:
         return _from_function(source.function, namespace)
+    body = _defined(_compile(source), namespace)
+    return lambda names: body(**names)
+
+
+def build_script(
+    source: HookSource, names: Sequence[str], namespace: dict[str, Any]
+) -> Callable[[dict[str, Any]], Any]:
+    """A whole cell as a function of ``names``, or a function that gets those of them that it takes.
+
+    What a cell's last expression gives is what it returns.
+    """
+    function = source.function
+    if function is None:
+        statements = ast.parse(shifted(source), source.filename).body
+        if statements and isinstance(last := statements[-1], ast.Expr):
+            statements[-1] = ast.copy_location(ast.Return(last.value), last)
+        body = _defined(_compiled(source, names, statements), namespace)
+        return lambda given: body(**given)
+    takes = inspect.signature(function).parameters
+
+    def call(given: dict[str, Any]) -> Any:
+        _bring(function, namespace)
+        return function(**{name: value for name, value in given.items() if name in takes})
+
+    return call
+
+
+def _defined(code: Any, namespace: dict[str, Any]) -> Callable[..., Any]:
     found: dict[str, Any] = {}
     # two mappings would make the body's free names invisible: define it in the namespace itself
-    exec(_compile(source), namespace, found)  # noqa: S102 - running the user's code is the product
-    body = found["__flexhook__"]
-    return lambda names: body(**names)
+    exec(code, namespace, found)  # noqa: S102 - running the user's code is the product
+    body: Callable[..., Any] = found["__flexhook__"]
+    return body
 
 
 def _from_function(
@@ -126,15 +157,20 @@ def _from_function(
     """A function from the notebook; names it did not bring along are the engine's namespace's."""
 
     def call(names: dict[str, Any]) -> Any:
-        for name in function.__code__.co_names:
-            if name in namespace:
-                function.__globals__.setdefault(name, namespace[name])
+        _bring(function, namespace)
         given = dict(names)
         x = given.pop("x")
         result = function(x, HookView(**given))
         return x if result is None else result
 
     return call
+
+
+def _bring(function: Callable[..., Any], namespace: dict[str, Any]) -> None:
+    """Let a function see the names of the engine that it did not bring along."""
+    for name in function.__code__.co_names:
+        if name in namespace:
+            function.__globals__.setdefault(name, namespace[name])
 
 
 @dataclass
@@ -167,7 +203,12 @@ class _Returns(ast.NodeTransformer):
 def _compile(source: HookSource) -> Any:
     parsed = ast.parse(shifted(source), source.filename)
     body: list[ast.stmt] = [_Returns().visit(statement) for statement in parsed.body]
-    template = ast.parse(f"def __flexhook__({', '.join(NAMES)}):\n    return x")
+    return _compiled(source, NAMES, [*body, *ast.parse("return x").body])
+
+
+def _compiled(source: HookSource, names: Sequence[str], body: list[ast.stmt]) -> Any:
+    """The code that defines ``__flexhook__``, a function of ``names`` with a body."""
+    template = ast.parse(f"def __flexhook__({', '.join(names)}):\n    pass")
     function = template.body[0]
     assert isinstance(function, ast.FunctionDef)  # the template above is one
     function.body = [*body, *function.body]

@@ -14,14 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
-from flexmagic.engine.groups import Groups
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.rows import batch_of
@@ -206,7 +205,7 @@ class _Steps:
         """
         well = not self._instrument.outcome.failures and not self._instrument.outcome.stopped
         digest = zlib.crc32(as_bytes(input_ids.cpu().contiguous()).numpy().data)
-        said = _everyone(self._runtime.groups, [int(well), digest])
+        said = numbers_of_all(self._runtime.groups, [int(well), digest])
         if not all(ok for ok, _ in said):
             raise RunStopped
         if len({chosen for _, chosen in said}) > 1:
@@ -225,11 +224,3 @@ class _Steps:
         tokenizer = self._runtime.loaded.tokenizer
         text = " ".join(map(str, new)) if tokenizer is None else tokenizer.decode(new)
         self._runtime.tell(text, done, self._total)
-
-
-def _everyone(groups: Groups, mine: list[int]) -> list[list[int]]:
-    """A few numbers of every rank, in rank order."""
-    numbers = torch.tensor(mine, dtype=torch.int64)
-    out = [torch.empty_like(numbers) for _ in range(groups.place.world_size)]
-    dist.all_gather(out, numbers, group=groups.own)
-    return [[int(n) for n in of_rank] for of_rank in out]

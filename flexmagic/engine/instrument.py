@@ -46,6 +46,13 @@ class ActiveHook:
     call: Callable[[dict[str, Any]], Any]
     sites: frozenset[Site]
 
+    def acts_at(self, site: Site) -> bool:
+        """Whether it runs at a site that the forward has reached."""
+        return site in self.sites
+
+    def settle(self, *, well: bool) -> None:
+        """After it ran on a whole tensor: what all ranks have to agree on, given that this one is well."""
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -104,7 +111,7 @@ class Instrument:
         self._captures = captures
         self._run = run
         self._seed = seed
-        self._hooks = hooks
+        self.hooks = hooks
         self._capture = capture
         self._capture_at = capture_at or {}
         self.step = 0
@@ -117,9 +124,9 @@ class Instrument:
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
-        whole = any(not (hook.source.local or hook.source.captures_only) for hook in self._hooks)
+        whole = any(not (hook.source.local or hook.source.captures_only) for hook in self.hooks)
         self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
-        wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self._hooks))
+        wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self.hooks))
         modules = modules_of(self._model)
         places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
         for path, port in places:
@@ -213,7 +220,7 @@ class Instrument:
 
     def _acting(self, site: Site) -> list[ActiveHook]:
         """The hooks of a site that act in this step, as far as is known before its value is: on all ranks."""
-        return [hook for hook in self._hooks if site in hook.sites and self._is_time(hook, site)]
+        return [hook for hook in self.hooks if hook.acts_at(site) and self._is_time(hook, site)]
 
     def _is_time(self, hook: ActiveHook, site: Site) -> bool:
         limits = hook.source.limits
@@ -276,6 +283,7 @@ class Instrument:
                     self.outcome.stopped = stop.reason or OTHER_FAILED
                     return local
                 changed = self._guarded(hook, site, module, x)
+                hook.settle(well=not self.outcome.failures)
                 if changed is not None:
                     value.put_whole(changed)
         return local if self.outcome.failures else value.piece()
@@ -316,10 +324,23 @@ class Instrument:
         self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums, hook.source.local))
         return result if edited else None
 
-    def _failure(self, hook: ActiveHook, site: Site, error: BaseException) -> RankFailure:
+    @contextlib.contextmanager
+    def contained(self, hook: ActiveHook) -> Iterator[None]:
+        """Code of a hook that runs at no site: what it raises or prints becomes data, as at a site."""
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed), self._same_draws(hook, None):
+                yield
+        except BaseException as error:  # noqa: BLE001 - as in a hook's body
+            self.outcome.failures.append(self._failure(hook, None, error))
+        finally:
+            if printed.getvalue():
+                self.outcome.printed.append(("", hook.source.name, printed.getvalue()))
+
+    def _failure(self, hook: ActiveHook, site: Site | None, error: BaseException) -> RankFailure:
         """An exception as data; it lets go of its frames, which hold tensors."""
-        source = hook.source
-        found = failure(self.exchange.rank, error, source.filename, site=str(site), source=source)
+        source, where = hook.source, "" if site is None else str(site)
+        found = failure(self.exchange.rank, error, source.filename, site=where, source=source)
         error.__traceback__ = None
         return found
 
@@ -335,13 +356,13 @@ class Instrument:
         return None if window.empty else window
 
     @contextlib.contextmanager
-    def _same_draws(self, hook: ActiveHook, site: Site) -> Iterator[None]:
+    def _same_draws(self, hook: ActiveHook, site: Site | None) -> Iterator[None]:
         """Random numbers that depend on the run's seed, site, hook and call, and on nothing else.
 
         Every rank draws the same; the generators' states are put back, so that the model's own
         draws are what they are without the hook.
         """
-        call = self._visits[site]
+        call = 0 if site is None else self._visits[site]
         seed = zlib.crc32(f"{self._seed}|{site}|{hook.source.name}|{call}".encode())
         numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
         devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from typing import Any
 
 import torch
 
+from flexmagic.engine.code import HookSource, build_script, failure, shifted
 from flexmagic.engine.exchange import Exchange
 from flexmagic.engine.tensors import leaves, local_of, replace_leaf
 from flexmagic.layout.assemble import own_part
@@ -17,21 +19,26 @@ from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
 LOGITS = ".logits"
+NAMES = ("output", "logits", "ids")
+"""What a loss may use besides the engine's own namespace."""
 
 
 @dataclass(frozen=True)
 class LossSource:
-    """What a user gives as loss: an expression over ``logits``, ``output`` and ``ids``, or a function.
+    """What a user gives as loss: an expression over ``logits``, ``output`` and ``ids``, a function, a cell.
 
-    A function gets one object with these three as attributes.
+    A function gets one object with these three as attributes; a cell's loss is its last expression.
     """
 
     text: str = ""
     function: Callable[[Any], Any] | None = None
+    cell: HookSource | None = None
 
     def evaluate(self, namespace: Mapping[str, Any], names: Mapping[str, Any]) -> torch.Tensor:
         """The loss, a scalar; raises :class:`TypeError` for anything that is no number to differentiate."""
-        if self.function is not None:
+        if self.cell is not None:
+            loss = build_script(self.cell, NAMES, dict(namespace))(dict(names))
+        elif self.function is not None:
             loss = self.function(SimpleNamespace(**names))
         else:
             code = compile(self.text.strip(), "<backward>", "eval")
@@ -46,6 +53,15 @@ class LossSource:
             msg = "the loss does not depend on what the model computed with gradients"
             raise TypeError(msg)
         return loss.reshape(())
+
+    def explain(self, error: Exception) -> str:
+        """What went wrong, of a cell with the user's line: the last one if all lines went well."""
+        said = f"{type(error).__name__}: {error}"
+        if self.cell is None:
+            return said
+        found = failure(0, error, self.cell.filename, source=self.cell)
+        line = found.line or ast.parse(shifted(self.cell)).body[-1].lineno
+        return f"line {line}:\n    {self.cell.line(line).strip()}\n{said}"
 
 
 def whole_output(output: Any, rules: Mapping[Site, Rule], exchange: Exchange) -> Any:

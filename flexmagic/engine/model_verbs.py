@@ -22,6 +22,8 @@ from flexmagic.engine.private_groups import handed_out, made_groups
 from flexmagic.engine.probe import note
 from flexmagic.engine.rows import kind_of_sharing
 from flexmagic.engine.runtime import Runtime
+from flexmagic.engine.scan import Scanned
+from flexmagic.engine.scan import scan as scanned
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
 from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered
@@ -215,6 +217,13 @@ def survey_for(runtime: Runtime, inputs: Any) -> ModelReport:
     prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
     runtime.survey(None if runtime.guessable else prepared.arguments)
     return _report(runtime)
+
+
+@verb
+def scan(runtime: Runtime, inputs: Any) -> dict[Site, Scanned]:
+    """Every site's whole shape for an input; no rank computes, and this one asks no other."""
+    assert runtime.loaded is not None  # the client has a model
+    return scanned(runtime, prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device))
 
 
 @verb

@@ -28,9 +28,10 @@ from flexmagic.engine.pipeline import check_standings, settled, stage_mates, sta
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
-from flexmagic.engine.shortcuts import RunEnds, Short, forms_kept, shortened
+from flexmagic.engine.shortcuts import RunEnds, Short, check_stages, forms_kept, shortened
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
 from flexmagic.engine.tensors import dtype_name, local_of
+from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import ModelError
 from flexmagic.layout.rule import Extent, Rule
@@ -49,7 +50,7 @@ class RunPlan:
     name, version and exact sites, in the order in which they act. ``capture_at``: what is captured
     in some steps of a generation only. ``grad``: whether the forward
     keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what of
-    the model does not run.
+    the model does not run. ``trace``: an intervention that acts after the hooks.
     """
 
     owner: str
@@ -61,6 +62,7 @@ class RunPlan:
     grad: bool = False
     backward: LossSource | None = None
     short: Short = field(default_factory=Short)
+    trace: TraceSource | None = None
 
     @property
     def key(self) -> RunKey:
@@ -207,11 +209,21 @@ class Runtime:
             for name, version, sites in plan.hooks
         ]
         exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
-        return Instrument(
+        instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
             capture_at=dict(plan.capture_at),
         )  # fmt: skip
+        if plan.trace is not None:
+            active.append(self._trace_hook(plan.trace, instrument))
+        return instrument
+
+    def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
+        assert self.loaded is not None  # the client has a model
+        check_stages(self.loaded, "A trace runs through the whole model, which no rank of a pipeline has")
+        return trace_hook(
+            source, self.model, self.rules, self.groups, namespace=self.namespace, context=instrument.context
+        )
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
         """One forward with the plan's hooks and captures."""
@@ -223,13 +235,14 @@ class Runtime:
         started = time.perf_counter()
         assert self.loaded is not None  # the client has a model
         attached = shortened(self.loaded, instrument, self.rules, plan.short, self.forms)
-        with attached, _mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
+        with attached, mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
-                if plan.backward is None:
-                    self.model(**arguments)
-                else:
-                    loss = self._differentiate(plan, arguments, instrument, prepared)
+                with traced(instrument):
+                    if plan.backward is None:
+                        self.model(**arguments)
+                    else:
+                        loss = self._differentiate(plan, arguments, instrument, prepared)
             except RunEnds:
                 pass
             except RunStopped as stop:
@@ -263,7 +276,7 @@ class Runtime:
                 names = loss_names(whole, prepared.arguments.get("input_ids"))
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
-                problem = f"{type(error).__name__}: {error}"
+                problem = plan.backward.explain(error)
             said = everyone(self.groups, (problem, None if loss is None else float(loss.detach())))
             if any(text for text, _ in said):
                 instrument.outcome.loss_failures = tuple(text for text, _ in said)
@@ -287,7 +300,7 @@ class Runtime:
 
 
 @contextlib.contextmanager
-def _mode(*, grad: bool) -> Iterator[None]:
+def mode(*, grad: bool) -> Iterator[None]:
     """With or without gradients; compiled code runs as written: hooks do not act in what was compiled."""
     with torch.set_grad_enabled(grad), torch.compiler.set_stance("force_eager"):
         yield

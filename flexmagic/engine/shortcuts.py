@@ -21,7 +21,6 @@ from flexmagic.engine.tree import Staged, modules_of
 from flexmagic.errors import ModelError
 from flexmagic.layout.assemble import split
 from flexmagic.layout.layout import Layout
-from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site
 
@@ -46,13 +45,11 @@ class Short:
     skip: tuple[Skip, ...] = ()
 
 
-def _check_stages(model: nn.Module, mesh: Mesh) -> None:
-    """Raise :class:`ModelError` for a pipeline: its stages wait for what others send them."""
-    if isinstance(model, Staged) or dict(zip(mesh.axes, mesh.shape, strict=True)).get("pp", 1) > 1:
-        raise ModelError(
-            "Over pipeline stages no part of a run can be left out: later stages wait for what earlier ones "
-            "send. Load the model with --tp or --fsdp."
-        )
+def check_stages(loaded: Loaded, why: str) -> None:
+    """Raise :class:`ModelError` for a pipeline; ``why`` says what cannot be had over its stages."""
+    sizes = dict(zip(loaded.mesh.axes, loaded.mesh.shape, strict=True))
+    if isinstance(loaded.model, Staged) or sizes.get("pp", 1) > 1:
+        raise ModelError(f"{why}. Load the model with --tp or --fsdp.")
 
 
 @contextlib.contextmanager
@@ -125,7 +122,11 @@ def shortened(
     """
     model = loaded.model
     if short.skip or short.stop_at is not None:
-        _check_stages(model, loaded.mesh)
+        check_stages(
+            loaded,
+            "Over pipeline stages no part of a run can be left out: later stages wait for what earlier "
+            "ones send",
+        )
     instrument.skipped = frozenset(skip.path for skip in short.skip)
     skips = [(skip, forms.get(skip.path)) for skip in short.skip]
     with instrument, passing_by(model, skips, rules, instrument), ending_at(model, short.stop_at):

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from flexmagic.engine.probe import observe
 from flexmagic.engine.rows import batch_of
+from flexmagic.engine.tensors import dtype_name
 from flexmagic.engine.tree import Staged, kind_of, unwrapped
 from flexmagic.layout.dims import PROBES, Dim, follow_rows, name_dims
 from flexmagic.layout.sites import Site
@@ -84,6 +85,35 @@ def twin_of(
         except Exception as error:  # noqa: BLE001 - any model may do anything; without a twin sites are refused
             _log.debug("no unsharded form of %s in %s: %s", type(inner).__name__, dtype, error)
     return None
+
+
+def shapes_of(
+    model: nn.Module,
+    unsharded: Callable[[], nn.Module] | None,
+    arguments: Mapping[str, Any],
+    dtype: torch.dtype,
+) -> dict[Site, tuple[tuple[int, ...], str]]:
+    """Whole shape and dtype of every site for these very arguments; empty without an unsharded form."""
+    inner = unwrapped(model)
+    ways = [] if unsharded is None else [(unsharded, torch.get_default_dtype())]
+    if getattr(inner, "config", None) is not None and probe_inputs(inner, 1, 1) is not None:
+        ways.append((_from_config(model), dtype))
+    for make, made_in in ways:
+        found: dict[Site, tuple[tuple[int, ...], str]] = {}
+
+        def look(site: Site, tensor: torch.Tensor, found: dict[Site, Any] = found) -> None:
+            found.setdefault(site, (tuple(tensor.shape), dtype_name(tensor.dtype)))
+
+        try:
+            with _quiet_torch(), _made_in(made_in), FakeTensorMode(allow_non_fake_inputs=True):
+                fake = make().eval()
+                given = {name: v.cpu() if isinstance(v, torch.Tensor) else v for name, v in arguments.items()}
+                observe(fake, lambda fake=fake, given=given: fake(**given), look)  # type: ignore[misc]
+        except Exception as error:  # noqa: BLE001 - any model may do anything
+            _log.debug("no shapes of %s in %s: %s", type(inner).__name__, made_in, error)
+            continue
+        return found
+    return {}
 
 
 def _from_config(model: nn.Module) -> Callable[[], nn.Module]:

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from flexmagic.engine import generation, look
+from flexmagic.engine import cell, generation, look
 from flexmagic.engine.captures import RunKey
+from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.generation import Request
 from flexmagic.engine.groups import Groups, Meeting, Place
-from flexmagic.engine.inputs import prepare
+from flexmagic.engine.inputs import Prepared, prepare
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
@@ -160,6 +161,14 @@ def generate(runtime: Runtime, plan: RunPlan, inputs: Any, request: Request) -> 
 
 def _tokens(tokenizer: Any, ids: list[list[int]]) -> list[list[str]]:
     return [] if tokenizer is None else [[tokenizer.decode([i]) for i in row] for row in ids]
+
+
+@verb
+def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer | None:
+    """A user's cell under the plan; ``None`` as :func:`run` does."""
+    if runtime.guessable and runtime.is_stale(Prepared({}, [], [])):
+        return None
+    return cell.run_cell(runtime, plan, source)
 
 
 @verb

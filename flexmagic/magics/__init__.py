@@ -8,13 +8,16 @@ from flexmagic.magics.cluster import ClusterMagics
 from flexmagic.magics.desk import Desk
 from flexmagic.magics.empty_body import allow_empty_body
 from flexmagic.magics.hook import HookMagics
+from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.run import RunMagics
+from flexmagic.magics.scan import ScanMagics
+from flexmagic.magics.trace import TraceMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-FAMILIES = (ClusterMagics, ModelMagics, HookMagics, RunMagics)
+FAMILIES = (ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics)
 """One class per family; the names of their magics all start with ``flex``."""
 
 _DESK = "_flexmagic_desk"

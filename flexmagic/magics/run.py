@@ -5,12 +5,13 @@ from __future__ import annotations
 from argparse import BooleanOptionalAction
 from typing import TYPE_CHECKING, Any
 
-from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_var_expand
+from IPython.core.magic import line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
-from flexmagic.magics.arguments import expanded, names, parse, sites, texts, unquoted
+from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.inputs import inputs_of, value_of
 from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
     from flexmagic.client.waiting import Waited
+
+
+SAMPLING = ("sample", "temperature", "top_k", "top_p")
 
 
 def sampling(args: Any) -> dict[str, Any]:
@@ -53,6 +57,10 @@ def check(args: Any) -> None:
     else:
         return
     raise InputError(msg)
+
+
+ONE_INPUT = ("prompt", "inputs", "backward", "stop_at", "skip", "repeat", "generate", *SAMPLING)
+"""What means something for one input only, not for a cell that has its own."""
 
 
 @magics_class
@@ -90,6 +98,7 @@ class RunMagics(DeskMagics):
     @argument(
         "--generate", type=int, metavar="N", help="generate up to N tokens with the model's own generate"
     )
+    @argument("--name", help="of a cell: the variable of the notebook that gets its forwards")
     @argument("--sample", action="store_true", help="generate: sample instead of taking the likeliest token")
     @argument("--temperature", type=float, help="generate: divide the logits by this, to sample")
     @argument(
@@ -98,9 +107,11 @@ class RunMagics(DeskMagics):
     @argument("--top-p", type=float, metavar="P", help="generate: sample among the likeliest tokens up to P")
     @needs_local_scope
     @no_var_expand
-    @line_magic
-    def flexrun(self, line: str, local_ns: dict[str, Any] | None = None) -> Run | list[Run] | None:
-        """Run the model once and return the :class:`Run`.
+    @line_cell_magic
+    def flexrun(
+        self, line: str, cell: str | None = None, local_ns: dict[str, Any] | None = None
+    ) -> Run | list[Run] | Any:
+        """Run the model once and return the :class:`Run`; as a cell, run any code on every engine.
 
         Captured are the sites of the enabled hooks, the model's outputs and what ``--capture``
         names. Example::
@@ -125,16 +136,46 @@ class RunMagics(DeskMagics):
 
             run = %flexrun "Paris is" --capture model.layers.* --stop-at model.layers.2
             run = %flexrun "Paris is" --skip model.layers.{1..2} model.layers.3.mlp=0
+
+        In a cell, hooks and captures act in every forward that it makes with ``model``; the value of its
+        last expression comes back, once if all ranks have the same, else by rank. ``--name`` keeps the
+        forwards as runs::
+
+            %%flexrun --capture model.layers.3.mlp --name made
+            ids = tokenizer("Paris is", return_tensors="pt").input_ids
+            model(ids).logits[0, -1].argmax()
         """
         args = parse(self.flexrun, expanded(self.shell, line, local_ns))
         if args is None:
             return None
         _ = self._desk.session.model  # without one, that is what to say first
+        if cell is not None:
+            return self._cell(args, cell)
         check(args)
-        inputs = self._inputs(args)
+        inputs = inputs_of(self.shell, args, "%flexrun")
         make = self._run if args.generate is None else self._generate
         runs = [make(args, inputs, self._options(args, args.seed + n)) for n in range(args.repeat)]
         return runs[0] if args.repeat == 1 else runs
+
+    def _cell(self, args: Any, cell: str) -> Any:
+        """Any code on every engine."""
+        given = {**vars(args), "repeat": args.repeat if args.repeat != 1 else None}
+        wrong = [name for name in ONE_INPUT if given[name] not in (None, [], False)]
+        if wrong:
+            what = "a prompt" if wrong[0] == "prompt" else f"--{wrong[0].replace('_', '-')}"
+            raise InputError(
+                f"A %%flexrun cell makes its own forwards and takes no {what.removeprefix('a ')}."
+            )
+        options = self._options(args, args.seed)
+        del options["skip"]
+        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+            made = self._desk.session.run_cell(
+                cell, grad=args.grad, progress=status.tick, first_line=2, **options
+            )
+            status.done(repr(made))
+        if args.name is not None:
+            self._desk.shell.user_ns[args.name] = made
+        return made.value
 
     def _options(self, args: Any, seed: int) -> dict[str, Any]:
         """What a run and a generation have in common."""
@@ -143,7 +184,10 @@ class RunMagics(DeskMagics):
             "seed": seed,
             "only": None if args.only is None else names(args.only),
             "without": names(args.without),
-            "skip": {site: self._value("--skip", text) for site, text in skips(args.skip).items()},
+            "skip": {
+                site: None if text is None else value_of(self.shell, "--skip", text)
+                for site, text in skips(args.skip).items()
+            },
         }
 
     def _run(self, args: Any, inputs: Any, options: dict[str, Any]) -> Run:
@@ -172,23 +216,3 @@ class RunMagics(DeskMagics):
             )
             status.done(repr(run))
         return run
-
-    def _inputs(self, args: Any) -> Any:
-        prompts = texts(args.prompt)
-        if bool(prompts) == bool(args.inputs):
-            msg = 'Give a prompt or --inputs, one of them: %flexrun "The capital of France is"'
-            raise InputError(msg)
-        if prompts:
-            return prompts[0] if len(prompts) == 1 else prompts
-        return self._value("--inputs", args.inputs)
-
-    def _value(self, option: str, text: str | None) -> Any:
-        """The value of an expression in the notebook; ``None`` for none."""
-        if text is None:
-            return None
-        assert self.shell is not None  # registered on one
-        try:
-            return self.shell.ev(unquoted(text))
-        except Exception as error:  # noqa: BLE001 - the user's expression may raise anything
-            msg = f"{option} {text}: {type(error).__name__}: {error}"
-            raise InputError(msg) from None

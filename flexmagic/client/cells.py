@@ -1,0 +1,148 @@
+"""Whole cells on a loaded model, where :class:`~flexmagic.client.work.Work` has hooks and single runs."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from flexmagic.client.calls import Calls
+from flexmagic.client.cell_run import CellRun
+from flexmagic.client.hook_book import Names
+from flexmagic.client.losses import Losses
+from flexmagic.client.model import Model
+from flexmagic.client.planning import Skipped
+from flexmagic.client.run import Run
+from flexmagic.client.running import Running
+from flexmagic.client.scan import Scan, scanned
+from flexmagic.client.scripts import cell_source, trace_source
+from flexmagic.client.sweep import Over, Sweep, combinations
+from flexmagic.client.waiting import Progress
+
+LIMIT = 60.0
+"""Seconds that a trace may take between two sites."""
+
+
+@contextlib.contextmanager
+def limited(calls: Calls, code: float | None) -> Iterator[None]:
+    """Give user code so many seconds at one site, for the length of a block."""
+    before = calls.waiting.limits
+    calls.waiting.limits = replace(before, code=code)
+    try:
+        yield
+    finally:
+        calls.waiting.limits = before
+
+
+class Cells(ABC):
+    """The part of a session that runs a user's cells on every engine."""
+
+    losses: Losses
+    _calls: Calls
+    _running: Running
+
+    @property
+    @abstractmethod
+    def model(self) -> Model:
+        """The loaded model; raises :class:`ModelError` if there is none."""
+
+    def trace(
+        self,
+        inputs: Any,
+        code: str | Callable[..., Any],
+        *,
+        given: Mapping[str, Any] | None = None,
+        capture: str | Sequence[str] = (),
+        seed: int = 0,
+        grad: bool = False,
+        backward: str | Callable[[Any], Any] | None = None,
+        only: Names | None = None,
+        without: Names | None = None,
+        stop_at: str | None = None,
+        skip: Skipped = (),
+        limit: float | None = LIMIT,
+        progress: Progress | None = None,
+        first_line: int = 1,
+    ) -> Run:
+        """One forward with an intervention written as ordinary code, in the order of the forward.
+
+        ``code`` sees ``model``: reading ``model.layers[2].output`` waits until the forward is there and
+        gives the whole tensor, of the whole batch; what is then written into it, or assigned to
+        ``model.layers[4].mlp.output``, the model goes on with. ``save.name = value`` puts a value into
+        :attr:`Run.context`. Also at hand: ``ctx``, ``rank``, the engines' namespace and the names of
+        ``given``; nothing of the notebook. A function gets those of these names that it takes.
+
+        The code runs on every rank, after the enabled hooks of each site. Sites that it does not ask
+        for cost no exchange. ``limit``: so many seconds it may take at one site, ``None`` for no limit.
+        The rest is as in :meth:`run`.
+
+        Raises :class:`CellError` for code that does not compile, :class:`HookError` for one that fails,
+        such as by asking for a site that the forward has passed, :class:`StuckError` for one that does
+        not come to its next site, :class:`ModelError` for a pipeline.
+        """
+        source = trace_source(code, given or {}, first_line)
+        with limited(self._calls, limit):
+            return self._running.run(
+                self.model, inputs, capture, trace=source, progress=progress, only=only, without=without,
+                seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
+            )  # fmt: skip
+
+    def run_cell(
+        self,
+        text: str,
+        *,
+        capture: str | Sequence[str] = (),
+        seed: int = 0,
+        grad: bool = False,
+        only: Names | None = None,
+        without: Names | None = None,
+        progress: Progress | None = None,
+        first_line: int = 1,
+    ) -> CellRun:
+        """Any code on every engine, with ``model`` and ``tokenizer``, hooks and captures active.
+
+        They act in each forward of the whole model that the cell makes, by ``model(...)`` or
+        ``model.generate(...)``; each is a step, a run of its own. Every rank is to give the model the
+        same input, the whole batch. The cell shares the engines' namespace with ``%%px``. Its last
+        expression is ``value``: once if all ranks have the same, else by rank. ``grad``: run it with
+        autograd on.
+
+        Raises :class:`CellError` for code that fails, on any rank, :class:`HookError` for a hook that
+        does, :class:`ModelError` over pipeline stages.
+        """
+        return self._running.cell(
+            self.model, cell_source(text, first_line), capture,
+            progress=progress, only=only, without=without, seed=seed, grad=grad,
+        )  # fmt: skip
+
+    def scan(self, inputs: Any, sites: str | Sequence[str] = ()) -> Scan:
+        """Every site's whole shape and dtype for an input, without computing: from fake tensors.
+
+        ``sites``: patterns, all inputs and outputs without any. What has no unsharded form is shown as
+        the survey says, and what neither knows is left out. Raises :class:`InputError`,
+        :class:`SiteError`, or :class:`ModelError` for a model of which nothing is known without a run.
+        """
+        return scanned(self._calls, self.model, inputs, sites)
+
+    def sweep(
+        self,
+        inputs: Any,
+        code: str | Callable[..., Any],
+        over: Over,
+        *,
+        given: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Sweep:
+        """A trace for each combination of values, which it sees under their names.
+
+        ``session.sweep(prompts, code, {"layer": range(4), "position": range(7)})["p"]`` is the grid
+        ``[4, 7]`` of what the code saved as ``save.p``. Options and errors are those of :meth:`trace`;
+        the first error ends the sweep.
+        """
+        made = [
+            self.trace(inputs, code, given={**(given or {}), **names}, **options)
+            for names in combinations(over)
+        ]
+        return Sweep(over, made)

@@ -1,0 +1,255 @@
+"""An intervention as one straight-line cell: a coroutine that goes on where the forward is at what it reads.
+
+The cell runs in a coroutine of the main thread. When it asks for a site, it stops, and the forward goes on
+until it gets there; then the cell gets the whole tensor and goes on to the next site it asks for. What it
+does in between is done at the site where it is. The cell's text is all there is: no frame is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from greenlet import GreenletExit, greenlet
+
+from flexmagic.engine.code import HookSource
+from flexmagic.engine.tensors import dtype_name
+from flexmagic.errors import LayoutError, SiteError
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
+
+MOST = 100_000
+"""So often a cell may ask for the site at which it is; more is taken for a loop without an end."""
+
+
+class Cell(Protocol):
+    """What a coroutine runs, and what the watch says of it."""
+
+    @property
+    def source(self) -> HookSource:
+        """The user's code."""
+
+    def run(self) -> None:
+        """Run it from its first line to its last."""
+
+
+class Trace:
+    """One cell in one forward: where it is, what it waits for, and the tensor it works on.
+
+    What the cell asked for in vain is raised in the coroutine, so that the error has the user's line.
+    """
+
+    cell: Cell
+
+    def __init__(self, rules: Mapping[Site, Rule], world_size: int) -> None:
+        self._rules, self._everyone = rules, set(range(world_size))
+        self._coroutine: greenlet | None = None
+        self._grad: bool | None = None
+        self._over = False
+        self.waits_for: Site | None = None
+        self._at: Site | None = None
+        self._value: torch.Tensor | None = None
+        self._given: list[torch.Tensor] = []
+        self._asked = 0
+        self._passed: set[Site] = set()
+        self._left: list[tuple[torch.Tensor, int, Site]] = []
+        self._origins: dict[Any, Site] = {}
+
+    # --- the forward's side ---------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Run the cell up to the first site it asks for; raises what the cell raises."""
+        self._coroutine = greenlet(_body)
+        self._switch(self)
+
+    def meets(self, site: Site) -> bool:
+        """The forward is at a site: whether the cell waits for it."""
+        if site == self.waits_for:
+            return True
+        self._passed.add(site)
+        return False
+
+    def arrive(self, x: torch.Tensor) -> torch.Tensor:
+        """Let the cell go on with the tensor it waits for; returns what it left there, or ``x`` itself.
+
+        Raises what the cell raises.
+        """
+        assert self.waits_for is not None  # meets() said so
+        site, self._at, self.waits_for = self.waits_for, self.waits_for, None
+        before, self._asked = x._version, 0  # noqa: SLF001 - torch's documented counter
+        self._value, self._given = x, []
+        try:
+            self._switch()
+            left = self._value
+            self._check_carried(left)
+        finally:
+            self._left += [(_counter(t), t._version, site) for t in self._given]  # noqa: SLF001
+            self._at, self._value, self._given = None, None, []
+            self._passed.add(site)
+        changed = left is not x or x._version != before  # noqa: SLF001
+        return (
+            left.clone() if changed else x
+        )  # the model may write into what it gets, and the cell keeps its own
+
+    def end(self) -> None:
+        """The forward is over; raises if the cell still waits for a site, or wrote into one too late."""
+        self._over = True
+        if self.waits_for is not None:
+            msg = (
+                f"{self.waits_for} was never reached in this run. The forward is over: its module does not "
+                "run in it, or runs before what the cell waited for. Read sites in the order of the forward."
+            )
+            self._switch(SiteError(msg))
+        self._check_left()
+
+    def close(self) -> None:
+        """Let go of a cell that did not come to its end."""
+        self._over = True
+        if self._coroutine is not None and not self._coroutine.dead:
+            with contextlib.suppress(BaseException):  # it is only to let go
+                self._switch(GreenletExit())
+        self._coroutine = None
+        self._left, self._origins = [], {}
+
+    def _switch(self, given: object = None) -> None:
+        """Go over to the cell, in its own grad mode, until it stops or ends; an exception is raised there."""
+        assert self._coroutine is not None  # begin() made it
+        grad = torch.is_grad_enabled()
+        torch.set_grad_enabled(grad if self._grad is None else self._grad)
+        try:
+            if isinstance(given, BaseException):
+                self._coroutine.throw(given)
+            else:
+                self._coroutine.switch(given)
+        finally:
+            self._grad = torch.is_grad_enabled()
+            torch.set_grad_enabled(grad)
+
+    # --- the cell's side ------------------------------------------------------------------------------
+
+    def read(self, site: Site) -> torch.Tensor:
+        """The whole tensor at a site, once the forward is there; raises :class:`SiteError` or a refusal."""
+        value = self._reach(site, "read")
+        if not any(value is given for given in self._given):
+            self._given.append(value)
+            if value.grad_fn is not None:
+                self._origins.setdefault(value.grad_fn, site)
+        return value
+
+    def write(self, site: Site, new: Any) -> None:
+        """Make a copy of a tensor a site's value, once the forward is there."""
+        value = self._reach(site, "assigned")
+        if new is value:  # as after ``site *= 2``
+            return
+        if not isinstance(new, torch.Tensor):
+            raise TypeError(f"{site} was assigned {type(new).__name__}; it takes a tensor")
+        if (new.shape, new.dtype) != (value.shape, value.dtype):
+            raise ValueError(
+                f"{site} is {_kind(value)} and was assigned {_kind(new)}; shape and dtype must stay"
+            )
+        if new.device != value.device:
+            raise ValueError(f"{site} is on {value.device} and was assigned a tensor on {new.device}")
+        self._value = new.clone()
+        self._check_carried(self._value)
+
+    def _reach(self, site: Site, done: str) -> torch.Tensor:
+        """Stop until the forward is at a site, unless it is there now."""
+        self._check_left()
+        if site == self._at:
+            self._asked += 1
+            if self._asked > MOST:
+                raise SiteError(
+                    f"the cell asked for {site} {MOST:,} times without going on to another site: is that a "
+                    "loop without an end?"
+                )
+        else:
+            self._check(site, done)
+            self._wait(site)
+        assert self._value is not None  # arrive() sets it
+        return self._value
+
+    def _wait(self, site: Site) -> None:
+        assert self._coroutine is not None  # this is running in it
+        self.waits_for = site
+        try:
+            self._coroutine.parent.switch()  # its maker, which is waiting
+        finally:
+            self.waits_for = None
+
+    def _check(self, site: Site, done: str) -> None:
+        rule = self._rules[site]
+        if self._over:
+            raise SiteError(
+                f"{site} was {done} after the forward was over. Read it before, where it is computed."
+            )
+        if rule.refused:
+            raise LayoutError(f"{site} is refused: {rule.refused}")
+        if set(rule.ranks) != self._everyone:
+            ranks = ", ".join(map(str, rule.ranks))
+            raise LayoutError(f"{site} is on rank {ranks} only, and a trace runs on all ranks together")
+        if site in self._passed:
+            now = f"; the forward is at {self._at}" if self._at else ""
+            how = (
+                "Move this line up: sites are read in the order of the forward, and what was read stays "
+                "readable under a name."
+                if done == "read"
+                else "Within one forward a value cannot go back to an earlier site: save it in one run and "
+                "assign it in the next, or take it from another row."
+            )
+            raise SiteError(f"{site} was {done} after it had passed{now}. {how}")
+
+    def _check_left(self) -> None:
+        """Raise :class:`SiteError` for a tensor that was written into when its site had passed."""
+        for at, (counter, version, site) in enumerate(self._left):
+            if counter._version != version:  # noqa: SLF001
+                del self._left[at]
+                raise SiteError(
+                    f"the tensor read at {site} was written into after the site had passed, which changes "
+                    "nothing in the model. Write into it right after reading it, or into a copy: .clone()"
+                )
+
+    def _check_carried(self, left: torch.Tensor | None) -> None:
+        """Raise :class:`LayoutError` for a value through which a gradient would go back to another site."""
+        if left is None or left.grad_fn is None:
+            return
+        queue, seen = [left.grad_fn], set[Any]()
+        while queue:
+            node = queue.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            origin = self._origins.get(node)
+            if origin is None:
+                queue += [before for before, _ in node.next_functions if before is not None]
+            elif origin != self._at:
+                raise LayoutError(
+                    f"a run with gradients cannot carry a value from {origin} to {self._at}: the gradient "
+                    "through it would not be that of one process. Cut it: .detach()"
+                )
+
+    def __str__(self) -> str:
+        """The site at which the cell is."""
+        return "" if self._at is None else str(self._at)
+
+
+def _body(trace: Trace) -> None:
+    _guarded(trace.cell, trace)
+
+
+def _guarded(hook: Cell, site: Trace) -> None:
+    """User code, under the name and with the variables by which the watch knows it; ``site`` tells where."""
+    assert site.cell is hook
+    hook.run()
+
+
+def _counter(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without data that shares the version counter of one and its views."""
+    alias = tensor.detach()
+    alias.data = alias.new_empty(0)
+    return alias
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    return f"{dtype_name(tensor.dtype)}{list(tensor.shape)}"

@@ -1,0 +1,239 @@
+"""The names in a trace: ``model`` as the user writes it, its modules with ``input`` and ``output``."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from torch import nn
+
+from flexmagic.engine.trace import Trace
+from flexmagic.errors import SiteError
+from flexmagic.layout.sites import Site, one_of
+
+PORTS = ("input", "output")
+NAMES = ("input", "inputs", "output")
+"""What a module has in a trace: the first tensor it takes, all that it takes, and what it returns."""
+
+
+class View:
+    """What all names of one trace share: the coroutine, the modules and the sites there are."""
+
+    def __init__(self, trace: Trace, modules: Mapping[str, nn.Module], sites: Collection[Site]) -> None:
+        self.trace, self.modules = trace, modules
+        self.sites = [site for site in sites if site.port in PORTS]
+        self._leaves: dict[tuple[str, str], list[str]] = {}
+        for site in self.sites:
+            self._leaves.setdefault((site.path, site.port), []).append(site.leaf)
+
+    def children(self, path: str) -> list[str]:
+        """The names of the modules right inside one."""
+        start = f"{path}." if path else ""
+        names = [p[len(start) :] for p in self.modules if p and p.startswith(start)]
+        return [name for name in names if name and "." not in name]
+
+    def leaves(self, path: str, port: str) -> list[str]:
+        """The ways to the tensors of a module's input or output; raises :class:`SiteError` for none."""
+        found = self._leaves.get((path, port))
+        if not found:
+            raise SiteError(f"No tensor was seen at {Site(path, port)} in the survey.")
+        return found
+
+    def place(self, path: str, name: str) -> tuple[str, str, str]:
+        """The path, port and leaf that one of :data:`NAMES` stands for."""
+        if name != "input":
+            return path, name.removesuffix("s"), ""
+        leaves = self.leaves(path, name)
+        return path, name, "[0]" if "[0]" in leaves else leaves[0]
+
+    def value(self, path: str, port: str, leaf: str) -> Any:
+        """The tensor behind a name, or the names inside where it is a nested value."""
+        if leaf in self.leaves(path, port):
+            return self.trace.read(Site(path, port, leaf))
+        return Nested(self, path, port, leaf)
+
+    def assign(self, path: str, port: str, leaf: str, new: Any) -> None:
+        """Give a name another tensor."""
+        leaves = self.leaves(path, port)
+        if leaf not in leaves:
+            raise SiteError(several(path, port, leaf, leaves))
+        self.trace.write(Site(path, port, leaf), new)
+
+
+def several(path: str, port: str, leaf: str, leaves: list[str]) -> str:
+    """That a name means no single tensor, and which there are."""
+    inside = [str(Site(path, port, each)) for each in leaves if each.startswith(leaf)]
+    if not inside:
+        there = ", ".join(str(Site(path, port, each)) for each in leaves)
+        return f"There is no {Site(path, port, leaf)}. There are: {there}."
+    return f"{Site(path, port, leaf)} is no tensor, it holds some: name one of {', '.join(inside)}."
+
+
+class Traced:
+    """A module in a trace: modules inside it by name or number, its ``input``, ``inputs`` and ``output``."""
+
+    __slots__ = ("_path", "_view")
+
+    def __init__(self, view: View, path: str = "") -> None:
+        object.__setattr__(self, "_view", view)
+        object.__setattr__(self, "_path", path)
+
+    def _inside(self, name: str) -> Traced | None:
+        """A module of this name; at the root also those of the module ``model``, as sites are named."""
+        view, path = self._view, self._path
+        starts = [f"{path}." if path else "", *(["model."] if not path else [])]
+        found = next((start + name for start in starts if start + name in view.modules), None)
+        return None if found is None else Traced(view, found)
+
+    def __getattr__(self, name: str) -> Any:
+        """A module inside, the ``input`` or ``output``, or the model's ``config``."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        view, path = self._view, self._path
+        if (inside := self._inside(name)) is not None:
+            return inside
+        if name in NAMES:
+            return view.value(*view.place(path, name))
+        module = view.modules[path]
+        if name == "config" and hasattr(module, name):
+            return module.config
+        raise AttributeError(self._absent(name, module))
+
+    def _absent(self, name: str, module: nn.Module) -> str:
+        shown, names = self._path or "the model", self._view.children(self._path)
+        if name.startswith("grad"):
+            return f"gradients are not read in a trace: give the run a loss and capture {shown}:grad_output"
+        if hasattr(module, name):
+            return (
+                f"{shown} has a {name!r}, but a rank's own may be only a piece: a trace reads inputs and "
+                "outputs of modules. A whole parameter is session.model.parameter(name)."
+            )
+        near = difflib.get_close_matches(name, [*names, *NAMES], 3)
+        hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join([*names[:12], *NAMES])}."
+        return f"{shown} has no module {name!r}. {hint}"
+
+    def __setattr__(self, name: str, new: Any) -> None:
+        """Assign the ``input`` or ``output``."""
+        if name not in NAMES or self._inside(name) is not None:
+            shown = self._path or "model"
+            raise AttributeError(f"{shown}.{name} cannot be assigned: assign {shown}.output or {shown}.input")
+        self._view.assign(*self._view.place(self._path, name), new)
+
+    def __getitem__(self, key: int | slice | str) -> Any:
+        """A numbered module or several, or the tensor of a site by its name: ``model["lm_head:input"]``."""
+        if isinstance(key, str):
+            site = one_of(key, self._view.sites)
+            return self._view.value(site.path, site.port, site.leaf)
+        numbered = [name for name in self._view.children(self._path) if name.isdigit()]
+        if isinstance(key, slice):
+            return [self[int(name)] for name in numbered[key]]
+        at = key + len(numbered) if key < 0 else key
+        inside = self._inside(str(at))
+        if inside is None:
+            shown = self._path or "the model"
+            had = f"numbers {numbered[0]} to {numbered[-1]}" if numbered else "no numbered modules"
+            raise IndexError(f"{shown} has {had}; there is no {key}")
+        return inside
+
+    def __setitem__(self, key: str, new: Any) -> None:
+        """Assign the tensor of a site by its name."""
+        site = one_of(key, self._view.sites)
+        self._view.assign(site.path, site.port, site.leaf, new)
+
+    def __iter__(self) -> Iterator[Any]:
+        """The numbered modules inside, in order."""
+        return iter(self[:])
+
+    def __len__(self) -> int:
+        """How many numbered modules there are inside."""
+        return len(self[:])
+
+    def __call__(self, *_: Any, **__: Any) -> Any:
+        """Refuse: a module on a rank takes and gives pieces."""
+        raise TypeError(
+            f"{self._path or 'the model'} cannot be called in a trace: on each rank it takes and gives "
+            "pieces. Assign its input and read its output, or use a %%flexrun cell."
+        )
+
+    def __repr__(self) -> str:
+        """The path."""
+        return f"<{self._path or 'model'} in a trace>"
+
+
+class Nested:
+    """A value that is no tensor but holds some: ``model.layers[2].self_attn.output[0]``."""
+
+    __slots__ = ("_leaf", "_path", "_port", "_view")
+
+    def __init__(self, view: View, path: str, port: str, leaf: str) -> None:
+        for name, value in (("_view", view), ("_path", path), ("_port", port), ("_leaf", leaf)):
+            object.__setattr__(self, name, value)
+        leaves = view.leaves(path, port)
+        if not any(each.startswith(leaf) for each in leaves):
+            raise SiteError(several(path, port, leaf, leaves))
+
+    def __getitem__(self, at: int | str) -> Any:
+        """An element of a tuple, or of a mapping."""
+        return self._view.value(self._path, self._port, self._leaf + _step(at, self))
+
+    def __setitem__(self, at: int | str, new: Any) -> None:
+        """Assign an element."""
+        self._view.assign(self._path, self._port, self._leaf + _step(at, self), new)
+
+    def __getattr__(self, name: str) -> Any:
+        """A field."""
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._view.value(self._path, self._port, f"{self._leaf}.{name}")
+
+    def __setattr__(self, name: str, new: Any) -> None:
+        """Assign a field."""
+        self._view.assign(self._path, self._port, f"{self._leaf}.{name}", new)
+
+    def _no_tensor(self, *_: Any, **__: Any) -> Any:
+        raise SiteError(repr(self))
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __matmul__ = _no_tensor
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __neg__ = __len__ = __iter__ = _no_tensor
+
+    @classmethod
+    def __torch_function__(cls, _function: Any, _types: Any, args: Any = (), _kwargs: Any = None) -> Any:
+        """Refuse, as functions of tensors do not take it."""
+        raise SiteError(
+            next((repr(arg) for arg in args if isinstance(arg, cls)), "a nested value is no tensor")
+        )
+
+    def __repr__(self) -> str:
+        """What there is to choose from."""
+        return several(self._path, self._port, self._leaf, self._view.leaves(self._path, self._port))
+
+
+def _step(at: Any, nested: Nested) -> str:
+    if isinstance(at, str):
+        return f".{at}"
+    if not isinstance(at, int) or at < 0:
+        raise SiteError(repr(nested))
+    return f"[{at}]"
+
+
+class Save:
+    """What a trace saves, by name: the run's context, of which ``run.context`` has it."""
+
+    __slots__ = ("_context",)
+
+    def __init__(self, context: dict[str, Any]) -> None:
+        object.__setattr__(self, "_context", context)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Save a value; of a tensor without what its gradient would need."""
+        import torch
+
+        self._context[name] = value.detach() if isinstance(value, torch.Tensor) else value
+
+    def __getattr__(self, name: str) -> Any:
+        """What was saved in this run, also by a hook in ``ctx``."""
+        try:
+            return self._context[name]
+        except KeyError:
+            raise AttributeError(f"nothing was saved as {name!r} in this run") from None

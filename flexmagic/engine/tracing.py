@@ -1,0 +1,119 @@
+"""A trace as one of a run's hooks: it acts at whatever site its cell waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from flexmagic.engine.agreement import numbers_of_all
+from flexmagic.engine.code import HookSource, build_script
+from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.groups import Groups
+from flexmagic.engine.instrument import ActiveHook, Instrument
+from flexmagic.engine.shortcuts import RunEnds
+from flexmagic.engine.surveying import everyone
+from flexmagic.engine.trace import Trace
+from flexmagic.engine.traced import Save, Traced, View
+from flexmagic.engine.tree import modules_of
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
+
+NAMES = ("model", "save", "ctx", "rank")
+"""What a trace sees besides the engine's own namespace; a function gets those of them that it takes."""
+
+
+@dataclass(frozen=True)
+class TraceSource:
+    """A trace as it travels: the cell or function, and values for names in it."""
+
+    code: HookSource
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TraceHook(ActiveHook):
+    """A trace in one run. After each stop of its cell all ranks compare where theirs have stopped."""
+
+    trace: Trace
+    groups: Groups
+    run: Callable[[], None]
+
+    def acts_at(self, site: Site) -> bool:
+        """Whether the cell waits for a site that the forward has reached."""
+        return self.trace.meets(site)
+
+    def settle(self, *, well: bool) -> None:
+        """Go on only if all ranks are well and wait for the same; raises :class:`RunStopped` on all alike."""
+        waits_for = self.trace.waits_for
+        said = numbers_of_all(self.groups, [int(well), zlib.crc32(str(waits_for).encode())])
+        if not all(ok for ok, _ in said):
+            raise RunStopped
+        if len({digest for _, digest in said}) > 1:
+            asked = everyone(self.groups, "nothing more" if waits_for is None else str(waits_for))
+            listed = ", ".join(f"on rank {rank} for {site}" for rank, site in enumerate(asked))
+            raise RunStopped(
+                f"the trace asks for different sites: {listed}. Do not branch on `rank`, nor on what else "
+                "differs between ranks"
+            )
+
+
+def trace_hook(
+    source: TraceSource,
+    model: nn.Module,
+    rules: Mapping[Site, Rule],
+    groups: Groups,
+    *,
+    namespace: dict[str, Any],
+    context: dict[str, Any],
+) -> TraceHook:
+    """The hook of a trace for one run, whose ``context`` it saves into."""
+    trace = Trace(rules, groups.place.world_size)
+    view = View(trace, modules_of(model), rules)
+    own = dict(zip(NAMES, (Traced(view), Save(context), context, groups.place.rank), strict=True))
+    names = {**own, **source.given}
+    body = build_script(source.code, tuple(names), namespace)
+    hook = TraceHook(
+        source.code,
+        lambda at: trace.arrive(at["x"]),
+        frozenset(view.sites),
+        trace,
+        groups,
+        lambda: body(names),
+    )
+    trace.cell = hook
+    return hook
+
+
+@contextlib.contextmanager
+def traced(instrument: Instrument) -> Iterator[None]:
+    """A forward with a trace: the cell begins before it, and must have come to its end after it.
+
+    Raises :class:`RunStopped` on all ranks alike if the cell fails before it asks for anything.
+    """
+    hook = next((hook for hook in instrument.hooks if isinstance(hook, TraceHook)), None)
+    if hook is None:
+        yield
+        return
+    try:
+        with instrument.contained(hook):
+            hook.trace.begin()
+        hook.settle(well=not instrument.outcome.failures)
+        try:
+            yield
+        except RunEnds:
+            _end(instrument, hook)
+            raise
+        _end(instrument, hook)
+    finally:
+        hook.trace.close()
+
+
+def _end(instrument: Instrument, hook: TraceHook) -> None:
+    if not instrument.outcome.failures:
+        with instrument.contained(hook):
+            hook.trace.end()
