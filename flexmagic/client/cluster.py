@@ -289,8 +289,11 @@ class Cluster:
         if self.client is not None:
             with contextlib.suppress(Exception):  # a broken connection must not keep engines alive
                 self.client.close()
+        process = getattr(self._cluster.controller, "process", None)
+        schedulers = [] if process is None else reaper.family_of({process.pid})
         self._cluster.stop_engines_sync()
         self._cluster.stop_controller_sync()
+        reaper.end(schedulers)  # of a controller that was killed
         self._remove_connection_files()
         self._dismiss_reaper()
 

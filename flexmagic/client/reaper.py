@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +50,28 @@ def process_ids(cluster: dict[str, Any]) -> list[int]:
     return [state["pid"] for state in states if state.get("pid", -1) > 0]
 
 
+def family_of(pids: Collection[int]) -> list[psutil.Process]:
+    """The processes that these started, also those of one that has ended: they are in its session."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
+            if os.getsid(process.pid) in pids:
+                found.append(process)
+    return found
+
+
 def reap(path: Path, processes: list[psutil.Process]) -> None:
     """End processes and their children, first by asking; then remove the cluster's file."""
-    family: list[psutil.Process] = []
+    family = family_of({process.pid for process in processes})
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += [process, *process.children(recursive=True)]
+    end(family)
+    path.unlink(missing_ok=True)
+
+
+def end(family: list[psutil.Process]) -> None:
+    """End processes, first by asking."""
     for process in family:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.terminate()
@@ -61,7 +79,6 @@ def reap(path: Path, processes: list[psutil.Process]) -> None:
     for process in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
-    path.unlink(missing_ok=True)
 
 
 def main() -> None:

@@ -172,9 +172,11 @@ class Trace:
 
     def _wait(self, site: Site) -> None:
         assert self._coroutine is not None  # this is running in it
+        maker = self._coroutine.parent
+        assert maker is not None  # it waits for this coroutine
         self.waits_for = site
         try:
-            self._coroutine.parent.switch()  # its maker, which is waiting
+            maker.switch()
         finally:
             self.waits_for = None
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from flexmagic import ClusterError, Session, SiteError
+from flexmagic.client.cluster import Cluster
 
 from .conftest import MODEL, PROMPT
 
@@ -64,7 +65,7 @@ def notebook(request):
     other.process.kill()
     other.process.communicate()
     with contextlib.suppress(ClusterError):  # the test may have ended them
-        Session.attach(other.cluster).shutdown_engines()
+        Cluster.attach(other.cluster).stop()
 
 
 def total(run):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from flexmagic import ClusterError, EngineError, FlexError, Session
+from flexmagic.client.reaper import family_of
 
 from .conftest import MODEL, PROMPT
 
@@ -137,6 +138,8 @@ def test_a_dead_controller_is_named_and_nothing_is_left(cluster):
     cluster.load(MODEL, tp=2)
     pids = [seat.pid for seat in cluster._calls.ranks.seats]
     controller = cluster._cluster._cluster.controller.process.pid
+    pids += [process.pid for process in family_of({controller})]
+    assert len(pids) > 3, "the controller has processes of its own"
     os.kill(controller, signal.SIGKILL)
     with pytest.raises(ClusterError, match="controller has ended"):
         again_and_again(cluster, PROMPT)
