@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.distributed import Loaded
@@ -133,13 +134,17 @@ def survey_gradients(
     rules: Mapping[Site, Rule],
     row_groups: tuple[int, ...],
     arguments: dict[str, Any],
+    *,
+    whole: Mapping[str, tuple[int, ...]],
 ) -> Gradients:
     """Rules for the gradients at all sites and of all parameters.
 
-    ``arguments``: this rank's own rows. Raises :class:`ModelError` if the model's backward is not
+    ``arguments``: this rank's own rows. ``whole``: the shapes of parameters as far as there is an
+    unsharded form of the model. Raises :class:`ModelError` if the model's backward is not
     the derivative of its forward.
     """
     _refuse_stages(rules, groups.place.world_size)
+    _refuse_flat(loaded.model)
     exchange = Exchange(groups.own, groups.place.rank, Extent(shared_out=len(set(row_groups)) > 1))
     trial = Trial(loaded, rules, exchange, arguments, len(set(row_groups)))
     local: dict[Site, torch.Tensor] = {}
@@ -164,7 +169,9 @@ def survey_gradients(
     everything = [part[0] for part in parts]
     found = _measured(_rules(everything, rules, row_groups), local, trial, groups)
     names = dict.fromkeys(site for of_rank in everything for site in of_rank if site.port == "grad")
-    parameters = {s: parameter_gradient_rule(s, loaded.mesh, everything, row_groups) for s in names}
+    parameters = {
+        s: parameter_gradient_rule(s, loaded.mesh, everything, row_groups, whole.get(s.path)) for s in names
+    }
     reduced = {site: its.rule for site, its in parameters.items() if its.reduced}
     scale = _scale(reduced, gradients, trial, groups) if reduced else 1.0
     found |= {site: its.rule for site, its in parameters.items()}
@@ -178,6 +185,16 @@ def _refuse_stages(rules: Mapping[Site, Rule], world_size: int) -> None:
         msg = (
             "This model is a pipeline: only its last stage has the output, and no gradient comes back from "
             "it to the other stages. Load it without pipeline stages to differentiate."
+        )
+        raise ModelError(msg)
+
+
+def _refuse_flat(model: nn.Module) -> None:
+    """Refuse FSDP1, which keeps the gradients of a unit's parameters as one flat piece per rank."""
+    if any(isinstance(module, FullyShardedDataParallel) for module in model.modules()):
+        msg = (
+            "Gradients of a model in FullyShardedDataParallel (FSDP1) cannot be taken apart again. "
+            "Shard it with fully_shard (FSDP2) to differentiate."
         )
         raise ModelError(msg)
 

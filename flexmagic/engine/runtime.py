@@ -194,7 +194,9 @@ class Runtime:
         assert arguments is not None  # the client sends its own input where none can be made up
         if groups > 1:
             arguments = copies_of_a_row(arguments, self.row_groups[self.place.rank], 2)
-        found = survey_gradients(self.loaded, self.groups, self.rules, self.row_groups, arguments)
+        found = survey_gradients(
+            self.loaded, self.groups, self.rules, self.row_groups, arguments, whole=self.whole
+        )
         self.gradients = found
         self.rules = self.rules | found.rules
 

@@ -22,9 +22,16 @@ class Found:
 
 
 def parameter_gradient_rule(
-    site: Site, mesh: Mesh, seen: Sequence[Mapping[Site, Seen]], groups: Sequence[int]
+    site: Site,
+    mesh: Mesh,
+    seen: Sequence[Mapping[Site, Seen]],
+    groups: Sequence[int],
+    whole: tuple[int, ...] | None = None,
 ) -> Found:
-    """The rule for a parameter's gradient, from what each rank holds of it after a backward."""
+    """The rule for a parameter's gradient, from what each rank holds of it after a backward.
+
+    ``whole``: the parameter's shape in the unsharded model, where that is known.
+    """
     here = {rank: of_rank[site] for rank, of_rank in enumerate(seen) if site in of_rank}
     first = next(iter(here.values()))
     shape = first.shape if first.distributed is None else first.distributed.whole
@@ -32,6 +39,8 @@ def parameter_gradient_rule(
     rule = Rule(site, dims, first.dtype, mesh, tuple(here), how="the parameter's own layout")
     if len({s.distributed is None for s in here.values()}) > 1:
         return Found(replace(rule, refused="some ranks hold a DTensor here and others a plain tensor"))
+    if whole is not None and tuple(shape) != tuple(whole):  # equal parts, zeros say, look like copies
+        return Found(replace(rule, refused="each rank holds the gradient of its own part only"))
     if first.distributed is not None:
         decision = from_distributed(Decision(tuple(here), dims, first.dtype), here)
         if decision.refused:

@@ -35,3 +35,9 @@ def test_a_parameter_is_whole(session, one_process, how):
         assert torch.equal(session.model.parameter(name), whole[name]), name
     assert session.model.parameter_bytes == before
     assert session.run([[1, 2, 3]]).logits.shape == (1, 3, 2048)
+
+
+def test_gradients_of_flat_parameters_are_refused_with_the_way_out(session):
+    session.load_cell(FSDP1, fsdp=2)
+    with pytest.raises(ModelError, match="fully_shard"):
+        session.run(PROMPT, backward="logits.sum()")
