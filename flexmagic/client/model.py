@@ -5,24 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flexmagic.client.table import Table, size_text
-from flexmagic.errors import ModelError
-from flexmagic.layout.sites import Site, nearest
+from flexmagic.client.weights import Weights
+from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
-    import torch
-
     from flexmagic.client.calls import Calls
     from flexmagic.engine.model_verbs import ModelReport
     from flexmagic.layout.mesh import Mesh
     from flexmagic.layout.rule import Rule
 
 
-class Model:
+class Model(Weights):
     """A model split over the ranks of a session."""
 
     def __init__(self, calls: Calls, reports: list[ModelReport]) -> None:
-        self._calls = calls
-        self._reports = reports
+        super().__init__(calls, reports)
         self.alive = True
 
     @property
@@ -145,39 +142,8 @@ class Model:
             places.append(rule.refused or place)
         return "; ".join(shapes), "; ".join(dict.fromkeys(places))
 
-    def parameter(self, name: str) -> torch.Tensor:
-        """A whole parameter by name, in its own dtype on the CPU; nothing else of the model moves.
-
-        Raises :class:`ModelError` for an unknown name, :class:`LayoutError` if the ranks hold
-        different values and do not say how they join.
-        """
-        import torch
-
-        from flexmagic.layout.assemble import assemble
-        from flexmagic.layout.parameters import parameter_layout
-
-        if not any(name in report.parameters for report in self._reports):
-            near = nearest(name, [n for report in self._reports for n in report.parameters])
-            hint = f"Did you mean {' or '.join(near)}?" if near else "Type %flexmodel --layout to see names."
-            msg = f"The model has no parameter {name!r}. {hint}"
-            raise ModelError(msg)
-        parts = {rank: p for rank, p in enumerate(self._calls.all("parameter", name)) if p is not None}
-        layout = parameter_layout(
-            self.mesh,
-            name,
-            {rank: part.seen for rank, part in parts.items()},
-            self._first.whole.get(name),
-            [weight for weight in self._first.weights if weight.name == name],
-        )
-        dtype = getattr(torch, layout.dtype)
-        pieces = {
-            rank: torch.from_numpy(parts[rank].raw.copy()).view(dtype).reshape(parts[rank].seen.shape)
-            for rank in layout.owners()
-        }
-        return assemble(layout, pieces)
-
     def unwrap(self) -> int:
-        """Let go of the model on every engine, without a trace on it.
+        """Let go of the model on every engine, without a trace on it: edited weights are put back first.
 
         Returns the number of forward hooks that are left on its modules, whoever put them there.
         """

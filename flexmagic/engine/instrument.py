@@ -5,19 +5,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import random
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import NAMES, HookSource, failure
+from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.limits import Picks, Window
@@ -33,7 +31,7 @@ from flexmagic.engine.tensors import (
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
 from flexmagic.layout.rule import Extent, Rule
-from flexmagic.layout.sites import Site
+from flexmagic.layout.sites import Site, layer_of
 
 OTHER_FAILED = "another rank's hook failed"
 
@@ -238,7 +236,7 @@ class Instrument:
             "step": self.step,
             "ctx": self.context,
             "site": str(site),
-            "index": _layer(site),
+            "index": layer_of(site.path),
             "seed": self._seed,
         }
 
@@ -298,7 +296,7 @@ class Instrument:
                 return None
             part = window.cut(x)
             before = part._version  # noqa: SLF001 - torch's documented counter
-            with contextlib.redirect_stdout(printed), self._same_draws(hook, site):
+            with contextlib.redirect_stdout(printed), self._draws(hook, site):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
@@ -334,31 +332,9 @@ class Instrument:
         window = limits.window(self._rules[site].dims, x.shape, past, strict=not self.generates)
         return None if window.empty else window
 
-    @contextlib.contextmanager
-    def _same_draws(self, hook: ActiveHook, site: Site) -> Iterator[None]:
-        """Random numbers that depend on the run's seed, site, hook and call, and on nothing else.
-
-        Every rank draws the same; the generators' states are put back, so that the model's own
-        draws are what they are without the hook.
-        """
-        call = self._visits[site]
-        seed = zlib.crc32(f"{self._seed}|{site}|{hook.source.name}|{call}".encode())
-        numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            try:
-                yield
-            finally:
-                np.random.set_state(numpy_state)  # noqa: NPY002
-                random.setstate(python_state)
-
-
-def _layer(site: Site) -> int | None:
-    """The number of the layer that a site is in."""
-    return next((int(part) for part in site.path.split(".") if part.isdigit()), None)
+    def _draws(self, hook: ActiveHook, site: Site) -> contextlib.AbstractContextManager[None]:
+        """Random numbers that depend on the run's seed, site, hook and call, and on nothing else."""
+        return same_draws(f"{self._seed}|{site}|{hook.source.name}|{self._visits[site]}")
 
 
 def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:

@@ -33,6 +33,7 @@ from flexmagic.engine.shortcuts import RunEnds, Short, forms_kept, shortened
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
 from flexmagic.engine.tensors import dtype_name, local_of
 from flexmagic.engine.twin import probe_inputs
+from flexmagic.engine.weight_edits import WeightEdits
 from flexmagic.errors import ModelError
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.seen import WeightSplit
@@ -109,6 +110,7 @@ class Runtime:
     guessable: bool = False
     mates: frozenset[int] | None = None
     forms: dict[str, Any] = field(default_factory=dict)
+    edits: WeightEdits = field(default_factory=WeightEdits)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -160,7 +162,9 @@ class Runtime:
         return tuple(name for name, n in self._versions().items() if self.versions.get(name, n) != n)
 
     def forget_model(self) -> None:
-        """Let go of the model, its captures and rules; the module itself stays as it was."""
+        """Let go of the model, its captures and rules; the module itself is as it was, weights included."""
+        if self.loaded is not None:
+            self.edits.restore(self.model)
         if self.loaded is not None and self.namespace.get("model") is self.loaded.model:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)

@@ -69,6 +69,11 @@ class Site:
         return f"{self.path}:{self.port}{self.leaf}"
 
 
+def layer_of(path: str) -> int | None:
+    """The number of the layer that a module or parameter is in."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
+
+
 def resolve(pattern: Site, known: Iterable[Site]) -> list[Site]:
     """All known sites that a pattern names, in the model's order; empty if there are none."""
     exact = [site for site in known if pattern.matches(site)]
