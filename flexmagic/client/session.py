@@ -16,6 +16,8 @@ from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.loading import Loading
 from flexmagic.client.model import Model
+from flexmagic.client.modules import Modules
+from flexmagic.client.persistent import Persistent
 from flexmagic.client.recovery import meeting_at
 from flexmagic.client.restoring import Recovered, Restoring
 from flexmagic.client.running import Running
@@ -45,6 +47,8 @@ class Session(Work):
         self._model: Model | None = None
         self._id = uuid.uuid4().hex
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
+        self.modules = Modules(self._calls, self._id, self)
+        self.persistent = Persistent(self._calls, self._id)
         self._loading = Loading(self._calls)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
         self._running = Running(self._calls, self._id, self.hooks)
@@ -205,11 +209,14 @@ class Session(Work):
         """Put the engines in order again: busy ones are freed, and those that ended are started again.
 
         An engine that ended comes back under its rank and loads only its own part of the model again;
-        hooks are registered there, and the other ranks keep their parts and captures. What a cell
+        hooks and modules are registered there, and the other ranks keep their parts and captures. What a cell
         made is made again on every rank. ``force``: make the process groups again in any case.
         Raises :class:`ClusterError` or :class:`ModelError` if that cannot be done.
         """
-        return self._restoring.recover(self._model, say, force=force)
+        recovered = self._restoring.recover(self._model, say, force=force)
+        if len(self.modules):
+            self.modules.restore()
+        return recovered
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""

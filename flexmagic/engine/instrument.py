@@ -18,9 +18,10 @@ from flexmagic.engine.code import NAMES, HookSource, failure
 from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
+from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
-from flexmagic.engine.site_value import SiteValue, check_result
+from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
 from flexmagic.engine.tensors import (
     checksum,
     leaves,
@@ -94,6 +95,7 @@ class Instrument:
         hooks: list[ActiveHook],
         capture: frozenset[Site],
         capture_at: Mapping[Site, Picks] | None = None,
+        lasting: Lasting | None = None,
     ) -> None:
         self._model = model
         self._batches = MicroBatches(model, rules)
@@ -105,6 +107,7 @@ class Instrument:
         self._hooks = hooks
         self._capture = capture
         self._capture_at = capture_at or {}
+        self._lasting = lasting or Lasting()
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
@@ -203,7 +206,8 @@ class Instrument:
             self._visits[site] += 1
             self.outcome.calls[site] = max(self.outcome.calls[site], self._batches.call(site))
             local = local_of(tensor)
-            changed = self._apply(hooks, site, module, local) if hooks else local
+            gradient = gradient_at(site, tensor, self._rules)
+            changed = self._apply(hooks, site, module, local, gradient) if hooks else local
             if changed is not local:
                 value = replace_leaf(value, where, like_original(changed, tensor))
             self._captures.keep(self._run, site, changed, self._batches.part)
@@ -246,13 +250,18 @@ class Instrument:
         return rule is not None and (bool(rule.refused) or self.exchange.rank in rule.ranks)
 
     def _apply(
-        self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor
+        self,
+        hooks: list[ActiveHook],
+        site: Site,
+        module: nn.Module,
+        local: torch.Tensor,
+        gradient: Rule | None = None,
     ) -> torch.Tensor:
         """Run a site's hooks one after the other; returns ``local`` itself if none edited.
 
         A hook that only captures keeps what the hooks before it have left.
         """
-        value = SiteValue(self._rules[site], self.exchange, local)
+        value = SiteValue(self._rules[site], self.exchange, local, gradient)
         for hook in hooks:
             if hook.source.captures_only:
                 if self._batches.part is None:  # the hooks after this one may write into what it keeps
@@ -284,7 +293,9 @@ class Instrument:
         """What the body left of ``x``, or ``None`` if it changed nothing or failed."""
         if self.outcome.failures:
             return None
+        known = site.is_gradient or gradient_at(site, None, self._rules) is not None
         names = {"module": module, "rank": self.exchange.rank, **self._condition_names(site)}
+        names |= self._lasting.names(local=hook.source.local, differentiable=known)
         names = {name: names[name] for name in NAMES if name != "x"}
         printed = io.StringIO()
         try:

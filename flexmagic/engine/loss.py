@@ -21,9 +21,9 @@ LOGITS = ".logits"
 
 @dataclass(frozen=True)
 class LossSource:
-    """What a user gives as loss: an expression over ``logits``, ``output`` and ``ids``, or a function.
+    """What a user gives as loss: an expression over the names of :func:`loss_names`, or a function.
 
-    A function gets one object with these three as attributes.
+    A function gets one object with these as attributes.
     """
 
     text: str = ""
@@ -78,7 +78,11 @@ def _spread(layout: Layout, rank: int, piece: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def loss_names(output: Any, ids: Any) -> dict[str, Any]:
-    """What a loss may use: ``output``, its ``logits`` where it has some, and the input's ``ids``."""
+def loss_names(output: Any, ids: Any, context: Mapping[str, Any], modules: Any) -> dict[str, Any]:
+    """What a loss may use.
+
+    ``output``, its ``logits`` where it has some, the input's ``ids``, what hooks saved in ``ctx``, and
+    the session's ``modules``.
+    """
     found = dict(leaves(output))
-    return {"output": output, "logits": found.get(LOGITS), "ids": ids}
+    return {"output": output, "logits": found.get(LOGITS), "ids": ids, "ctx": context, "modules": modules}

@@ -7,7 +7,7 @@ import os
 import resource
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradient
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
 from flexmagic.engine.origin import Origin
@@ -31,7 +32,8 @@ from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.shortcuts import RunEnds, Short, forms_kept, shortened
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
-from flexmagic.engine.tensors import dtype_name, local_of
+from flexmagic.engine.tensors import detached, dtype_name, local_of
+from flexmagic.engine.trainable import taking_gradients
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.engine.weight_edits import WeightEdits
 from flexmagic.errors import ModelError
@@ -110,6 +112,7 @@ class Runtime:
     guessable: bool = False
     mates: frozenset[int] | None = None
     forms: dict[str, Any] = field(default_factory=dict)
+    lasting: dict[str, Lasting] = field(default_factory=dict)
     edits: WeightEdits = field(default_factory=WeightEdits)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
@@ -214,6 +217,10 @@ class Runtime:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
         self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
 
+    def of_session(self, owner: str) -> Lasting:
+        """A session's modules and persistent values."""
+        return self.lasting.setdefault(owner, Lasting())
+
     def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
         """The plan's hooks and captures, to be attached for forwards of an input like this."""
         active = [
@@ -225,6 +232,7 @@ class Runtime:
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
             capture_at=dict(plan.capture_at),
+            lasting=replace(self.of_session(plan.owner), training=plan.backward is not None),
         )  # fmt: skip
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
@@ -250,7 +258,7 @@ class Runtime:
                 instrument.outcome.stopped = stop.reason or OTHER_FAILED
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
-        self.captures.remember(plan.key, instrument.context)
+        self.captures.remember(plan.key, detached(instrument.context))
         return self.report(plan.key, instrument, started, error, loss=loss)
 
     def report(
@@ -274,7 +282,8 @@ class Runtime:
             whole = whole_output(output, self.rules, instrument.exchange)
             problem, loss = "", None
             try:
-                names = loss_names(whole, prepared.arguments.get("input_ids"))
+                ids, modules = prepared.arguments.get("input_ids"), self.of_session(plan.owner).modules
+                names = loss_names(whole, ids, instrument.context, modules)
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
                 problem = f"{type(error).__name__}: {error}"
@@ -288,7 +297,11 @@ class Runtime:
                 instrument.outcome.loss_failures = (text,) * len(values)
                 return None
             assert loss is not None  # no rank has a problem
-            loss.backward()
+            with taking_gradients(self.of_session(plan.owner).modules, self.groups) as wrong:
+                loss.backward()
+            if wrong:
+                instrument.outcome.loss_failures = (wrong[0],) * len(values)
+                return None
             for name, gradient in taken().items():
                 site = Site(name, "grad")
                 scale = self.gradients.scale if instrument.exchange.extent.shared_out else 1.0

@@ -19,6 +19,7 @@ from flexmagic.engine.private import come_to_rest, gathered
 from flexmagic.engine.site_value import check_result
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import checksum
+from flexmagic.engine.trainable import Trainables
 from flexmagic.engine.tree import modules_of, parameters_of, unit_gathered
 from flexmagic.errors import HookError, ModelError, RankFailure
 from flexmagic.layout.assemble import split
@@ -126,7 +127,7 @@ def _edited(  # noqa: PLR0917 - what one call of the user's code is given
     """What the code leaves of a whole parameter."""
     owner = modules_of(model)[name.rpartition(".")[0]]
     names = {"x": whole, "site": name, "index": layer_of(name), "step": 0, "ctx": {}}
-    names |= {"module": owner, "rank": rank}
+    names |= {"module": owner, "rank": rank, "modules": Trainables(), "persistent": {}}
     with torch.no_grad(), same_draws(f"{seed}|{name}"):
         new = call(names)
     check_result(new, whole.shape, whole.dtype, whole.device)
