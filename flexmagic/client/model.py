@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flexmagic.client.aliases import Target, found, table, targets
 from flexmagic.client.table import Table, size_text
 from flexmagic.client.weights import Weights
 from flexmagic.layout.sites import Site
+from flexmagic.layout.standard import Meaning
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
@@ -21,6 +23,7 @@ class Model(Weights):
     def __init__(self, calls: Calls, reports: list[ModelReport]) -> None:
         super().__init__(calls, reports)
         self.alive = True
+        self._standard: dict[str, Meaning] | None = None
 
     @property
     def _first(self) -> ModelReport:
@@ -79,6 +82,26 @@ class Model(Weights):
     def update(self, reports: list[ModelReport]) -> None:
         """Take over a newer survey."""
         self._reports = reports
+        self._standard = None
+
+    def standing_for(self, pattern: Site) -> list[Target]:
+        """The model's own sites that a pattern means, if it is one of standard names; else itself.
+
+        Raises :class:`SiteError` for a standard name that this model has not.
+        """
+        return targets(pattern, self.paths, self._standard_names) if self.surveyed else [(pattern, None)]
+
+    def _standard_names(self) -> dict[str, Meaning]:
+        if self._standard is None:
+            self._standard = found(self._calls, self, self._reports, self._kinds())
+        return self._standard
+
+    def aliases(self) -> Table:
+        """The standard names, such as ``blocks.3.attn.pattern``, and what they are in this model.
+
+        They are meant wherever a site is named, unless a module of the model has that very name.
+        """
+        return table(self._standard_names() if self.surveyed else {})
 
     @property
     def parameter_bytes(self) -> list[int]:

@@ -43,8 +43,9 @@ class Running:
         said = self._checked(planned, [[answer] for answer in answers], model)
         end = str(planned.run.short.stop_at or "")
         return Run(
-            planned.run.key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said, end=end
-        )
+            planned.run.key, self._calls, answers, model.rules,
+            hooks=planned.hooks, warnings=said, end=end, standing_for=model.standing_for,
+        )  # fmt: skip
 
     def generate(
         self,
@@ -62,7 +63,10 @@ class Running:
         planned, answers = self._made(model, inputs, capture, "generate", (request,), **options)
         said = self._checked(planned, [answer.steps for answer in answers], model)
         key = planned.run.key
-        return Generation(key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said)
+        return Generation(
+            key, self._calls, answers, model.rules,
+            hooks=planned.hooks, warnings=said, standing_for=model.standing_for,
+        )  # fmt: skip
 
     def _made(
         self,

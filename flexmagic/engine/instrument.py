@@ -31,6 +31,7 @@ from flexmagic.engine.tensors import (
 )
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
+from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site, layer_of
 
@@ -39,11 +40,12 @@ OTHER_FAILED = "another rank's hook failed"
 
 @dataclass(frozen=True)
 class ActiveHook:
-    """A compiled hook and the exact sites it runs at in this run."""
+    """A compiled hook and the exact sites it runs at in this run, on ``heads`` of their features."""
 
     source: HookSource
     call: Callable[[dict[str, Any]], Any]
     sites: frozenset[Site]
+    heads: Heads | None = None
 
 
 @dataclass(frozen=True)
@@ -317,7 +319,7 @@ class Instrument:
             if printed.getvalue():
                 self.outcome.printed.append((str(site), hook.source.name, printed.getvalue()))
         edited = result is not part or part._version != before  # noqa: SLF001
-        if edited and window.parts:
+        if edited and not window.everything:
             if not (result is part and window.is_view):
                 window.paste(x, result)
             result = x
@@ -338,14 +340,15 @@ class Instrument:
         if limits.asks_hooks and not limits.holds(self._condition_names(site)):
             return None
         if limits.whole:
-            return Window(())
+            return Window((), hook.heads)
         past = self.exchange.extent.past
         window = limits.window(self._rules[site].dims, x.shape, past, strict=not self.generates)
-        return None if window.empty else window
+        return None if window.empty else replace(window, heads=hook.heads)
 
     def _draws(self, hook: ActiveHook, site: Site) -> contextlib.AbstractContextManager[None]:
         """Random numbers that depend on the run's seed, site, hook and call, and on nothing else."""
-        return same_draws(f"{self._seed}|{site}|{hook.source.name}|{self._visits[site]}")
+        which = "" if hook.heads is None else str(hook.heads.starts)
+        return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{self._visits[site]}")
 
 
 def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:

@@ -24,7 +24,7 @@ from flexmagic.engine.rows import kind_of_sharing
 from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
-from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered
+from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered, unwrapped
 from flexmagic.errors import CellError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Rule
@@ -47,7 +47,7 @@ class ModelReport:
 
     ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
     as far as there is one; ``weights``: those that a forward uses in parts. ``sharing``: by what the
-    rows of a batch are shared out.
+    rows of a batch are shared out. ``heads``: how many its attention has, if its configuration says so.
     """
 
     name: str
@@ -60,6 +60,7 @@ class ModelReport:
     weights: tuple[WeightSplit, ...]
     sharing: str
     local_bytes: int
+    heads: int | None = None
 
 
 @verb
@@ -192,7 +193,15 @@ def _report(runtime: Runtime) -> ModelReport:
         weights=runtime.weights,
         sharing=kind_of_sharing(model),
         local_bytes=runtime.parameter_bytes(),
+        heads=_heads(parts[""]),
     )
+
+
+def _heads(model: nn.Module) -> int | None:
+    config: Any = getattr(unwrapped(model), "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "num_attention_heads", None)
+    return found if isinstance(found, int) else None
 
 
 @verb

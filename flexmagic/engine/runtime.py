@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -37,6 +38,7 @@ from flexmagic.engine.trainable import taking_gradients
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.engine.weight_edits import WeightEdits
 from flexmagic.errors import ModelError
+from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.seen import WeightSplit
 from flexmagic.layout.sites import Site
@@ -50,16 +52,16 @@ class RunPlan:
     """One run as the client asks for it: plain data, the same on every rank.
 
     ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
-    name, version and exact sites, in the order in which they act. ``capture_at``: what is captured
-    in some steps of a generation only. ``grad``: whether the forward
-    keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what of
-    the model does not run.
+    name, version, exact sites and the heads that are meant of their features, in the order in which
+    they act. ``capture_at``: what is captured in some steps of a generation only. ``grad``: whether
+    the forward keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what
+    of the model does not run.
     """
 
     owner: str
     number: int
     seed: int
-    hooks: tuple[tuple[str, int, tuple[Site, ...]], ...] = ()
+    hooks: tuple[tuple[str, int, tuple[Site, ...], Heads | None], ...] = ()
     capture: tuple[Site, ...] = ()
     capture_at: tuple[tuple[Site, Picks], ...] = ()
     grad: bool = False
@@ -112,7 +114,7 @@ class Runtime:
     guessable: bool = False
     mates: frozenset[int] | None = None
     forms: dict[str, Any] = field(default_factory=dict)
-    lasting: dict[str, Lasting] = field(default_factory=dict)
+    lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
     edits: WeightEdits = field(default_factory=WeightEdits)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
@@ -217,22 +219,18 @@ class Runtime:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
         self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
 
-    def of_session(self, owner: str) -> Lasting:
-        """A session's modules and persistent values."""
-        return self.lasting.setdefault(owner, Lasting())
-
     def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
         """The plan's hooks and captures, to be attached for forwards of an input like this."""
         active = [
-            ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites))
-            for name, version, sites in plan.hooks
+            ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites), heads)
+            for name, version, sites, heads in plan.hooks
         ]
         exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
         return Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
             capture_at=dict(plan.capture_at),
-            lasting=replace(self.of_session(plan.owner), training=plan.backward is not None),
+            lasting=replace(self.lasting[plan.owner], training=plan.backward is not None),
         )  # fmt: skip
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
@@ -282,7 +280,7 @@ class Runtime:
             whole = whole_output(output, self.rules, instrument.exchange)
             problem, loss = "", None
             try:
-                ids, modules = prepared.arguments.get("input_ids"), self.of_session(plan.owner).modules
+                ids, modules = prepared.arguments.get("input_ids"), self.lasting[plan.owner].modules
                 names = loss_names(whole, ids, instrument.context, modules)
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
@@ -297,7 +295,7 @@ class Runtime:
                 instrument.outcome.loss_failures = (text,) * len(values)
                 return None
             assert loss is not None  # no rank has a problem
-            with taking_gradients(self.of_session(plan.owner).modules, self.groups) as wrong:
+            with taking_gradients(self.lasting[plan.owner].modules, self.groups) as wrong:
                 loss.backward()
             if wrong:
                 instrument.outcome.loss_failures = (wrong[0],) * len(values)

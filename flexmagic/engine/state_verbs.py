@@ -55,7 +55,7 @@ def put_module(
     runtime: Runtime, owner: str, name: str, module: nn.Module, optimizer: tuple[str, Any] | None = None
 ) -> None:
     """Register a module under a name, on this rank's device."""
-    modules = runtime.of_session(owner).modules
+    modules = runtime.lasting[owner].modules
     modules.put(name, module, runtime.place.device, optimizer)
     runtime.namespace.setdefault("modules", modules)
 
@@ -63,38 +63,38 @@ def put_module(
 @verb
 def drop_module(runtime: Runtime, owner: str, name: str) -> None:
     """Forget a module."""
-    runtime.of_session(owner).modules.drop(name)
+    runtime.lasting[owner].modules.drop(name)
 
 
 @verb
 def give_module(runtime: Runtime, owner: str, name: str) -> tuple[nn.Module, tuple[str, Any] | None]:
     """A module and the state of its optimizer, for a rank that has none."""
-    return runtime.of_session(owner).modules.give(name)
+    return runtime.lasting[owner].modules.give(name)
 
 
 @verb
 def module_sums(runtime: Runtime, owner: str) -> dict[str, tuple[tuple[int, int], ...]]:
     """Exact sums over the state of every module on this rank."""
-    return runtime.of_session(owner).modules.sums()
+    return runtime.lasting[owner].modules.sums()
 
 
 @verb
 def module_state(runtime: Runtime, owner: str, name: str) -> dict[str, torch.Tensor]:
     """A module's parameters and buffers."""
-    state = runtime.of_session(owner).modules[name].state_dict()
+    state = runtime.lasting[owner].modules[name].state_dict()
     return {key: value.detach().cpu() for key, value in state.items()}
 
 
 @verb
 def load_module_state(runtime: Runtime, owner: str, name: str, state: Mapping[str, torch.Tensor]) -> None:
     """Give a module these parameters and buffers."""
-    runtime.of_session(owner).modules[name].load_state_dict(dict(state))
+    runtime.lasting[owner].modules[name].load_state_dict(dict(state))
 
 
 @verb
 def module_gradients(runtime: Runtime, owner: str, name: str) -> dict[str, torch.Tensor]:
     """The gradients of a module's parameters, as far as there are some."""
-    module = runtime.of_session(owner).modules[name]
+    module = runtime.lasting[owner].modules[name]
     return {key: p.grad.detach().cpu() for key, p in module.named_parameters() if p.grad is not None}
 
 
@@ -103,7 +103,7 @@ def step_modules(
     runtime: Runtime, owner: str, names: Sequence[str], kind: str, options: Mapping[str, Any]
 ) -> dict[str, tuple[tuple[int, int], ...]]:
     """One step of an optimizer; returns exact sums over the modules' new state."""
-    modules = runtime.of_session(owner).modules
+    modules = runtime.lasting[owner].modules
     modules.step(names, kind, options)
     return modules.sums()
 
@@ -111,22 +111,22 @@ def step_modules(
 @verb
 def forget_gradients(runtime: Runtime, owner: str) -> None:
     """Forget the gradients of all modules."""
-    runtime.of_session(owner).modules.zero_grad()
+    runtime.lasting[owner].modules.zero_grad()
 
 
 @verb
 def get_persistent(runtime: Runtime, owner: str) -> dict[str, Any]:
     """The values that persist on this rank."""
-    return runtime.of_session(owner).persistent
+    return runtime.lasting[owner].persistent
 
 
 @verb
 def set_persistent(runtime: Runtime, owner: str, name: str, value: Any) -> None:
     """Make a value persist under a name."""
-    runtime.of_session(owner).persistent[name] = value
+    runtime.lasting[owner].persistent[name] = value
 
 
 @verb
 def drop_persistent(runtime: Runtime, owner: str, name: str) -> None:
     """Forget a value that persists."""
-    runtime.of_session(owner).persistent.pop(name, None)
+    runtime.lasting[owner].persistent.pop(name, None)

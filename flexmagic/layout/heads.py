@@ -27,14 +27,19 @@ class Heads:
         starts = torch.tensor(self.starts, device=device)
         return (starts[:, None] + torch.arange(self.width, device=device)).reshape(-1)
 
-    def cut(self, whole: torch.Tensor) -> tuple[torch.Tensor, bool]:
-        """The heads ``[..., heads, head_dim]``, and whether writing there writes into ``whole``."""
+    @property
+    def step(self) -> int | None:
+        """How far apart heads begin that are all equally far apart; ``None`` for others."""
         steps = {b - a for a, b in zip(self.starts, self.starts[1:], strict=False)} or {self.width}
-        if len(steps) == 1 and (step := steps.pop()) >= self.width:
+        return steps.pop() if len(steps) == 1 and min(steps) >= self.width else None
+
+    def cut(self, whole: torch.Tensor) -> torch.Tensor:
+        """The heads ``[..., heads, head_dim]``: a view where they are equally far apart, else a copy."""
+        if self.step is not None:
             length = self.starts[-1] - self.starts[0] + self.width
-            return whole.narrow(-1, self.starts[0], length).unfold(-1, self.width, step), True
+            return whole.narrow(-1, self.starts[0], length).unfold(-1, self.width, self.step)
         picked = whole.index_select(-1, self._columns(whole.device))
-        return picked.unflatten(-1, (len(self.starts), self.width)), False
+        return picked.unflatten(-1, (len(self.starts), self.width))
 
     def paste(self, whole: torch.Tensor, new: torch.Tensor) -> None:
         """Write heads ``[..., heads, head_dim]`` into the whole in place."""

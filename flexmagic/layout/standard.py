@@ -228,7 +228,7 @@ class Standard:
                 continue
             whole, wanted = (values[x].double().reshape(-1) for x in (site, result))
             for heads in _arrangements(count, groups, width):
-                value, _ = heads["v"].cut(whole)
+                value = heads["v"].cut(whole)
                 found = value.repeat_interleave(count // groups, 0).reshape(-1)
                 if float((found - wanted).abs().max()) <= 1e-2 * float(wanted.abs().max()):
                     return {
