@@ -10,11 +10,12 @@ from flexmagic.magics.empty_body import allow_empty_body
 from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.run import RunMagics
+from flexmagic.magics.weights import WeightsMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-FAMILIES = (ClusterMagics, ModelMagics, HookMagics, RunMagics)
+FAMILIES = (ClusterMagics, ModelMagics, HookMagics, RunMagics, WeightsMagics)
 """One class per family; the names of their magics all start with ``flex``."""
 
 _DESK = "_flexmagic_desk"
