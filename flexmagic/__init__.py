@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.errors import (
     CellError,
     ClusterError,
+    EngineError,
     FlexError,
     HookError,
     InputError,
     LayoutError,
     ModelError,
     SiteError,
+    StuckError,
 )
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ __all__ = [
     "Activation",
     "CellError",
     "ClusterError",
+    "EngineError",
     "FlexError",
     "Hook",
     "HookError",
@@ -45,6 +48,7 @@ __all__ = [
     "Run",
     "Session",
     "SiteError",
+    "StuckError",
 ]
 
 _LAZY = {

@@ -42,11 +42,12 @@ class Adapter:
         ):
             hook([str(site) for site in sites], code, name=f"{self.name} {end}", group=self.name)
 
-    def detach(self, hooks: HookBook) -> None:
-        """Take the hooks off again, as far as they are there."""
-        for hook in list(hooks):
-            if hook.group == self.name and hook.name in {f"{self.name} input", f"{self.name} output"}:
-                hook.remove()
+
+def detach(hooks: HookBook, name: str) -> None:
+    """Take the hooks of an adapter off again, as far as they are there."""
+    for hook in list(hooks):
+        if hook.group == name and hook.name in {f"{name} input", f"{name} output"}:
+            hook.remove()
 
 
 def adapt(model: Model, sites: str | Sequence[str], rank: int, scale: float, name: str | None) -> Adapter:

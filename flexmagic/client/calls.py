@@ -116,6 +116,11 @@ class Calls:
         out = self.some(dict.fromkeys(range(self.world_size), (verb, args, kwargs)), progress)
         return [out[rank] for rank in range(self.world_size)]
 
+    def post(self, rank: int, verb: str, *args: Any) -> None:
+        """A verb on one rank, whose answer nobody waits for; an engine that is gone is not told."""
+        with self._sending, contextlib.suppress(Exception):
+            self._views[rank].apply_async(engine_side.call, verb, engine_side.packed(args))
+
     def some(
         self, requests: dict[int, tuple[str, Any, Any]], progress: Progress | None = None
     ) -> dict[int, Any]:
@@ -140,34 +145,6 @@ class Calls:
         """The ranks whose engine is gone, as far as is known here; asks nobody."""
         alive = set(self._cluster.engines)
         return tuple(rank for rank, engine in enumerate(self.engines) if engine not in alive)
-
-    def poll(self, verb: str, patience: float) -> list[tuple[str, Any]]:
-        """A verb without arguments on every rank that can answer now: its state and its answer.
-
-        The state is ``idle``, ``busy`` for a rank that said nothing within ``patience`` seconds, or
-        ``ended``; the answer is ``None`` for those.
-        """
-        payload = engine_side.packed(())
-        gone = self.ended()
-        pending = {
-            rank: view.apply_async(engine_side.call, verb, payload)
-            for rank, view in enumerate(self._views)
-            if rank not in gone
-        }
-        deadline = time.perf_counter() + patience
-        out: list[tuple[str, Any]] = []
-        for rank in range(self.world_size):
-            if rank not in pending:
-                out.append(("ended", None))
-                continue
-            pending[rank].wait(max(deadline - time.perf_counter(), 0))
-            if not pending[rank].ready():
-                out.append(("busy", None))
-            elif _refused(pending[rank]):
-                out.append(("ended", None))
-            else:
-                out.append(("idle", pending[rank].get(0).value))
-        return out
 
     def _refuse_if_ended(self, ranks: Iterable[int]) -> None:
         gone = sorted(set(self.ended()) & set(ranks))

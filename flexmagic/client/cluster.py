@@ -12,7 +12,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -138,7 +137,9 @@ class Cluster:
         waited, step = 0.0, 0.2
         while len(self.client.ids) < n:
             progress(len(self.client.ids), "waiting for the engines")
-            gone = [name for name, engines in self._cluster.engines.items() if engines.state == "after"]
+            gone = [
+                f"rank {rank}" for rank in range(n) if any(not p.is_running() for p in self._processes(rank))
+            ]
             if gone or waited > START_TIMEOUT:
                 what = (
                     f"{', '.join(gone)} ended at once"
@@ -203,8 +204,8 @@ class Cluster:
 
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
-        controller = self._cluster.controller
-        if controller is not None and controller.state == "after":
+        process = getattr(self._cluster.controller, "process", None)
+        if process is not None and not process.is_running():
             msg = (
                 "The cluster's controller has ended, so that its engines cannot be reached any more. "
                 "Type %flexcluster stop, then start again."
@@ -219,13 +220,10 @@ class Cluster:
         return "\n".join([*(word for word in words if word), "Type %flexcluster recover."])
 
     def _how_it_ended(self, rank: int) -> str:
-        engine_set = self._cluster.engines.get(_set_of(rank))
-        if engine_set is None:
-            return ""
-        deadline = time.perf_counter() + NOTICED
-        while not engine_set.stop_data.get("engines") and time.perf_counter() < deadline:
-            time.sleep(0.01)
-        code = next((end.get("exit_code") for end in engine_set.stop_data.get("engines", {}).values()), None)
+        code = None
+        for process in self._processes(rank):
+            with contextlib.suppress(Exception):  # of a process that others started, the system tells nothing
+                code = process.wait(NOTICED)
         if not isinstance(code, int):
             return ""
         if code >= 0:
@@ -233,6 +231,12 @@ class Cluster:
         name = signal.Signals(-code).name
         why = " (often: out of memory)" if name == "SIGKILL" else ""
         return f"Rank {rank} was ended by {name}{why}."
+
+    def _processes(self, rank: int) -> list[Any]:
+        """The process of a rank's engine, if it was started one by one, here or by another notebook."""
+        engine_set = self._cluster.engines.get(_set_of(rank))
+        launchers = getattr(engine_set, "launchers", {}).values()
+        return [launcher.process for launcher in launchers if launcher.process is not None]
 
     def _log_tail(self, rank: int) -> list[str]:
         path = self.log_folder / f"ipengine-{self.name}-{_set_of(rank)}-0.log"

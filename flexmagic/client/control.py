@@ -10,21 +10,22 @@ import signal
 import threading
 import time
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.cluster import Cluster
 
 if TYPE_CHECKING:
     from flexmagic.engine.sockets import Endpoint
+    from flexmagic.engine.vitals import Vital
     from flexmagic.engine.watch import Whereabouts
 
-LOOK, CUT, INTERRUPT = "flexmagic_look", "flexmagic_cut", "flexmagic_interrupt"
+LOOK, CUT, INTERRUPT, VITAL = "flexmagic_look", "flexmagic_cut", "flexmagic_interrupt", "flexmagic_vital"
 
 
 def install(kernel: Any) -> None:
     """Let an engine's kernel answer our questions on its control thread, whatever its main thread does."""
-    for kind, answer in ((LOOK, _look), (CUT, _cut), (INTERRUPT, _interrupt)):
+    for kind, answer in ((LOOK, _look), (CUT, _cut), (INTERRUPT, _interrupt), (VITAL, _ask_vital)):
         kernel.control_handlers[kind] = _Handler(kernel, kind, answer)
 
 
@@ -52,6 +53,16 @@ def _look(content: dict[str, Any]) -> dict[str, Any]:
 
     ranks = {(host, port) for host, port in content["ranks"]}
     return {"place": watch.whereabouts(ranks).plain(), "endpoints": sockets.endpoints()}
+
+
+def _ask_vital(_content: dict[str, Any]) -> dict[str, Any]:
+    from flexmagic.engine import watch
+    from flexmagic.engine.slot import Slot
+    from flexmagic.engine.vitals import vital
+
+    place = watch.whereabouts()
+    runtime = Slot.runtime
+    return {"place": place.plain(), "vital": None if runtime is None else asdict(vital(runtime))}
 
 
 def _cut(content: dict[str, Any]) -> dict[str, Any]:
@@ -92,6 +103,21 @@ class Control:
             if content is not None:
                 self._endpoints[rank] = tuple((host, port) for host, port in content["endpoints"])
         return {rank: None if c is None else Whereabouts(**c["place"]) for rank, c in said.items()}
+
+    def vitals(
+        self, ranks: Iterable[int], patience: float
+    ) -> dict[int, tuple[Whereabouts, Vital | None] | None]:
+        """Where ranks are and how; ``None`` for one that says nothing within ``patience`` seconds."""
+        from flexmagic.engine.vitals import Vital
+        from flexmagic.engine.watch import Whereabouts
+
+        said = self._ask(ranks, VITAL, {}, patience)
+        return {
+            rank: None
+            if content is None
+            else (Whereabouts(**content["place"]), Vital(**content["vital"]) if content["vital"] else None)
+            for rank, content in said.items()
+        }
 
     def cut(self, ranks: Collection[int], patience: float) -> None:
         """Shut the connections between ranks, so that none waits for another any more."""

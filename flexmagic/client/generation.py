@@ -44,6 +44,7 @@ class Generation(Run):
         ]
         last = [answer.steps[-1] for answer in answers]
         super().__init__(key, calls, last, rules, hooks=hooks, warnings=warnings, standing_for=standing_for)
+        self.known = {"key": key, "answers": answers, "hooks": hooks, "warnings": warnings}
         self._made = answers[0]
 
     @property

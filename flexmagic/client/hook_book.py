@@ -34,12 +34,13 @@ class HookBook:
         forget: Callable[[str, int], None],
         model: Callable[[], Model],
     ) -> None:
-        self._owner = owner
+        self.owner = owner
         self._send = send
         self._forget = forget
         self._model = model
         self._hooks: dict[str, Hook] = {}
         self._last_version: dict[str, int] = {}
+        self.on_change: Callable[[str, Hook | None], None] = lambda _name, _hook: None
 
     def register(
         self,
@@ -70,9 +71,9 @@ class HookBook:
         self._check_names(name, group)
         number = self._last_version.get(name, 0) + 1
         if isinstance(code, str):
-            source = from_text(name, number, code, first_line, local=local, owner=self._owner)
+            source = from_text(name, number, code, first_line, local=local, owner=self.owner)
         else:
-            source = from_function(name, number, code, local=local, owner=self._owner)
+            source = from_function(name, number, code, local=local, owner=self.owner)
         source = replace(source, limits=limits or Limits(), text=source.text if text is None else text)
         check(source)
         _check_limits(source)
@@ -83,7 +84,26 @@ class HookBook:
         hook.push(HookVersion(source, patterns, group))
         hook.enabled = True
         self._hooks[name] = hook
+        self.on_change(name, hook)
         return hook
+
+    def receive(self, known: dict[str, Any], model: Model | None = None) -> None:
+        """Take over a hook of an earlier notebook, as :attr:`Hook.known` has it; the engines have it already.
+
+        With a ``model``, another session's: its acting version becomes a hook of one's own, unless the
+        name is taken.
+        """
+        if model is None:
+            hook = Hook.of(self, known)
+            self._hooks[hook.name], self._last_version[hook.name] = hook, max(hook.versions)
+        elif known["name"] not in self._hooks:
+            version: HookVersion = known["history"][-1]
+            source = version.source
+            self.register(
+                model, [str(pattern) for pattern in version.patterns], source.function or source.text,
+                name=known["name"], local=source.local, limits=source.limits, group=version.group,
+                first_line=source.first_line, text=source.text,
+            )  # fmt: skip
 
     def remove(self, name: str) -> None:
         """Drop a hook and its versions on the engines; raises :class:`HookError` for an unknown name."""
@@ -91,6 +111,7 @@ class HookBook:
         for number in hook.versions:
             self._forget(name, number)
         del self._hooks[name], self._last_version[name]
+        self.on_change(name, None)
 
     def __getitem__(self, name: str) -> Hook:
         """The hook of a name; raises :class:`HookError` naming those there are."""
@@ -107,10 +128,6 @@ class HookBook:
     def __len__(self) -> int:
         """The number of hooks."""
         return len(self._hooks)
-
-    def sources(self) -> list[HookSource]:
-        """All versions of all hooks, as the engines have them."""
-        return [source for hook in self for source in hook.sources]
 
     @property
     def enabled(self) -> list[Hook]:

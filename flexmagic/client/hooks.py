@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client.hook_text import cell_of, difference
 from flexmagic.engine.code import HookSource
@@ -35,7 +35,32 @@ class Hook:
         self._book = book
         self._history: list[HookVersion] = []
         self.name = name
-        self.enabled = True
+        self._enabled = True
+
+    @classmethod
+    def of(cls, book: HookBook, known: dict[str, Any]) -> Self:
+        """The hook that :attr:`known` was read from."""
+        hook = cls(book, known["name"])
+        hook._history = list(known["history"])
+        hook._enabled = known["enabled"]
+        return hook
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """All there is to know of the hook, as plain values and versions."""
+        return {"name": self.name, "history": list(self._history), "enabled": self._enabled}
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the hook acts; can be set."""
+        return self._enabled
+
+    @enabled.setter
+    def enabled(self, value: bool) -> None:
+        """Let the hook act, or not."""
+        if value != self._enabled:
+            self._enabled = value
+            self._book.on_change(self.name, self)
 
     @property
     def current(self) -> HookVersion:
@@ -72,6 +97,7 @@ class Hook:
             msg = f"hook {self.name!r} has no earlier version. Remove it with %flexhook --remove {self.name}."
             raise HookError(msg)
         self._history.pop()
+        self._book.on_change(self.name, self)
 
     def diff(self) -> str:
         """What changed from the version before to the acting one, as a unified diff of their cells.
@@ -91,11 +117,6 @@ class Hook:
     def remove(self) -> None:
         """Take the hook out of the session, all versions of it."""
         self._book.remove(self.name)
-
-    @property
-    def sources(self) -> list[HookSource]:
-        """The code of all versions that can be gone back to."""
-        return [version.source for version in self._history]
 
     @property
     def versions(self) -> list[int]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexmagic.client.adapters import Adapter, adapt
+from flexmagic.client.adapters import adapt, detach
 from flexmagic.client.table import Table
 from flexmagic.errors import InputError, ModelError
 
@@ -68,12 +68,11 @@ class Modules:
     The model itself is not trained.
     """
 
-    def __init__(self, calls: Calls, owner: str, work: Work) -> None:
+    def __init__(self, calls: Calls, owner: Callable[[], str], work: Work) -> None:
         self._calls = calls
         self._owner = owner
         self._work = work
         self._known: dict[str, Registered] = {}
-        self._adapters: dict[str, Adapter] = {}
 
     def __setitem__(self, name: str, module: nn.Module) -> None:
         """Register a module on every rank as it is here; one of the same name is replaced.
@@ -116,8 +115,7 @@ class Modules:
     def __delitem__(self, name: str) -> None:
         """Forget a module on every rank, and the hooks of an adapter."""
         self[name]  # raises for an unknown name
-        if name in self._adapters:
-            self._adapters.pop(name).detach(self._work.hooks)
+        detach(self._work.hooks, name)
         self.tell("drop_module", name)
         del self._known[name]
 
@@ -149,10 +147,8 @@ class Modules:
         try:
             wanted.attach(self._work.hook)
         except BaseException:
-            wanted.detach(self._work.hooks)
             del self[wanted.name]
             raise
-        self._adapters[wanted.name] = wanted
         return made
 
     def step(self, optimizer: str = "adamw", *, names: Sequence[str] | None = None, **options: Any) -> None:
@@ -234,6 +230,13 @@ class Modules:
                 self[name].load_state_dict(before[name])
             raise
 
+    def receive(self) -> None:
+        """Take over the modules that the engines hold already, of a notebook that has ended."""
+        self._known = {
+            name: Registered(name, kind, size, self)
+            for name, (kind, size) in self.ask(0, "module_kinds").items()
+        }
+
     def restore(self) -> None:
         """Give ranks that were started again the modules of one that has them."""
         has = self.tell("module_sums")
@@ -243,16 +246,16 @@ class Modules:
             if whole is not None and lost:
                 module, optimizer = self.ask(whole, "give_module", name)
                 self._calls.some(
-                    {rank: ("put_module", (self._owner, name, module, optimizer), {}) for rank in lost}
+                    {rank: ("put_module", (self._owner(), name, module, optimizer), {}) for rank in lost}
                 )
 
     def ask(self, rank: int, verb: str, *args: Any) -> Any:
         """A verb about modules on one rank."""
-        return self._calls.one(rank, verb, self._owner, *args)
+        return self._calls.one(rank, verb, self._owner(), *args)
 
     def tell(self, verb: str, *args: Any) -> list[Any]:
         """A verb about modules on every rank."""
-        return self._calls.all(verb, self._owner, *args)
+        return self._calls.all(verb, self._owner(), *args)
 
     def table(self) -> Table:
         """Name, class and number of parameters of every module."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ class Persistent(MutableMapping[str, Any]):
     only ranks of other pipeline stages have, is theirs.
     """
 
-    def __init__(self, calls: Calls, owner: str) -> None:
+    def __init__(self, calls: Calls, owner: Callable[[], str]) -> None:
         self._calls = calls
         self._owner = owner
 
     def _values(self) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for of_rank in reversed(self._calls.all("get_persistent", self._owner)):
+        for of_rank in reversed(self._calls.all("get_persistent", self._owner())):
             found |= of_rank
         return found
 
@@ -32,12 +32,12 @@ class Persistent(MutableMapping[str, Any]):
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Have every rank keep a value."""
-        self._calls.all("set_persistent", self._owner, name, value)
+        self._calls.all("set_persistent", self._owner(), name, value)
 
     def __delitem__(self, name: str) -> None:
         """Have every rank forget a value; raises :class:`KeyError` for an unknown name."""
         self[name]
-        self._calls.all("drop_persistent", self._owner, name)
+        self._calls.all("drop_persistent", self._owner(), name)
 
     def __iter__(self) -> Iterator[str]:
         """The names."""

@@ -67,6 +67,15 @@ class Restoring:
             lines = [f"Nothing to recover: all {len(alive)} engines are idle."]
         return Recovered(tuple(lines), time.perf_counter() - started)
 
+    def at_work(self, ranks: Sequence[int]) -> list[int]:
+        """The ranks that are working on a call of a session; those that say nothing are not asked twice."""
+        places = self._calls.control.look(ranks, PATIENCE)
+        return [rank for rank, p in places.items() if p is not None and p.kind not in {"idle", "other code"}]
+
+    def free(self, ranks: Sequence[int]) -> None:
+        """Free ranks, but make no groups again."""
+        free(self._calls.control, lambda: self.at_work(ranks), ranks, self._calls.end)
+
     def _busy(self, ranks: Sequence[int]) -> list[int]:
         places = self._calls.control.look(ranks, PATIENCE)
         return [rank for rank, place in places.items() if place is None or place.kind != "idle"]
@@ -88,8 +97,8 @@ class Restoring:
             return [*lines, "No rank that knew the model is left: load it again."]
         say(f"loading the model's part of rank {_listed(dead)}")
         lines += self._reload(origin, dead, model)
-        for source in self._hooks.sources():
-            self._calls.some({rank: ("define_hook", (source,), {}) for rank in dead})
+        for version in (version for hook in self._hooks for version in hook.known["history"]):
+            self._calls.some({rank: ("define_hook", (version.source,), {}) for rank in dead})
         if edited and not origin.rerun:
             some = ", ".join(sorted(edited)[:3]) + (", …" if len(edited) > 3 else "")
             lines.append(

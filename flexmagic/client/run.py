@@ -40,6 +40,9 @@ class Run:
         end: str = "",
         standing_for: Callable[[Site], list[Target]] | None = None,
     ) -> None:
+        self.known: dict[str, Any] = {
+            "key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "end": end,
+        }  # fmt: skip
         self._key = key
         self._calls = calls
         self._answers = answers

@@ -26,13 +26,21 @@ class Running:
     """Makes a session's runs and numbers them."""
 
     def __init__(
-        self, calls: Calls, owner: str, hooks: HookBook, printer: Callable[[str], None] = print
+        self,
+        calls: Calls,
+        owner: str,
+        hooks: HookBook,
+        *,
+        printer: Callable[[str], None] = print,
+        note: Callable[[Run], None] = lambda _run: None,
+        first: int = 1,
     ) -> None:
         self._calls = calls
         self._owner = owner
         self._hooks = hooks
         self._printer = printer
-        self._numbers = itertools.count(1)
+        self._note = note
+        self._numbers = itertools.count(first)
 
     def run(self, model: Model, inputs: Any, capture: str | Sequence[str], **options: Any) -> Run:
         """One run; a model that changed since its survey is surveyed anew first.
@@ -42,10 +50,12 @@ class Running:
         planned, answers = self._made(model, inputs, capture, "run", (), **options)
         said = self._checked(planned, [[answer] for answer in answers], model)
         end = str(planned.run.short.stop_at or "")
-        return Run(
+        run = Run(
             planned.run.key, self._calls, answers, model.rules,
             hooks=planned.hooks, warnings=said, end=end, standing_for=model.standing_for,
         )  # fmt: skip
+        self._note(run)
+        return run
 
     def generate(
         self,
@@ -63,10 +73,12 @@ class Running:
         planned, answers = self._made(model, inputs, capture, "generate", (request,), **options)
         said = self._checked(planned, [answer.steps for answer in answers], model)
         key = planned.run.key
-        return Generation(
+        run = Generation(
             key, self._calls, answers, model.rules,
             hooks=planned.hooks, warnings=said, standing_for=model.standing_for,
         )  # fmt: skip
+        self._note(run)
+        return run
 
     def _made(
         self,

@@ -7,6 +7,7 @@ import contextlib
 import uuid
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +15,7 @@ from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls, Progress
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
+from flexmagic.client.hooks import Hook
 from flexmagic.client.loading import Loading
 from flexmagic.client.model import Model
 from flexmagic.client.modules import Modules
@@ -24,6 +26,7 @@ from flexmagic.client.running import Running
 from flexmagic.client.status import status_table
 from flexmagic.client.table import Table
 from flexmagic.client.work import Work
+from flexmagic.client.world import HOOK, OWNER, Owner, Runs, World, worlds
 from flexmagic.errors import ClusterError, FlexError, ModelError
 
 if TYPE_CHECKING:
@@ -46,12 +49,15 @@ class Session(Work):
         self._calls = Calls(cluster)
         self._model: Model | None = None
         self._id = uuid.uuid4().hex
+        self._world = World(self._calls, self._id)
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
-        self.modules = Modules(self._calls, self._id, self)
-        self.persistent = Persistent(self._calls, self._id)
+        self.hooks.on_change = self._note_hook
+        self.modules = Modules(self._calls, lambda: self._id, self)
+        self.persistent = Persistent(self._calls, lambda: self._id)
         self._loading = Loading(self._calls)
+        self.runs = Runs(lambda: self._world, self._calls, lambda: self.model)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
-        self._running = Running(self._calls, self._id, self.hooks)
+        self._running = Running(self._calls, self._id, self.hooks, note=self.runs.note)
         _OPEN.add(self)
 
     @classmethod
@@ -73,12 +79,45 @@ class Session(Work):
         return cls._joined(cluster, lambda: say(n, "connecting the ranks"))
 
     @classmethod
-    def attach(cls, name: str | None = None) -> Session:
+    def attach(cls, name: str | None = None, *, hooks: bool = False) -> Session:
         """Use a running cluster: by its id or profile, or the only one there is.
 
-        A model that it holds is found again. Its engines stay when this session ends.
+        A model that it holds is found again, and the hooks and :attr:`runs` of a notebook that has
+        ended, the latest if there are several; what a dead one was still running is ended. Hooks of
+        notebooks that are at work are copied only with ``hooks``. The engines stay when this
+        session ends.
         """
-        return cls._joined(Cluster.attach(name), lambda: None)
+        session = cls._joined(Cluster.attach(name), lambda: None)
+        session._take_over(others=hooks)  # noqa: SLF001 - its own class
+        return session
+
+    def _take_over(self, *, others: bool) -> None:
+        """Go on with what a session whose process has ended left behind."""
+        found = worlds(self._calls)
+        gone = [name for name, owner in found.items() if owner.gone]
+        if gone:
+            self._id = gone[-1]
+            self._world = World(self._calls, self._id)
+            self.hooks.owner = self._id
+            self.modules.receive()
+            numbers = list(self.runs)
+            self._running = Running(
+                self._calls, self._id, self.hooks, note=self.runs.note, first=max(numbers, default=0) + 2
+            )
+            for kept in self._world.names(HOOK):
+                self.hooks.receive(self._world.get(f"{HOOK}{kept}"))
+        self._world.keep(OWNER, Owner())
+        if others and self._model is not None:
+            for name in found.keys() - set(gone):
+                world = World(self._calls, name)
+                for kept in world.names(HOOK):
+                    self.hooks.receive(world.get(f"{HOOK}{kept}"), self._model)
+
+    def _note_hook(self, name: str, hook: Hook | None) -> None:
+        if hook is None:
+            self._world.drop(f"{HOOK}{name}")
+        else:
+            self._world.keep(f"{HOOK}{name}", hook.known)
 
     def _find_model(self) -> None:
         reports = self._calls.all("describe_model")
@@ -90,7 +129,8 @@ class Session(Work):
         try:
             before()
             session = cls(cluster)
-            session._join()
+            with cluster.turns.turn():  # what a notebook that is at work runs comes to its end first
+                session._join()
         except BaseException:
             if cluster.owned:
                 cluster.stop()
@@ -101,11 +141,16 @@ class Session(Work):
 
     def _join(self) -> None:
         """Make the engines the ranks of one process group, unless they already are."""
+        left = [] if self._cluster.owned else self._restoring.at_work(range(self.world_size))
+        if left:  # of a notebook that has ended
+            self._restoring.free(left)
         seats = self._calls.raw(engine_side.seat, [()] * self.world_size)
         if [seat and (seat.rank, seat.world_size) for seat in seats] == [
             (rank, self.world_size) for rank in range(self.world_size)
         ]:
             self._calls.seats = seats
+            if left:
+                self._calls.rebuild()
             self._find_model()
             return
         if any(seats):
@@ -118,6 +163,7 @@ class Session(Work):
         meeting = meeting_at(*self._calls.offer_place(), {})
         places = [(rank, self.world_size, meeting) for rank in range(self.world_size)]
         self._calls.seats = self._calls.raw(engine_side.join, places)
+        self._world.keep(OWNER, Owner())
 
     @property
     def world_size(self) -> int:
@@ -199,11 +245,11 @@ class Session(Work):
     def status(self) -> Table:
         """Each rank's engine, host, process, device, memory, part of the model and state.
 
-        The state is ``idle``, ``busy`` for a rank that does not answer now, or ``ended``.
+        The state is ``idle``, what the rank is doing now, also for another notebook, or ``ended``.
         """
-        vitals = self._calls.poll("vitals", STATUS_PATIENCE)
+        vitals = self._calls.control.vitals(range(self.world_size), STATUS_PATIENCE)
         title = f"Cluster {self.cluster_name}: {self.world_size} engines"
-        return status_table(self._calls.seats, self._calls.engines, vitals, title)
+        return status_table(self._calls.seats, self._calls.engines, vitals, self._calls.ended(), title)
 
     def recover(self, *, force: bool = False, say: Callable[[str], None] = lambda _what: None) -> Recovered:
         """Put the engines in order again: busy ones are freed, and those that ended are started again.
@@ -217,6 +263,24 @@ class Session(Work):
         if len(self.modules):
             self.modules.restore()
         return recovered
+
+    def limit(
+        self, *, run: float | None = None, alone: float | None = None, captures: int | None = None
+    ) -> None:
+        """Set what runs may take; what is not given stays as it was.
+
+        ``run``: seconds after which any call is ended on all ranks, 0 for no limit (the default).
+        ``alone``: seconds that user code may take on some ranks while the others wait for them (10).
+        ``captures``: bytes of captures that each rank keeps; beyond, the oldest runs go (2 GiB).
+        """
+        limits = self._calls.limits
+        self._calls.limits = replace(
+            limits,
+            run=limits.run if run is None else run or None,
+            alone=limits.alone if alone is None else alone,
+        )
+        if captures is not None:
+            self._calls.all("budget", captures)
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""

@@ -15,7 +15,7 @@ from flexmagic.engine import distributed, look
 from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.inputs import prepare
-from flexmagic.engine.origin import Origin
+from flexmagic.engine.origin import Origin, written_into
 from flexmagic.engine.pipeline import as_model
 from flexmagic.engine.private import gathered, shape_of
 from flexmagic.engine.private_groups import handed_out, made_groups
@@ -25,6 +25,7 @@ from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
 from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered, unwrapped
+from flexmagic.engine.vitals import parameter_bytes
 from flexmagic.errors import CellError
 from flexmagic.layout.mesh import Mesh
 from flexmagic.layout.rule import Rule
@@ -95,7 +96,8 @@ def rerun(runtime: Runtime, origin: Origin) -> None:
 @verb
 def origin(runtime: Runtime) -> tuple[Origin | None, tuple[str, ...]]:
     """What the model was made from, and which parameters on this rank were written into since."""
-    return runtime.origin, runtime.written_into()
+    changed = () if runtime.loaded is None else written_into(runtime.loaded.model, runtime.versions)
+    return runtime.origin, changed
 
 
 ASSIGNED = ("model", "tokenizer", "unsharded")
@@ -192,7 +194,7 @@ def _report(runtime: Runtime) -> ModelReport:
         whole=runtime.whole,
         weights=runtime.weights,
         sharing=kind_of_sharing(model),
-        local_bytes=runtime.parameter_bytes(),
+        local_bytes=parameter_bytes(model),
         heads=_heads(parts[""]),
     )
 

@@ -38,3 +38,13 @@ class Origin:
     def with_groups(self, groups: tuple[str, ...]) -> Self:
         """The same, with the groups of all ranks."""
         return replace(self, groups=groups)
+
+
+def versions_of(model: nn.Module) -> dict[str, int]:
+    """How often each parameter of this rank was written into, by torch's documented counter."""
+    return {name: p._version for name, p in model.named_parameters()}  # noqa: SLF001
+
+
+def written_into(model: nn.Module, before: dict[str, int]) -> tuple[str, ...]:
+    """The parameters of this rank that something wrote into since :func:`versions_of` said ``before``."""
+    return tuple(name for name, n in versions_of(model).items() if before.get(name, n) != n)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -17,18 +15,19 @@ from torch import nn
 from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
-from flexmagic.engine.distributed import Loaded, local_part
+from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.kept import Kept
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
-from flexmagic.engine.origin import Origin
+from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
-from flexmagic.engine.private import at_rest, come_to_rest
+from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.shortcuts import RunEnds, Short, forms_kept, shortened
@@ -101,6 +100,7 @@ class Runtime:
     namespace: dict[str, Any]
     tell: Tell = lambda _what, _done, _total: None
     captures: Captures = field(default_factory=Captures)
+    kept: Kept = field(default_factory=Kept)
     loaded: Loaded | None = None
     origin: Origin | None = None
     built: tuple[Loaded, Origin] | None = None
@@ -154,17 +154,7 @@ class Runtime:
         self.guessable = all(s.guessable if s is not None else mine for s in standings)
         if self.guessable:
             self.survey(None)
-        self.versions = self._versions()
-
-    def _versions(self) -> dict[str, int]:
-        """How often each parameter of this rank was written into, by torch's documented counter."""
-        return {name: p._version for name, p in self.model.named_parameters()}  # noqa: SLF001
-
-    def written_into(self) -> tuple[str, ...]:
-        """The parameters of this rank that something wrote into since the model was made."""
-        if self.loaded is None:
-            return ()
-        return tuple(name for name, n in self._versions().items() if self.versions.get(name, n) != n)
+        self.versions = versions_of(loaded.model)
 
     def forget_model(self) -> None:
         """Let go of the model, its captures and rules; the module itself is as it was, weights included."""
@@ -309,24 +299,6 @@ class Runtime:
                         plan.key, site, local * scale if site in self.gradients.reduced else local
                     )
         return float(loss.detach())
-
-    def memory(self) -> tuple[int, str]:
-        """Bytes in use on this rank's device and what is counted."""
-        if self.place.device.type == "cuda":
-            return torch.cuda.memory_allocated(self.place.device), "allocated on the device"
-        with open("/proc/self/statm") as statm:  # noqa: PTH123 - a kernel file, read at once
-            pages = [int(n) for n in statm.read().split()]
-        return (pages[1] - pages[2]) * resource.getpagesize(), "private memory of the process"
-
-    def parameter_bytes(self) -> int:
-        """Bytes of this rank's own part of the parameters."""
-        if self.loaded is None:
-            return 0
-        return sum(local_part(at_rest(p)).nbytes for p in self.loaded.model.parameters())
-
-    def process(self) -> int:
-        """The process id."""
-        return os.getpid()
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ waiting for all ranks hears from all of them.
 from __future__ import annotations
 
 import functools
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,10 +30,11 @@ class Reply(Generic[T]):
 
 
 class Slot:
-    """The one runtime of this process, and the name of the verb that it is working on, if any."""
+    """The one runtime of this process; the verb that it is working on, if any, and since when."""
 
     runtime: Runtime | None = None
     working: str = ""
+    began: float = 0.0
 
 
 def verb(function: Callable[Concatenate[Runtime, P], T]) -> Callable[P, Reply[T]]:
@@ -42,7 +44,7 @@ def verb(function: Callable[Concatenate[Runtime, P], T]) -> Callable[P, Reply[T]
     def call(*args: P.args, **kwargs: P.kwargs) -> Reply[T]:
         if Slot.runtime is None:
             return Reply(error=ModelError("This engine has not joined a session."))
-        Slot.working = function.__name__
+        Slot.working, Slot.began = function.__name__, time.monotonic()
         try:
             return _answer(lambda runtime: function(runtime, *args, **kwargs), Slot.runtime)
         finally:

@@ -79,6 +79,16 @@ def module_sums(runtime: Runtime, owner: str) -> dict[str, tuple[tuple[int, int]
 
 
 @verb
+def module_kinds(runtime: Runtime, owner: str) -> dict[str, tuple[str, int]]:
+    """The class and number of parameters of every module."""
+    modules = runtime.lasting[owner].modules
+    return {
+        name: (type(modules[name]).__name__, sum(p.numel() for p in modules[name].parameters()))
+        for name in modules
+    }
+
+
+@verb
 def module_state(runtime: Runtime, owner: str, name: str) -> dict[str, torch.Tensor]:
     """A module's parameters and buffers."""
     state = runtime.lasting[owner].modules[name].state_dict()

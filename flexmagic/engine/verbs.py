@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
-from flexmagic.engine.tree import kind_of, unwrapped
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
@@ -44,7 +44,7 @@ def seat() -> Seat | None:
     if Slot.runtime is None:
         return None
     place = Slot.runtime.place
-    return Seat(place.rank, place.world_size, socket.gethostname(), Slot.runtime.process(), str(place.device))
+    return Seat(place.rank, place.world_size, socket.gethostname(), os.getpid(), str(place.device))
 
 
 def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
@@ -231,20 +231,31 @@ def release(runtime: Runtime, run_id: RunKey) -> None:
     runtime.captures.drop(run_id)
 
 
-@dataclass(frozen=True)
-class Vital:
-    """What a rank says of itself."""
-
-    memory: int
-    memory_is: str
-    parameter_bytes: int
-    capture_bytes: int
-    model: str
+@verb
+def keep(runtime: Runtime, owner: str, name: str, value: bytes | None) -> None:
+    """Keep what a session leaves of itself; ``None`` drops it."""
+    runtime.kept.keep(owner, name, value)
 
 
 @verb
-def vitals(runtime: Runtime) -> Vital:
-    """Memory, parameters and captures of this rank."""
-    memory, memory_is = runtime.memory()
-    name = kind_of(unwrapped(runtime.model)).__name__ if runtime.loaded is not None else ""
-    return Vital(memory, memory_is, runtime.parameter_bytes(), runtime.captures.nbytes, name)
+def kept(runtime: Runtime, owner: str, name: str) -> bytes | None:
+    """What a session left under a name."""
+    return runtime.kept.get(owner, name)
+
+
+@verb
+def kept_names(runtime: Runtime, owner: str) -> list[str]:
+    """The names of all that a session left, oldest first."""
+    return runtime.kept.names(owner)
+
+
+@verb
+def owners(runtime: Runtime) -> list[str]:
+    """The sessions that left something, in the order in which they came."""
+    return runtime.kept.owners()
+
+
+@verb
+def budget(runtime: Runtime, nbytes: int) -> None:
+    """How many bytes of captures this rank keeps; the oldest runs go when there are more."""
+    runtime.captures.budget = nbytes

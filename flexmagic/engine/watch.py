@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ _TORCH = f"{os.sep}torch{os.sep}"
 _OURS = str(Path(__file__).parent)
 _EXCHANGES = (f"{_OURS}{os.sep}exchange.py", f"{_OURS}{os.sep}messages.py")
 _MEETINGS = f"{_TORCH}distributed{os.sep}"
-_LOOPS = ("selectors.py", f"asyncio{os.sep}", f"{os.sep}tornado{os.sep}")
+_LIBRARIES = ("site-packages", f"{os.sep}lib{os.sep}python", "<frozen ", _OURS, "<string>")
 _FUTEX = {"x86_64": ("202",), "aarch64": ("98",)}.get(os.uname().machine, ())
 """The number of the system call in which a thread waits for a lock."""
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -40,7 +41,8 @@ class Whereabouts:
 
     ``kind``: one of the words above. ``what``: the verb, collective, or line that is being run.
     ``locked``: the main thread sleeps until another thread wakes it, as it does in any collective.
-    ``seconds``: CPU time of the main thread; ``moved``: bytes through its connections to other ranks.
+    ``since``: seconds since the verb began. ``seconds``: CPU time of the main thread; ``moved``: bytes
+    through its connections to other ranks.
     """
 
     kind: str
@@ -50,6 +52,7 @@ class Whereabouts:
     line: int | None = None
     text: str = ""
     locked: bool = False
+    since: float = 0.0
     seconds: float = 0.0
     moved: int = 0
 
@@ -94,9 +97,9 @@ def whereabouts(ranks: Collection[Endpoint] = ()) -> Whereabouts:
     common: dict[str, Any] = {"locked": locked, "seconds": seconds, "moved": moved}
     working = Slot.working
     if not working:
-        if not frames or any(place in frames[0].f_code.co_filename for place in _LOOPS):
-            return Whereabouts(IDLE, **common)
-        return Whereabouts(_kind(frames, OTHER), _other_code(frames), **common)
+        place = _other_code(frames)
+        return Whereabouts(_kind(frames, OTHER), place, **common) if place else Whereabouts(IDLE, **common)
+    common["since"] = time.monotonic() - Slot.began
     site, hook, line, text = _user_code(frames)
     if not site:
         site = _model_site(frames)
@@ -180,9 +183,9 @@ def _model_site(frames: list[FrameType]) -> str:
 
 
 def _other_code(frames: list[FrameType]) -> str:
-    """The innermost line that is not a library's."""
+    """The innermost line that is not a library's; ``""`` if there is none: the process waits for calls."""
     for frame in frames:
         name = frame.f_code.co_filename
-        if "site-packages" not in name and f"{os.sep}lib{os.sep}python" not in name:
+        if not any(place in name for place in _LIBRARIES):
             return f"{Path(name).name}, line {frame.f_lineno}"
-    return f"{Path(frames[0].f_code.co_filename).name}, line {frames[0].f_lineno}"
+    return ""

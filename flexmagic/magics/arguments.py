@@ -89,3 +89,16 @@ def expanded(shell: InteractiveShell | None, line: str, local_ns: Mapping[str, A
         return str(DollarFormatter().vformat(kept, (), {**shell.user_ns, **(local_ns or {})}))
     except Exception:  # noqa: BLE001 - as IPython: what cannot be expanded stays as it was typed
         return line
+
+
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
+          "KIB": 1 << 10, "MIB": 1 << 20, "GIB": 1 << 30, "TIB": 1 << 40}  # fmt: skip
+
+
+def bytes_of(text: str) -> int:
+    """``4GB`` or ``512MiB`` in bytes; raises :class:`InputError` for anything else."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
+    if found is None or found[2].upper() not in _UNITS:
+        msg = f"{text!r} is no size. Type a number and a unit, e.g. 4GB or 512MiB."
+        raise InputError(msg)
+    return int(float(found[1]) * _UNITS[found[2].upper()])

@@ -8,13 +8,13 @@ from IPython.core.magic import line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import ClusterError, InputError
-from flexmagic.magics.arguments import parse
+from flexmagic.magics.arguments import bytes_of, parse
 from flexmagic.magics.desk import DeskMagics, waiting
 
 if TYPE_CHECKING:
     from flexmagic.client.table import Table
 
-ACTIONS = ("status", "start", "attach", "stop")
+ACTIONS = ("status", "start", "attach", "recover", "limit", "stop")
 
 
 @magics_class
@@ -22,25 +22,41 @@ class ClusterMagics(DeskMagics):
     """The cluster of engines, one per rank."""
 
     @magic_arguments()
-    @argument("action", nargs="?", default="status", help="start, attach, status (the default) or stop")
+    @argument(
+        "action",
+        nargs="?",
+        default="status",
+        help="start, attach, status (the default), recover, limit or stop",
+    )
     @argument(
         "name", nargs="?", help="attach: the id or profile of the running cluster, if there are several"
     )
     @argument("-n", type=int, default=2, help="start: how many engines, one per rank")
     @argument("--keep", action="store_true", help="start: leave the engines running when the notebook ends")
     @argument("--oversubscribe", action="store_true", help="start: let several engines share a device")
+    @argument("--hooks", action="store_true", help="attach: copy the hooks of other notebooks at work")
+    @argument("--run", type=float, metavar="SECONDS", help="limit: what a call may take; 0 for any time")
     @argument(
-        "--force", action="store_true", help="stop: end the engines even if another notebook started them"
+        "--alone", type=float, metavar="SECONDS", help="limit: user code while the other ranks wait for it"
+    )
+    @argument("--captures", metavar="SIZE", help="limit: what each rank keeps of runs, e.g. 4GB")
+    @argument(
+        "--force",
+        action="store_true",
+        help="stop: end the engines even if another notebook started them; "
+        "recover: make the process groups again even if nothing seems wrong",
     )
     @line_magic
     def flexcluster(self, line: str) -> Table | None:
-        """Start, attach to, show or stop the cluster of engines.
+        """Start, attach to, show, mend or stop the cluster of engines.
 
         Examples::
 
             %flexcluster start -n 2
             %flexcluster            (who is there, and in what state)
             %flexcluster attach flexmagic-1a2b3c
+            %flexcluster limit --run 60 --captures 4GB
+            %flexcluster recover    (start engines again that ended, free those that hang)
             %flexcluster stop
         """
         args = parse(self.flexcluster, line)
@@ -72,7 +88,7 @@ class ClusterMagics(DeskMagics):
         self._refuse_second()
         from flexmagic.client.session import Session
 
-        self._desk.take(Session.attach(args.name))
+        self._desk.take(Session.attach(args.name, hooks=args.hooks))
         return self._desk.session.status()
 
     def _refuse_second(self) -> None:
@@ -85,6 +101,18 @@ class ClusterMagics(DeskMagics):
 
     def _status(self, _args: Any) -> Table:
         return self._desk.session.status()
+
+    def _recover(self, args: Any) -> None:
+        with waiting(self._desk.shell, "Recovering") as status:
+            done = self._desk.session.recover(
+                force=args.force, say=lambda what: status.say(f"Recovering: {what}")
+            )
+            status.done("Recovered")
+        print(done)
+
+    def _limit(self, args: Any) -> None:
+        captures = None if args.captures is None else bytes_of(args.captures)
+        self._desk.session.limit(run=args.run, alone=args.alone, captures=captures)
 
     def _stop(self, args: Any) -> None:
         session = self._desk.drop()

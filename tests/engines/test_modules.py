@@ -249,3 +249,17 @@ def test_mistakes_with_modules_say_what_to_do(clean):
         clean.adapter("model.norm:input")
     with pytest.raises(InputError, match="1 or more"):
         clean.adapter("model.norm", rank=0)
+
+
+def test_a_notebook_that_starts_again_finds_its_modules(clean):
+    clean.load(MODEL, tp=2)
+    clean.adapter("model.layers.1.mlp.down_proj", rank=2, name="lora")
+    kind = repr(clean.modules["lora"])
+    clean.modules.receive()
+    assert repr(clean.modules["lora"]) == kind
+    clean._calls.one(1, "drop_module", clean._id, "lora")
+    clean.modules.restore()
+    sums = clean._calls.all("module_sums", clean._id)
+    assert sums[0] == sums[1] != {}
+    del clean.modules["lora"]
+    assert not len(clean.hooks)
