@@ -30,6 +30,19 @@ def test_a_site_is_a_path_a_port_and_a_leaf(text, site):
     assert Site.parse(str(site)) == site
 
 
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [
+        ("layers[3].attn", "layers.3.attn"),
+        ("a.layers[*].b[0].c", "a.layers.*.b.0.c"),
+        ("blocks[2]", "blocks.2"),
+    ],
+)
+def test_a_number_in_brackets_is_a_part_of_the_path(text, path):
+    assert Site.parse(text) == Site(path)
+    assert Site.parse(f"{text}:input[0]") == Site(path, "input", "[0]")
+
+
 @pytest.mark.parametrize("text", ["", "   ", "a b", "a:output[x]", "a[0]", "a:outputs", "a:weight", "a::b"])
 def test_what_is_no_site_is_refused_with_a_sentence(text):
     with pytest.raises(SiteError, match=r"site|port"):

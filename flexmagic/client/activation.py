@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
     from flexmagic.engine.captures import RunKey
     from flexmagic.layout.assemble import Read
+    from flexmagic.layout.heads import Heads
     from flexmagic.layout.layout import Layout
     from flexmagic.view.source import Info, Overview, Stats
 
@@ -81,6 +82,22 @@ class Activation:
     def dtype(self) -> str:
         """The tensor's own dtype by torch's name, e.g. ``"bfloat16"``."""
         return self.layout.dtype
+
+    def of_heads(self, heads: Heads, name: Site) -> Activation:
+        """The heads in this activation's features, ``[..., heads, head_dim]``, under a name of their own.
+
+        Raises :class:`LayoutError` if a rank holds only a part of a head.
+        """
+        layout = heads.layout(self.layout)
+        seen = replace(name, leaf=f"{name.leaf}{self._origin.site.leaf.partition('@')[2]}")
+        requests: dict[int, tuple[str, Any, Any]] = {}
+        for rank in self.layout.ranks:
+            block = self.layout.blocks[rank]
+            assert block is not None  # it is one of the ranks
+            args = (self._origin.run, (self._origin.site, seen), heads, block[-1])
+            requests[rank] = ("take_heads", args, {})
+        self._calls.some(requests)
+        return Activation(self._calls, replace(self._origin, site=seen), layout, dict)
 
     def __getitem__(self, index: object) -> NDArray[Any]:
         """A part of the whole by ints, slices and ``...``; only that part travels.

@@ -45,10 +45,11 @@ def call(verb: str, payload: bytes) -> Any:
     """Run one of the engine's verbs with arguments pickled by value."""
     import cloudpickle
 
-    from flexmagic.engine import model_verbs, verbs
+    from flexmagic.engine import model_verbs, state_verbs, verbs
 
     args, kwargs = cloudpickle.loads(payload)
-    return getattr(verbs if hasattr(verbs, verb) else model_verbs, verb)(*args, **kwargs)
+    room = next(room for room in (verbs, model_verbs, state_verbs) if hasattr(room, verb))
+    return getattr(room, verb)(*args, **kwargs)
 
 
 def prepare() -> None:
@@ -56,7 +57,7 @@ def prepare() -> None:
     from IPython import get_ipython
 
     from flexmagic.client import control
-    from flexmagic.engine import model_verbs, verbs, watch  # noqa: F401 - so that they are there
+    from flexmagic.engine import model_verbs, state_verbs, verbs, watch  # noqa: F401 - so that they are there
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.run import Run
@@ -10,6 +10,7 @@ from flexmagic.errors import InputError
 
 if TYPE_CHECKING:
     from flexmagic.client.activation import Activation
+    from flexmagic.client.aliases import Target
     from flexmagic.client.calls import Calls
     from flexmagic.client.planning import Acting
     from flexmagic.engine.captures import RunKey
@@ -34,13 +35,15 @@ class Generation(Run):
         *,
         hooks: Sequence[Acting] = (),
         warnings: tuple[str, ...] = (),
+        standing_for: Callable[[Site], list[Target]] | None = None,
     ) -> None:
+        each = [[answer.steps[n] for answer in answers] for n in range(len(answers[0].steps))]
         self._steps = [
-            Run((key[0], key[1], n), calls, [answer.steps[n] for answer in answers], rules, hooks=hooks)
-            for n in range(len(answers[0].steps))
+            Run((*key[:2], n), calls, step, rules, hooks=hooks, standing_for=standing_for)
+            for n, step in enumerate(each)
         ]
         last = [answer.steps[-1] for answer in answers]
-        super().__init__(key, calls, last, rules, hooks=hooks, warnings=warnings)
+        super().__init__(key, calls, last, rules, hooks=hooks, warnings=warnings, standing_for=standing_for)
         self.known = {"key": key, "answers": answers, "hooks": hooks, "warnings": warnings}
         self._made = answers[0]
 

@@ -11,8 +11,10 @@ from flexmagic.engine.code import HookSource
 from flexmagic.engine.limits import the_dim
 from flexmagic.errors import HookError, InputError, LayoutError, SiteError
 from flexmagic.layout.sites import Site, check_paths, resolve
+from flexmagic.layout.standard import is_standard
 
 if TYPE_CHECKING:
+    from flexmagic.client.aliases import Target
     from flexmagic.client.hook_book import HookBook
     from flexmagic.client.model import Model
 
@@ -138,8 +140,11 @@ def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> t
     found: list[Site] = []
     for pattern in patterns:
         if not model.surveyed or (pattern.is_gradient and not model.knows_gradients):
-            check_paths(pattern, model.names(pattern))
+            for own, _ in model.standing_for(pattern):
+                if model.surveyed or not is_standard(own.path):
+                    check_paths(own, model.names(own))
             continue
+        _check_heads(model, pattern, source)
         sites = sites_at(model, pattern)
         if not source.captures_only:
             _check_leaves(pattern, sites)
@@ -157,12 +162,25 @@ def exact_sites(model: Model, patterns: Sequence[Site], source: HookSource) -> t
 
 def sites_at(model: Model, pattern: Site) -> list[Site]:
     """The surveyed sites that a pattern names; raises :class:`SiteError` if there is none."""
-    check_paths(pattern, model.names(pattern))
-    sites = resolve(pattern, model.rules)
+    return list(dict.fromkeys(site for site, _ in targets_at(model, pattern)))
+
+
+def targets_at(model: Model, pattern: Site) -> list[Target]:
+    """The same, each with the heads that are meant of its features."""
+    sites: list[Target] = []
+    for own, heads in model.standing_for(pattern):
+        check_paths(own, model.names(own))
+        sites += [(site, heads) for site in resolve(own, model.rules)]
     if not sites:
         msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see the sites."
         raise SiteError(msg)
     return sites
+
+
+def _check_heads(model: Model, pattern: Site, source: HookSource) -> None:
+    if source.local and any(heads is not None for _, heads in model.standing_for(pattern)):
+        msg = f"{pattern} are the heads of whole features; a --local hook has a rank's own piece."
+        raise InputError(msg)
 
 
 def _check_leaves(pattern: Site, sites: Sequence[Site]) -> None:

@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flexmagic.client.aliases import Target, found, table, targets
 from flexmagic.client.table import Table, size_text
-from flexmagic.errors import ModelError
-from flexmagic.layout.sites import Site, nearest
+from flexmagic.client.weights import Weights
+from flexmagic.layout.sites import Site
+from flexmagic.layout.standard import Meaning
 
 if TYPE_CHECKING:
-    import torch
-
     from flexmagic.client.calls import Calls
     from flexmagic.engine.model_verbs import ModelReport
     from flexmagic.layout.mesh import Mesh
     from flexmagic.layout.rule import Rule
 
 
-class Model:
+class Model(Weights):
     """A model split over the ranks of a session."""
 
     def __init__(self, calls: Calls, reports: list[ModelReport]) -> None:
-        self._calls = calls
-        self._reports = reports
+        super().__init__(calls, reports)
         self.alive = True
+        self._standard: dict[str, Meaning] | None = None
 
     @property
     def _first(self) -> ModelReport:
@@ -82,6 +82,26 @@ class Model:
     def update(self, reports: list[ModelReport]) -> None:
         """Take over a newer survey."""
         self._reports = reports
+        self._standard = None
+
+    def standing_for(self, pattern: Site) -> list[Target]:
+        """The model's own sites that a pattern means, if it is one of standard names; else itself.
+
+        Raises :class:`SiteError` for a standard name that this model has not.
+        """
+        return targets(pattern, self.paths, self._standard_names) if self.surveyed else [(pattern, None)]
+
+    def _standard_names(self) -> dict[str, Meaning]:
+        if self._standard is None:
+            self._standard = found(self._calls, self, self._reports, self._kinds())
+        return self._standard
+
+    def aliases(self) -> Table:
+        """The standard names, such as ``blocks.3.attn.pattern``, and what they are in this model.
+
+        They are meant wherever a site is named, unless a module of the model has that very name.
+        """
+        return table(self._standard_names() if self.surveyed else {})
 
     @property
     def parameter_bytes(self) -> list[int]:
@@ -145,39 +165,8 @@ class Model:
             places.append(rule.refused or place)
         return "; ".join(shapes), "; ".join(dict.fromkeys(places))
 
-    def parameter(self, name: str) -> torch.Tensor:
-        """A whole parameter by name, in its own dtype on the CPU; nothing else of the model moves.
-
-        Raises :class:`ModelError` for an unknown name, :class:`LayoutError` if the ranks hold
-        different values and do not say how they join.
-        """
-        import torch
-
-        from flexmagic.layout.assemble import assemble
-        from flexmagic.layout.parameters import parameter_layout
-
-        if not any(name in report.parameters for report in self._reports):
-            near = nearest(name, [n for report in self._reports for n in report.parameters])
-            hint = f"Did you mean {' or '.join(near)}?" if near else "Type %flexmodel --layout to see names."
-            msg = f"The model has no parameter {name!r}. {hint}"
-            raise ModelError(msg)
-        parts = {rank: p for rank, p in enumerate(self._calls.all("parameter", name)) if p is not None}
-        layout = parameter_layout(
-            self.mesh,
-            name,
-            {rank: part.seen for rank, part in parts.items()},
-            self._first.whole.get(name),
-            [weight for weight in self._first.weights if weight.name == name],
-        )
-        dtype = getattr(torch, layout.dtype)
-        pieces = {
-            rank: torch.from_numpy(parts[rank].raw.copy()).view(dtype).reshape(parts[rank].seen.shape)
-            for rank in layout.owners()
-        }
-        return assemble(layout, pieces)
-
     def unwrap(self) -> int:
-        """Let go of the model on every engine, without a trace on it.
+        """Let go of the model on every engine, without a trace on it: edited weights are put back first.
 
         Returns the number of forward hooks that are left on its modules, whoever put them there.
         """

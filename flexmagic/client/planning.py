@@ -6,12 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flexmagic.client.hooks import exact_sites, sites_at
+from flexmagic.client.hooks import exact_sites, sites_at, targets_at
 from flexmagic.errors import InputError
+from flexmagic.layout.heads import Heads
 from flexmagic.layout.patterns import listed, path_matches
 from flexmagic.layout.sites import Site, check_paths
 
 if TYPE_CHECKING:
+    from flexmagic.client.aliases import Target
     from flexmagic.client.hooks import Hook
     from flexmagic.client.model import Model
     from flexmagic.engine.captures import RunKey
@@ -28,11 +30,23 @@ Skipped = str | Sequence[str] | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Acting:
-    """A hook in one run, and the exact sites it is for; ``waits``: why it does not act in this one."""
+    """A hook in one run, and the exact sites it is for; ``waits``: why it does not act in this one.
+
+    ``heads``: sites of whose features it has heads, once for each of their kinds.
+    """
 
     source: HookSource
     sites: tuple[Site, ...]
     waits: str = ""
+    heads: tuple[Target, ...] = ()
+
+    def by_heads(self, sites: Sequence[Site]) -> list[tuple[tuple[Site, ...], Heads | None]]:
+        """Some of its sites, those together of which it has the same heads."""
+        found: dict[Heads | None, list[Site]] = {}
+        for site in sites:
+            for heads in [h for s, h in self.heads if s == site] or [None]:
+                found.setdefault(heads, []).append(site)
+        return [(tuple(of), heads) for heads, of in found.items()]
 
     def __str__(self) -> str:
         """Name and version."""
@@ -110,14 +124,15 @@ def plan(
     return Planned(run, tuple(acting))
 
 
-def _on_site(hooks: Sequence[Acting]) -> tuple[tuple[str, int, tuple[Site, ...]], ...]:
+def _on_site(hooks: Sequence[Acting]) -> tuple[tuple[str, int, tuple[Site, ...], Heads | None], ...]:
     """The hooks that run, with their sites: of those that only capture, where others run after them."""
-    out: list[tuple[str, int, tuple[Site, ...]]] = []
+    out: list[tuple[str, int, tuple[Site, ...], Heads | None]] = []
     later: set[Site] = set()
     for hook in reversed(hooks):
         sites = tuple(s for s in hook.sites if s in later) if hook.source.captures_only else hook.sites
         if sites and not hook.waits:
-            out.append((hook.source.name, hook.source.version, sites))
+            parts = reversed(hook.by_heads(sites))
+            out += [(hook.source.name, hook.source.version, of, heads) for of, heads in parts]
             later.update(() if hook.source.captures_only else sites)
     return tuple(reversed(out))
 
@@ -131,7 +146,11 @@ def _acting(model: Model, hook: Hook, number: int, *, with_loss: bool) -> Acting
         waits = "its sites are gradients, and this run has no loss"
     elif not source.limits.meets(number):
         waits = f"it acts in every {source.limits.every}. run, and this is run {number}"
-    return Acting(source, exact_sites(model, wanted, source), waits)
+    sites = exact_sites(model, wanted, source)
+    known = model.surveyed and not source.captures_only
+    named = [t for p in wanted if known for t in targets_at(model, p) if t[0] in sites]
+    every = {site for site, heads in named if heads is not None}
+    return Acting(source, sites, waits, tuple(dict.fromkeys(t for t in named if t[0] in every)))
 
 
 def _end(model: Model, stop_at: str | None, backward: object) -> Site | None:
@@ -160,10 +179,11 @@ def _skips(model: Model, skip: Skipped) -> tuple[Skip, ...]:
         if pattern.port != "output" or pattern.leaf:
             msg = f"{text} is no module: name what is skipped without a port, e.g. {pattern.path}."
             raise InputError(msg)
-        check_paths(pattern, model.paths)
-        for path in model.paths:
-            if path and path_matches(pattern.path, path):
-                out[path] = Skip(path, value)
+        for own, _ in model.standing_for(pattern):
+            check_paths(own, model.paths)
+            for path in model.paths:
+                if path and path_matches(own.path, path):
+                    out[path] = Skip(path, value)
     return tuple(out.values())
 
 

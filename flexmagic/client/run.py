@@ -12,6 +12,7 @@ from flexmagic.layout.patterns import path_matches
 from flexmagic.layout.sites import Site, one_of, resolve
 
 if TYPE_CHECKING:
+    from flexmagic.client.aliases import Target
     from flexmagic.client.calls import Calls
     from flexmagic.client.planning import Acting
     from flexmagic.engine.captures import RunKey
@@ -37,6 +38,7 @@ class Run:
         hooks: Sequence[Acting] = (),
         warnings: tuple[str, ...] = (),
         end: str = "",
+        standing_for: Callable[[Site], list[Target]] | None = None,
     ) -> None:
         self.known: dict[str, Any] = {
             "key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "end": end,
@@ -48,6 +50,7 @@ class Run:
         self._hooks = hooks
         self.warnings = warnings
         self._end = end
+        self._standing_for = standing_for or _itself
         self._context: dict[str, Any] | None = None
         self._lives = tuple(calls.lives)
         self._local = [answer.reply.local for answer in answers]
@@ -67,7 +70,7 @@ class Run:
 
     def has(self, site: str) -> bool:
         """Whether a site was captured, or one that a pattern names."""
-        return bool(resolve(Site.parse(site), self._captured()))
+        return any(resolve(own, self._captured()) for own, _ in self._standing_for(Site.parse(site)))
 
     @property
     def tokens(self) -> list[list[str]]:
@@ -138,11 +141,15 @@ class Run:
         """
         text, hook = site if isinstance(site, tuple) else (site, None)
         known = self._captured()
+        stands = self._standing_for(Site.parse(text))
+        own, heads = stands[0] if len(stands) == 1 else (Site.parse(text), None)
+        own_text = text if own == Site.parse(text) else str(own)
         try:
-            found = one_of(text, known)
+            found = one_of(own_text, known)
         except SiteError as error:
-            raise self._explain(text, error) from None
-        return self._activation(found) if hook is None else self._between(found, hook)
+            raise self._explain(own_text, error) from None
+        value = self._activation(found) if hook is None else self._between(found, hook)
+        return value if heads is None else value.of_heads(heads, Site.parse(text))
 
     def _between(self, site: Site, name: str) -> Activation:
         """What a hook without body saw between other hooks, or after all of them."""
@@ -229,6 +236,10 @@ class Run:
         return (
             f"<Run {self.number}: {size}{len(self._captured())} sites captured, {self.seconds * 1000:.0f} ms>"
         )
+
+
+def _itself(pattern: Site) -> list[Target]:
+    return [(pattern, None)]
 
 
 def _later(make: Callable[[Site], Activation], site: Site) -> Callable[[], Activation]:

@@ -56,14 +56,9 @@ class Running:
         said = self._checked(planned, [[answer] for answer in answers], model)
         end = str(planned.run.short.stop_at or "")
         run = Run(
-            planned.run.key,
-            self._calls,
-            answers,
-            model.rules,
-            hooks=planned.all_hooks,
-            warnings=said,
-            end=end,
-        )
+            planned.run.key, self._calls, answers, model.rules,
+            hooks=planned.all_hooks, warnings=said, end=end, standing_for=model.standing_for,
+        )  # fmt: skip
         self._note(run)
         return run
 
@@ -83,7 +78,10 @@ class Running:
         planned, answers = self._made(model, inputs, capture, "generate", (request,), **options)
         said = self._checked(planned, [answer.steps for answer in answers], model)
         key = planned.run.key
-        run = Generation(key, self._calls, answers, model.rules, hooks=planned.hooks, warnings=said)
+        run = Generation(
+            key, self._calls, answers, model.rules,
+            hooks=planned.hooks, warnings=said, standing_for=model.standing_for,
+        )  # fmt: skip
         self._note(run)
         return run
 

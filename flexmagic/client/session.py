@@ -20,6 +20,8 @@ from flexmagic.client.hooks import Hook
 from flexmagic.client.loading import Loading
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
+from flexmagic.client.modules import Modules
+from flexmagic.client.persistent import Persistent
 from flexmagic.client.recovery import meeting_at
 from flexmagic.client.restoring import Recovered, Restoring
 from flexmagic.client.running import Running
@@ -54,6 +56,8 @@ class Session(Work, Cells):
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
         self.hooks.on_change = self._note_hook
         self.losses = Losses()
+        self.modules = Modules(self._calls, lambda: self._id, self)
+        self.persistent = Persistent(self._calls, lambda: self._id)
         self._loading = Loading(self._calls)
         self.runs = Runs(lambda: self._world, self._calls, lambda: self.model)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
@@ -99,6 +103,7 @@ class Session(Work, Cells):
             self._id = gone[-1]
             self._world = World(self._calls, self._id)
             self.hooks.owner = self._id
+            self.modules.receive()
             numbers = list(self.runs)
             self._running = Running(
                 self._calls, self._id, self.hooks, note=self.runs.note, first=max(numbers, default=0) + 2
@@ -259,11 +264,14 @@ class Session(Work, Cells):
         """Put the engines in order again: busy ones are freed, and those that ended are started again.
 
         An engine that ended comes back under its rank and loads only its own part of the model again;
-        hooks are registered there, and the other ranks keep their parts and captures. What a cell
+        hooks and modules are registered there, and the other ranks keep their parts and captures. What a cell
         made is made again on every rank. ``force``: make the process groups again in any case.
         Raises :class:`ClusterError` or :class:`ModelError` if that cannot be done.
         """
-        return self._restoring.recover(self._model, say, force=force)
+        recovered = self._restoring.recover(self._model, say, force=force)
+        if len(self.modules):
+            self.modules.restore()
+        return recovered
 
     def limit(
         self, *, run: float | None = None, alone: float | None = None, captures: int | None = None

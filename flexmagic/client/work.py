@@ -11,6 +11,7 @@ from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hooks import Hook
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
+from flexmagic.client.modules import Modules, Registered
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
@@ -23,6 +24,7 @@ class Work(ABC):
 
     hooks: HookBook
     losses: Losses
+    modules: Modules
     _running: Running
 
     @property
@@ -68,6 +70,27 @@ class Work(ABC):
             self.model, sites, code, name=name, local=local, limits=limits, group=group, first_line=first_line
         )
 
+    def adapter(
+        self,
+        sites: str | Sequence[str],
+        rank: int = 4,
+        *,
+        scale: float = 1.0,
+        name: str | None = None,
+        seed: int = 0,
+    ) -> Registered:
+        """Attach low-rank adapters beside modules: ``output + scale · (input Aᵀ) Bᵀ`` on whole tensors.
+
+        ``A`` is ``[rank, in]`` and drawn under ``seed``, ``B`` is ``[out, rank]`` and zero, so that
+        nothing changes before training. The adapter is one of :attr:`modules`, under ``name``
+        (``adapter``), trained by runs with a loss and ``session.modules.step(...)``; the model's own
+        weights stay. Its hooks are a group of the same name. ``del session.modules[name]`` takes it off.
+        Source: LoRA, arXiv 2106.09685.
+
+        Raises :class:`InputError`, :class:`SiteError`, :class:`LayoutError` or :class:`ModelError`.
+        """
+        return self.modules.adapter(sites, rank, scale, name, seed)
+
     def run(
         self,
         inputs: Any,
@@ -89,11 +112,12 @@ class Work(ABC):
         and the ``capture`` patterns. ``seed`` fixes all random draws in hooks.
 
         ``backward``: a loss to differentiate, as an expression over ``logits``, ``output`` and
-        ``ids``, which are those of the whole batch, as a function of an object with these attributes,
-        or the name of one of :attr:`losses`. Gradients, at the ports ``grad_output``, ``grad_input``
-        and, for a parameter, ``grad``, are those of that loss on the whole batch, as in one process,
-        however the rows are shared out. The model's own ``.grad`` fields stay as they were. ``grad``:
-        run the forward with autograd on, without a loss.
+        ``ids``, which are those of the whole batch, ``ctx`` and ``modules``, as a function of an object
+        with these attributes, or the name of one of :attr:`losses`. It adds to the gradients of the
+        :attr:`modules` that hooks called. Gradients, at the ports ``grad_output``, ``grad_input`` and,
+        for a parameter, ``grad``, are those of that loss on the whole batch, as in one process, however
+        the rows are shared out. The model's own ``.grad`` fields stay as they were. ``grad``: run the
+        forward with autograd on, without a loss.
 
         ``only``: hooks or groups that act in this run, whatever is enabled; ``without``: those that
         do not. Hooks that did nothing are said, and listed in ``run.warnings``.

@@ -105,7 +105,8 @@ class Runs:
         """A run; raises :class:`SiteError` if the engines hold none of that number."""
         kind, known = self._world().get(f"{RUN}{number}")
         made = {"Run": Run, "Generation": Generation}[kind]
-        run: Run = made(calls=self._calls, rules=self._model().rules, **known)
+        model = self._model()
+        run: Run = made(calls=self._calls, rules=model.rules, standing_for=model.standing_for, **known)
         return run
 
     def __iter__(self) -> Iterator[int]:

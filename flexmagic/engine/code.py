@@ -18,7 +18,7 @@ from typing import Any
 from flexmagic.engine.limits import Limits
 from flexmagic.errors import CellError, HookError, RankFailure
 
-NAMES = ("x", "site", "index", "step", "ctx", "module", "rank")
+NAMES = ("x", "site", "index", "step", "ctx", "module", "rank", "modules", "persistent")
 """What a hook body sees besides the engine's own namespace; the function form gets ``(x, h)``."""
 
 TRACE = "trace"
@@ -183,6 +183,8 @@ class HookView:
     ctx: dict[str, Any]
     module: Any
     rank: int
+    modules: Any
+    persistent: dict[str, Any]
 
 
 class _Returns(ast.NodeTransformer):

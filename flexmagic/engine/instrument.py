@@ -5,24 +5,23 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-import random
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import nn
 
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import NAMES, HookSource, failure
+from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
+from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
-from flexmagic.engine.site_value import SiteValue, check_result
+from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
 from flexmagic.engine.tensors import (
     checksum,
     leaves,
@@ -32,19 +31,21 @@ from flexmagic.engine.tensors import (
 )
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
+from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
-from flexmagic.layout.sites import Site
+from flexmagic.layout.sites import Site, layer_of
 
 OTHER_FAILED = "another rank's hook failed"
 
 
 @dataclass(frozen=True)
 class ActiveHook:
-    """A compiled hook and the exact sites it runs at in this run."""
+    """A compiled hook and the exact sites it runs at in this run, on ``heads`` of their features."""
 
     source: HookSource
     call: Callable[[dict[str, Any]], Any]
     sites: frozenset[Site]
+    heads: Heads | None = None
 
     def acts_at(self, site: Site) -> bool:
         """Whether it runs at a site that the forward has reached."""
@@ -103,6 +104,7 @@ class Instrument:
         hooks: list[ActiveHook],
         capture: frozenset[Site],
         capture_at: Mapping[Site, Picks] | None = None,
+        lasting: Lasting | None = None,
     ) -> None:
         self._model = model
         self._batches = MicroBatches(model, rules)
@@ -114,6 +116,7 @@ class Instrument:
         self.hooks = hooks
         self._capture = capture
         self._capture_at = capture_at or {}
+        self._lasting = lasting or Lasting()
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
@@ -212,7 +215,8 @@ class Instrument:
             self._visits[site] += 1
             self.outcome.calls[site] = max(self.outcome.calls[site], self._batches.call(site))
             local = local_of(tensor)
-            changed = self._apply(hooks, site, module, local) if hooks else local
+            gradient = gradient_at(site, tensor, self._rules)
+            changed = self._apply(hooks, site, module, local, gradient) if hooks else local
             if changed is not local:
                 value = replace_leaf(value, where, like_original(changed, tensor))
             self._captures.keep(self._run, site, changed, self._batches.part)
@@ -245,7 +249,7 @@ class Instrument:
             "step": self.step,
             "ctx": self.context,
             "site": str(site),
-            "index": _layer(site),
+            "index": layer_of(site.path),
             "seed": self._seed,
         }
 
@@ -255,13 +259,18 @@ class Instrument:
         return rule is not None and (bool(rule.refused) or self.exchange.rank in rule.ranks)
 
     def _apply(
-        self, hooks: list[ActiveHook], site: Site, module: nn.Module, local: torch.Tensor
+        self,
+        hooks: list[ActiveHook],
+        site: Site,
+        module: nn.Module,
+        local: torch.Tensor,
+        gradient: Rule | None = None,
     ) -> torch.Tensor:
         """Run a site's hooks one after the other; returns ``local`` itself if none edited.
 
         A hook that only captures keeps what the hooks before it have left.
         """
-        value = SiteValue(self._rules[site], self.exchange, local)
+        value = SiteValue(self._rules[site], self.exchange, local, gradient)
         for hook in hooks:
             if hook.source.captures_only:
                 if self._batches.part is None:  # the hooks after this one may write into what it keeps
@@ -294,7 +303,9 @@ class Instrument:
         """What the body left of ``x``, or ``None`` if it changed nothing or failed."""
         if self.outcome.failures:
             return None
+        known = site.is_gradient or gradient_at(site, None, self._rules) is not None
         names = {"module": module, "rank": self.exchange.rank, **self._condition_names(site)}
+        names |= self._lasting.names(local=hook.source.local, differentiable=known)
         names = {name: names[name] for name in NAMES if name != "x"}
         printed = io.StringIO()
         try:
@@ -306,7 +317,7 @@ class Instrument:
                 return None
             part = window.cut(x)
             before = part._version  # noqa: SLF001 - torch's documented counter
-            with contextlib.redirect_stdout(printed), self._same_draws(hook, site):
+            with contextlib.redirect_stdout(printed), self._draws(hook, site):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
@@ -316,7 +327,7 @@ class Instrument:
             if printed.getvalue():
                 self.outcome.printed.append((str(site), hook.source.name, printed.getvalue()))
         edited = result is not part or part._version != before  # noqa: SLF001
-        if edited and window.parts:
+        if edited and not window.everything:
             if not (result is part and window.is_view):
                 window.paste(x, result)
             result = x
@@ -329,7 +340,7 @@ class Instrument:
         """Code of a hook that runs at no site: what it raises or prints becomes data, as at a site."""
         printed = io.StringIO()
         try:
-            with contextlib.redirect_stdout(printed), self._same_draws(hook, None):
+            with contextlib.redirect_stdout(printed), self._draws(hook, None):
                 yield
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
             self.outcome.failures.append(self._failure(hook, None, error))
@@ -350,31 +361,16 @@ class Instrument:
         if limits.asks_hooks and not limits.holds(self._condition_names(site)):
             return None
         if limits.whole:
-            return Window(())
+            return Window((), hook.heads)
         past = self.exchange.extent.past
         window = limits.window(self._rules[site].dims, x.shape, past, strict=not self.generates)
-        return None if window.empty else window
+        return None if window.empty else replace(window, heads=hook.heads)
 
-    @contextlib.contextmanager
-    def _same_draws(self, hook: ActiveHook, site: Site | None) -> Iterator[None]:
-        """Random numbers that depend on the run's seed, site, hook and call, and on nothing else.
-
-        Every rank draws the same; the generators' states are put back, so that the model's own
-        draws are what they are without the hook.
-        """
+    def _draws(self, hook: ActiveHook, site: Site | None) -> contextlib.AbstractContextManager[None]:
+        """Random numbers that depend on the run's seed, site, hook and call, and on nothing else."""
+        which = "" if hook.heads is None else str(hook.heads.starts)
         call = 0 if site is None else self._visits[site]
-        seed = zlib.crc32(f"{self._seed}|{site}|{hook.source.name}|{call}".encode())
-        numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
-        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            try:
-                yield
-            finally:
-                np.random.set_state(numpy_state)  # noqa: NPY002
-                random.setstate(python_state)
+        return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{call}")
 
 
 def _layer(site: Site) -> int | None:

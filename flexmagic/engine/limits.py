@@ -17,6 +17,7 @@ import torch
 
 from flexmagic.errors import InputError
 from flexmagic.layout.dims import Dim
+from flexmagic.layout.heads import Heads
 
 _PART = re.compile(r"(-?\d+)|(-?\d*):(-?\d*)(?::(\d*))?")
 
@@ -169,9 +170,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Window:
-    """A part of a tensor: along some dims, a slice or a list of positions."""
+    """A part of a tensor: along some dims, a slice or a list of positions, then ``heads`` of its features."""
 
     parts: tuple[tuple[int, slice | torch.Tensor], ...]
+    heads: Heads | None = None
+
+    @property
+    def everything(self) -> bool:
+        """Whether it is the whole tensor as it stands."""
+        return not self.parts and self.heads is None
 
     @property
     def empty(self) -> bool:
@@ -181,20 +188,27 @@ class Window:
     @property
     def is_view(self) -> bool:
         """Whether what is written into the part is written into the whole."""
-        return all(isinstance(part, slice) for _, part in self.parts)
+        as_view = self.heads is None or self.heads.step is not None
+        return as_view and all(isinstance(part, slice) for _, part in self.parts)
 
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
-        """The part, all dims kept: a view where positions are evenly spaced, else a copy."""
+        """The part, all dims kept: a view where positions are evenly spaced, else a copy.
+
+        Heads come in two dims ``[..., heads, head_dim]`` in place of the features.
+        """
         for dim, part in self.parts:
             whole = whole[(slice(None),) * dim + (part,)]
-        return whole
+        return whole if self.heads is None else self.heads.cut(whole)
 
     def paste(self, whole: torch.Tensor, new: torch.Tensor) -> None:
         """Write the part into the whole tensor in place."""
         if not self.parts:
-            whole[...] = new
+            if self.heads is None:
+                whole[...] = new
+            else:
+                self.heads.paste(whole, new)
             return
-        (dim, part), rest = self.parts[0], Window(self.parts[1:])
+        (dim, part), rest = self.parts[0], Window(self.parts[1:], self.heads)
         index = (slice(None),) * dim + (part,)
         inner = whole[index]
         rest.paste(inner, new)

@@ -19,15 +19,15 @@ from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
 LOGITS = ".logits"
-NAMES = ("output", "logits", "ids")
+NAMES = ("output", "logits", "ids", "ctx", "modules")
 """What a loss may use besides the engine's own namespace."""
 
 
 @dataclass(frozen=True)
 class LossSource:
-    """What a user gives as loss: an expression over ``logits``, ``output`` and ``ids``, a function, a cell.
+    """What a user gives as loss: an expression over the names of :func:`loss_names`, a function, a cell.
 
-    A function gets one object with these three as attributes; a cell's loss is its last expression.
+    A function gets one object with these as attributes; a cell's loss is its last expression.
     """
 
     text: str = ""
@@ -94,7 +94,11 @@ def _spread(layout: Layout, rank: int, piece: torch.Tensor) -> torch.Tensor:
     return out
 
 
-def loss_names(output: Any, ids: Any) -> dict[str, Any]:
-    """What a loss may use: ``output``, its ``logits`` where it has some, and the input's ``ids``."""
+def loss_names(output: Any, ids: Any, context: Mapping[str, Any], modules: Any) -> dict[str, Any]:
+    """What a loss may use.
+
+    ``output``, its ``logits`` where it has some, the input's ``ids``, what hooks saved in ``ctx``, and
+    the session's ``modules``.
+    """
     found = dict(leaves(output))
-    return {"output": output, "logits": found.get(LOGITS), "ids": ids}
+    return {"output": output, "logits": found.get(LOGITS), "ids": ids, "ctx": context, "modules": modules}

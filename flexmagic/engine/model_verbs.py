@@ -26,7 +26,7 @@ from flexmagic.engine.scan import Scanned
 from flexmagic.engine.scan import scan as scanned
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import dtype_name
-from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered
+from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered, unwrapped
 from flexmagic.engine.vitals import parameter_bytes
 from flexmagic.errors import CellError
 from flexmagic.layout.mesh import Mesh
@@ -50,7 +50,7 @@ class ModelReport:
 
     ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
     as far as there is one; ``weights``: those that a forward uses in parts. ``sharing``: by what the
-    rows of a batch are shared out.
+    rows of a batch are shared out. ``heads``: how many its attention has, if its configuration says so.
     """
 
     name: str
@@ -63,6 +63,7 @@ class ModelReport:
     weights: tuple[WeightSplit, ...]
     sharing: str
     local_bytes: int
+    heads: int | None = None
 
 
 @verb
@@ -196,7 +197,15 @@ def _report(runtime: Runtime) -> ModelReport:
         weights=runtime.weights,
         sharing=kind_of_sharing(model),
         local_bytes=parameter_bytes(model),
+        heads=_heads(parts[""]),
     )
+
+
+def _heads(model: nn.Module) -> int | None:
+    config: Any = getattr(unwrapped(model), "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(config, "num_attention_heads", None)
+    return found if isinstance(found, int) else None
 
 
 @verb

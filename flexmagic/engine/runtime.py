@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
 from flexmagic.engine.kept import Kept
+from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
 from flexmagic.engine.origin import Origin, versions_of
@@ -30,10 +32,13 @@ from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.shortcuts import RunEnds, Short, check_stages, forms_kept, shortened
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
-from flexmagic.engine.tensors import dtype_name, local_of
+from flexmagic.engine.tensors import detached, dtype_name, local_of
 from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
+from flexmagic.engine.trainable import taking_gradients
 from flexmagic.engine.twin import probe_inputs
+from flexmagic.engine.weight_edits import WeightEdits
 from flexmagic.errors import ModelError
+from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.seen import WeightSplit
 from flexmagic.layout.sites import Site
@@ -47,16 +52,16 @@ class RunPlan:
     """One run as the client asks for it: plain data, the same on every rank.
 
     ``owner`` is the session that asks, so that two sessions' hooks and runs never meet. ``hooks``:
-    name, version and exact sites, in the order in which they act. ``capture_at``: what is captured
-    in some steps of a generation only. ``grad``: whether the forward
-    keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what of
-    the model does not run. ``trace``: an intervention that acts after the hooks.
+    name, version, exact sites and the heads that are meant of their features, in the order in which
+    they act. ``capture_at``: what is captured in some steps of a generation only. ``grad``: whether
+    the forward keeps what a backward needs; ``backward``: the loss to differentiate. ``short``: what
+    of the model does not run. ``trace``: an intervention that acts after the hooks.
     """
 
     owner: str
     number: int
     seed: int
-    hooks: tuple[tuple[str, int, tuple[Site, ...]], ...] = ()
+    hooks: tuple[tuple[str, int, tuple[Site, ...], Heads | None], ...] = ()
     capture: tuple[Site, ...] = ()
     capture_at: tuple[tuple[Site, Picks], ...] = ()
     grad: bool = False
@@ -111,6 +116,8 @@ class Runtime:
     guessable: bool = False
     mates: frozenset[int] | None = None
     forms: dict[str, Any] = field(default_factory=dict)
+    lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
+    edits: WeightEdits = field(default_factory=WeightEdits)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -152,7 +159,9 @@ class Runtime:
         self.versions = versions_of(loaded.model)
 
     def forget_model(self) -> None:
-        """Let go of the model, its captures and rules; the module itself stays as it was."""
+        """Let go of the model, its captures and rules; the module itself is as it was, weights included."""
+        if self.loaded is not None:
+            self.edits.restore(self.model)
         if self.loaded is not None and self.namespace.get("model") is self.loaded.model:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)
@@ -207,14 +216,15 @@ class Runtime:
     def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
         """The plan's hooks and captures, to be attached for forwards of an input like this."""
         active = [
-            ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites))
-            for name, version, sites in plan.hooks
+            ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites), heads)
+            for name, version, sites, heads in plan.hooks
         ]
         exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
             capture_at=dict(plan.capture_at),
+            lasting=replace(self.lasting[plan.owner], training=plan.backward is not None),
         )  # fmt: skip
         if plan.trace is not None:
             active.append(self._trace_hook(plan.trace, instrument))
@@ -251,7 +261,7 @@ class Runtime:
                 instrument.outcome.stopped = stop.reason or OTHER_FAILED
             except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the user
                 error = f"{type(problem).__name__}: {problem}"
-        self.captures.remember(plan.key, instrument.context)
+        self.captures.remember(plan.key, detached(instrument.context))
         return self.report(plan.key, instrument, started, error, loss=loss)
 
     def report(
@@ -275,7 +285,8 @@ class Runtime:
             whole = whole_output(output, self.rules, instrument.exchange)
             problem, loss = "", None
             try:
-                names = loss_names(whole, prepared.arguments.get("input_ids"))
+                ids, modules = prepared.arguments.get("input_ids"), self.lasting[plan.owner].modules
+                names = loss_names(whole, ids, instrument.context, modules)
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
                 problem = plan.backward.explain(error)
@@ -289,7 +300,11 @@ class Runtime:
                 instrument.outcome.loss_failures = (text,) * len(values)
                 return None
             assert loss is not None  # no rank has a problem
-            loss.backward()
+            with taking_gradients(self.lasting[plan.owner].modules, self.groups) as wrong:
+                loss.backward()
+            if wrong:
+                instrument.outcome.loss_failures = (wrong[0],) * len(values)
+                return None
             for name, gradient in taken().items():
                 site = Site(name, "grad")
                 scale = self.gradients.scale if instrument.exchange.extent.shared_out else 1.0

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.region import enter, leave
 from flexmagic.engine.tensors import dtype_name
 from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import split
 from flexmagic.layout.layout import Layout
 from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
 
 
 class SiteValue:
-    """A site's value while its hooks run: the rank's piece, and the whole once a hook needs it."""
+    """A site's value while its hooks run: the rank's piece, and the whole once a hook needs it.
 
-    def __init__(self, rule: Rule, exchange: Exchange, local: torch.Tensor) -> None:
+    ``gradient``: how gradients lie at the site, where that is known. What is computed on the whole is
+    then differentiated as in one process on every rank.
+    """
+
+    def __init__(
+        self, rule: Rule, exchange: Exchange, local: torch.Tensor, gradient: Rule | None = None
+    ) -> None:
         self._rule = rule
         self._exchange = exchange
         self._piece = local
+        self._gradient = gradient
         self._layout: Layout | None = None
         self._whole: torch.Tensor | None = None
         self._changed = False
@@ -29,10 +41,16 @@ class SiteValue:
         """The whole tensor; raises :class:`RunStopped` as :meth:`Exchange.gather` does."""
         if self._whole is None:
             try:
-                self._layout, self._whole = self._exchange.gather(self._rule, self._piece, well=well)
+                self._layout, self._whole = self._gathered(well=well)
             except LayoutError as error:
                 raise RunStopped(str(error)) from None
         return self._whole
+
+    def _gathered(self, *, well: bool) -> tuple[Layout, torch.Tensor]:
+        if self._gradient is None or not (torch.is_grad_enabled() and self._piece.requires_grad):
+            return self._exchange.gather(self._rule, self._piece, well=well)
+        layout, whole = self._exchange.gather(self._rule, self._piece.detach(), well=well)
+        return layout, enter(self._piece, whole, layout, self._gradient, self._exchange)
 
     def put_whole(self, new: torch.Tensor) -> None:
         """Make a tensor the site's value."""
@@ -43,14 +61,31 @@ class SiteValue:
         if self._changed:
             assert self._layout is not None  # put_whole() follows whole()
             assert self._whole is not None
-            own = split(self._layout, self._exchange.rank, self._whole)
-            assert own is not None  # gather() refuses layouts in which a rank holds nothing
-            self._piece, self._changed = own, False
+            self._piece, self._changed = self._own(self._layout, self._whole), False
         return self._piece
+
+    def _own(self, layout: Layout, whole: torch.Tensor) -> torch.Tensor:
+        if self._gradient is not None and torch.is_grad_enabled() and whole.requires_grad:
+            return leave(whole, layout, self._gradient, self._exchange)
+        own = split(layout, self._exchange.rank, whole)
+        assert own is not None  # gather() refuses layouts in which a rank holds nothing
+        return own
 
     def put_piece(self, new: torch.Tensor) -> None:
         """Make a tensor this rank's piece."""
         self._piece, self._whole, self._changed = new, None, False
+
+
+def gradient_at(site: Site, original: torch.Tensor | None, rules: Mapping[Site, Rule]) -> Rule | None:
+    """How the gradient of a forward's value lies, ``None`` if that is not known.
+
+    ``original``: the value as the model has it. What leaves a DTensor or becomes one is differentiated
+    in its placements, in which no gradient is a sum.
+    """
+    rule = rules.get(Site(site.path, f"grad_{site.port}", site.leaf))
+    if rule is None or rule.refused:
+        return None
+    return replace(rule, addends=(), row_addends=()) if isinstance(original, DTensor) else rule
 
 
 def check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:

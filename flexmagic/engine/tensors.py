@@ -54,6 +54,16 @@ def replace_leaf(value: Any, where: str, new: torch.Tensor | None) -> Any:
     return changed
 
 
+def detached(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same values without the graphs that their tensors are part of."""
+    out = dict(values)
+    for name, value in values.items():
+        for where, tensor in list(leaves(value)):
+            if tensor.requires_grad:
+                out[name] = replace_leaf(out[name], where, tensor.detach())
+    return out
+
+
 def local_of(tensor: torch.Tensor) -> torch.Tensor:
     """The plain local tensor behind a DTensor or an asynchronous collective's result."""
     if isinstance(tensor, DTensor):

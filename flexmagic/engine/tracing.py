@@ -35,7 +35,7 @@ class TraceSource:
     given: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TraceHook(ActiveHook):
     """A trace in one run. After each stop of its cell all ranks compare where theirs have stopped."""
 
@@ -81,9 +81,9 @@ def trace_hook(
         source.code,
         lambda at: trace.arrive(at["x"]),
         frozenset(view.sites),
-        trace,
-        groups,
-        lambda: body(names),
+        trace=trace,
+        groups=groups,
+        run=lambda: body(names),
     )
     trace.cell = hook
     return hook

@@ -83,10 +83,13 @@ def kind_of(module: nn.Module) -> type[nn.Module]:
     return cast("type[nn.Module]", kinds[0])
 
 
-def unit_gathered(model: nn.Module, name: str) -> contextlib.AbstractContextManager[Any]:
+def unit_gathered(
+    model: nn.Module, name: str, *, write: bool = False
+) -> contextlib.AbstractContextManager[Any]:
     """The parameters of the FSDP1 unit that holds one of them whole, on all ranks, which enter it together.
 
-    Nothing happens where there is no such unit, nor to the other units.
+    ``write``: what is written into them meanwhile stays. Nothing happens where there is no such unit,
+    nor to the other units.
     """
     paths = {module: path for path, module in modules_of(model).items()}
     units = [unit for unit in model.modules() if isinstance(unit, FullyShardedDataParallel)]
@@ -95,7 +98,7 @@ def unit_gathered(model: nn.Module, name: str) -> contextlib.AbstractContextMana
         return contextlib.nullcontext()
     innermost = max(around, key=lambda unit: len(paths[unwrapped(unit)]))
     held: contextlib.AbstractContextManager[Any] = FullyShardedDataParallel.summon_full_params(
-        innermost, recurse=False, writeback=False
+        innermost, recurse=False, writeback=write
     )
     return held
 

@@ -22,7 +22,11 @@ from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
+from flexmagic.layout.heads import Heads
+from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
+
+Spans = tuple[Span, ...]
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,18 @@ def decode(runtime: Runtime, ids: list[list[int]]) -> list[str]:
     """Token ids as texts, one per list; without a tokenizer the ids themselves."""
     tokenizer = runtime.loaded.tokenizer if runtime.loaded is not None else None
     return [" ".join(map(str, i)) if tokenizer is None else tokenizer.decode(i) for i in ids]
+
+
+@verb
+def take_heads(
+    runtime: Runtime, run_id: RunKey, sites: tuple[Site, Site], heads: Heads, spans: Spans
+) -> None:
+    """Keep the heads in this rank's piece of the first site under the second; ``spans``: its features."""
+    _, columns = heads.held(spans)
+    piece = runtime.captures.get(run_id, sites[0])
+    index = torch.tensor(columns, device=piece.device, dtype=torch.int64)
+    found = piece.index_select(-1, index).unflatten(-1, (len(columns) // heads.width, heads.width))
+    runtime.captures.keep(run_id, sites[1], found)
 
 
 @verb

@@ -22,6 +22,8 @@ _SITE = re.compile(
     r"(?::(?P<port>[A-Za-z_]\w*)(?P<leaf>(?:\[\d+\]|\.\w+)*))?"
 )
 
+_INDEX = re.compile(r"(?<=\w)\[(\d+|\*)\](?=\.)|(?<=blocks|layers)\[(\d+|\*)\]$")
+
 
 @dataclass(frozen=True, order=True)
 class Site:
@@ -38,7 +40,7 @@ class Site:
     @classmethod
     def parse(cls, text: str) -> Site:
         """Read ``path[:port[leaf]]``; raise :class:`SiteError` for anything else."""
-        match = _SITE.fullmatch(text.strip())
+        match = _SITE.fullmatch(_dotted(text.strip()))
         if match is None or not text.strip():
             msg = f"{text!r} is no site. A site is a module path and a port, e.g. model.layers.3.mlp:output"
             raise SiteError(msg)
@@ -67,6 +69,22 @@ class Site:
     def __str__(self) -> str:
         """The name a user would type, port always shown."""
         return f"{self.path}:{self.port}{self.leaf}"
+
+
+def _dotted(text: str) -> str:
+    """``layers[3].attn`` as ``layers.3.attn``; a regular expression and what follows a port stay.
+
+    At the end only ``blocks[3]`` and ``layers[3]``: of another module it would be an element of its value.
+    """
+    if text.startswith("/"):
+        return text
+    path, colon, rest = text.partition(":")
+    return _INDEX.sub(lambda match: f".{match[1] or match[2]}", path) + colon + rest
+
+
+def layer_of(path: str) -> int | None:
+    """The number of the layer that a module or parameter is in."""
+    return next((int(part) for part in path.split(".") if part.isdigit()), None)
 
 
 def resolve(pattern: Site, known: Iterable[Site]) -> list[Site]:

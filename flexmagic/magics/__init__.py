@@ -13,11 +13,14 @@ from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
 from flexmagic.magics.trace import TraceMagics
+from flexmagic.magics.weights import WeightsMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
-FAMILIES = (ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics)
+FAMILIES = (
+    ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
+)  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 
 _DESK = "_flexmagic_desk"

@@ -53,8 +53,9 @@ class HookMagics(DeskMagics):
 
         The cell's body is the hook: ``x`` is the whole tensor, whatever the distribution; change it
         in place, assign it or return it. Also at hand: ``site``, ``index`` (the layer), ``step`` (of a
-        generation), ``ctx`` (a dict that lives as long as the run), ``module``, ``rank``, and the
-        engines' namespace. An empty body only captures. Several hooks on one site act in the order of
+        generation), ``ctx`` (a dict that lives as long as the run), ``persistent`` (one that lives
+        as long as the session), ``modules`` (the session's trainable modules), ``module``, ``rank``,
+        and the engines' namespace. An empty body only captures. Several hooks on one site act in the order of
         the list, each on what the one before left. Examples::
 
             %%flexhook model.layers.*.mlp --name damp

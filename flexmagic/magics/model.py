@@ -28,6 +28,7 @@ class ModelMagics(DeskMagics):
     @argument("--dtype", help="float32, bfloat16, ... (default: what the model's configuration says)")
     @argument("--attn", help="attention implementation; eager also returns the attention patterns")
     @argument("--layout", action="store_true", help="show every site with its whole shape and layout")
+    @argument("--names", action="store_true", help="show the standard names, such as blocks.3.attn.pattern")
     @argument("--unwrap", action="store_true", help="let go of the model, without a trace on it")
     @line_cell_magic
     def flexmodel(self, line: str, cell: str | None = None) -> Table | None:
@@ -41,6 +42,7 @@ class ModelMagics(DeskMagics):
             %flexmodel demo_notebooks/model --tp 2
             %flexmodel              (the module tree, with shapes and layouts)
             %flexmodel --layout     (every site)
+            %flexmodel --names      (what blocks.3.attn.pattern and the like are here)
 
             %%flexmodel
             model = MyModel().to(device)
@@ -70,5 +72,7 @@ class ModelMagics(DeskMagics):
             )
         else:
             shown = self._desk.session.model
+            if args.names:
+                return shown.aliases()
             return shown.layout_table() if args.layout else shown.tree()
         return None

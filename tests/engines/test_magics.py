@@ -411,3 +411,18 @@ def test_an_input_error_is_not_a_traceback(desk):
     with pytest.raises(InputError):
         typed(desk, '%flexrun ""')
     assert "InputError: The prompt is empty" in typed.said
+
+
+def test_weights_are_edited_in_a_cell_and_put_back(desk, loaded):
+    name = "model.layers.1.mlp.down_proj.weight"
+    before = loaded.model.parameter(name)
+    made = typed(desk, f"%%flexweights {name}\nx[:, 300] = 0")
+    assert made.names == (name,)
+    assert not loaded.model.parameter(name)[:, 300].any()
+    assert name in str(typed(desk, "%flexweights"))
+    assert "No parameter is edited" in str(typed(desk, "%flexweights --undo"))
+    assert torch.equal(loaded.model.parameter(name), before)
+    assert "x[999, 999] = 0" in failing(desk, f"%%flexweights {name}\nx[999, 999] = 0")
+    assert "no edit to undo" in failing(desk, "%flexweights --undo")
+    assert "An edit is a cell" in failing(desk, f"%flexweights {name}")
+    assert "blocks.*.attn.pattern" in str(typed(desk, "%flexmodel --names"))

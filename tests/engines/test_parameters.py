@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from .conftest import MODEL
+from flexmagic import ModelError
+
+from .conftest import MODEL, PROMPT
 
 NAMES = ("model.embed_tokens.weight", "model.layers.1.mlp.up_proj.weight", "model.norm.weight")
 
