@@ -18,7 +18,7 @@ from flexmagic.engine.inputs import prepare
 from flexmagic.engine.origin import Origin, written_into
 from flexmagic.engine.pipeline import as_model
 from flexmagic.engine.private import gathered, shape_of
-from flexmagic.engine.private_groups import handed_out, made_groups
+from flexmagic.engine.private_groups import handed_out
 from flexmagic.engine.probe import note
 from flexmagic.engine.rows import kind_of_sharing
 from flexmagic.engine.runtime import Runtime
@@ -75,8 +75,9 @@ def check_model(_runtime: Runtime, spec: LoadSpec) -> None:
 @verb
 def load_model(runtime: Runtime, spec: LoadSpec) -> None:
     """Load this rank's part of a model; :func:`adopt_model` takes it once all ranks have one."""
-    with made_groups() as names:
+    with runtime.spent.making(runtime.groups) as names:
         loaded = distributed.load(spec, runtime.tell)
+    runtime.spent.note(loaded.model, names)
     runtime.built = loaded, Origin(spec=spec, groups=tuple(names))
 
 
@@ -111,7 +112,10 @@ def build_model(
     runtime: Runtime, cell: HookSource, axes: Mesh, unsharded: Callable[[], nn.Module] | None = None
 ) -> None:
     """Run a user's cell that builds ``model``; :func:`adopt_model` takes it once all ranks have one."""
-    _build(runtime, cell, axes, unsharded)
+    with runtime.spent.making(runtime.groups) as names:
+        _build(runtime, cell, axes, unsharded)
+    assert runtime.built is not None  # just built
+    runtime.spent.note(runtime.built[0].model, names)
 
 
 def _build(runtime: Runtime, cell: HookSource, axes: Mesh, unsharded: Callable[[], nn.Module] | None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import itertools
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,41 @@ def handed_out(names: Sequence[str], lost: Collection[int]) -> Iterator[None]:
         with _named(f"{'_'.join(map(str, wanted))} again {next(made)}"):
             return usual(ranks, *args, **(kwargs | {"use_local_synchronization": True}))
 
+    with _new_group(given):
+        yield
+
+
+@contextlib.contextmanager
+def used_again(free: Sequence[GroupSpec]) -> Iterator[list[str]]:
+    """Within the block, code that asks for a group gets a free one of the same ranks, if there is one.
+
+    Yields the names of those that this rank got. ``free``: groups that nothing uses any more, the same
+    on all ranks. Libraries keep what they computed for a mesh and find it by the mesh's form, so its
+    groups cannot be destroyed; used again they do not pile up.
+    """
+    left, used = list(free), list[str]()
+    there = {spec.name: group for spec, group in known_groups().items()}
+    usual = dist.new_group
+
+    def given(ranks: Sequence[int] | None = None, *args: Any, **kwargs: Any) -> Any:
+        wanted = tuple(range(dist.get_world_size())) if ranks is None else tuple(ranks)
+        special = args or any(kwargs.get(key) is not None for key in ("backend", "timeout", "pg_options"))
+        found = None if special else next((spec for spec in left if spec.ranks == wanted), None)
+        if found is None:
+            return usual(ranks, *args, **kwargs)
+        left.remove(found)
+        if dist.get_rank() in wanted:
+            used.append(found.name)
+        return there[found.name] if dist.get_rank() in wanted else dist.GroupMember.NON_GROUP_MEMBER
+
+    with _new_group(given):
+        yield used
+
+
+@contextlib.contextmanager
+def _new_group(given: Callable[..., Any]) -> Iterator[None]:
+    """Have code call this instead of ``new_group`` within the block."""
+    usual = dist.new_group
     places: tuple[Any, ...] = (dist, distributed_c10d, device_mesh)
     for place in places:
         place.new_group = given

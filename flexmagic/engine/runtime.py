@@ -31,6 +31,7 @@ from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
 from flexmagic.engine.shortcuts import RunEnds, Short, check_stages, forms_kept, shortened
+from flexmagic.engine.spent import Spent
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
 from flexmagic.engine.tensors import detached, dtype_name, local_of
 from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
@@ -103,6 +104,7 @@ class Runtime:
     tell: Tell = lambda _what, _done, _total: None
     captures: Captures = field(default_factory=Captures)
     kept: Kept = field(default_factory=Kept)
+    spent: Spent = field(default_factory=Spent)
     loaded: Loaded | None = None
     origin: Origin | None = None
     built: tuple[Loaded, Origin] | None = None
