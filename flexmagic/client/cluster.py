@@ -205,7 +205,7 @@ class Cluster:
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
         process = getattr(self._cluster.controller, "process", None)
-        if process is not None and not process.is_running():
+        if process is not None and not _lives(process):
             msg = (
                 "The cluster's controller has ended, so that its engines cannot be reached any more. "
                 "Type %flexcluster stop, then start again."
@@ -306,6 +306,16 @@ class Cluster:
         if self._reaper is not None:
             reaper.dismiss(self._reaper)
             self._reaper = None
+
+
+def _lives(process: Any) -> bool:
+    """Whether a process is at work; one that has ended may still be listed."""
+    import psutil
+
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _set_of(rank: int) -> str:

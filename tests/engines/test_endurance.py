@@ -24,7 +24,7 @@ def resources(session):
     """Threads, open files and private memory in kB of every engine, as Linux tells them."""
     session._cluster.client[:].execute(TIDY, block=True)
     told = []
-    for seat in session._seats:
+    for seat in session._calls.ranks.seats:
         process = Path(f"/proc/{seat.pid}")
         memory = re.search(r"RssAnon:\s+(\d+)", (process / "status").read_text())
         threads = len(list((process / "task").iterdir()))

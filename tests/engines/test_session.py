@@ -36,7 +36,17 @@ def gone(processes, timeout=15):
 
 def test_status_is_a_table_of_ranks(loaded):
     table = loaded.status()
-    assert table.columns == ("rank", "engine", "host", "pid", "device", "memory", "model part", "state")
+    assert table.columns == (
+        "rank",
+        "engine",
+        "host",
+        "pid",
+        "device",
+        "memory",
+        "model part",
+        "captures",
+        "state",
+    )
     assert [row[0] for row in table.rows] == ["0", "1"]
     assert all(row[4] == "cpu" for row in table.rows) or torch.cuda.is_available()
     assert all("LlamaForCausalLM" in row[6] for row in table.rows)
