@@ -61,7 +61,7 @@ class Ranks:
         return [rank for rank in range(self.world_size) if rank not in gone]
 
     def refuse_if_ended(self, ranks: Iterable[int]) -> None:
-        """Raise :class:`EngineError` if the engine of any of these ranks is gone, or all cannot be reached."""
+        """Raise :class:`EngineError` if the engine of any of these ranks is gone."""
         self.cluster.check_controller()
         gone = sorted(set(self.ended()) & set(ranks))
         if gone:

@@ -41,7 +41,8 @@ def pids_but(session, rank):
 
 
 @pytest.mark.parametrize(
-    ("axis", "rank"), [("tp", 1), pytest.param("tp", 0, marks=pytest.mark.full), ("fsdp", 0), ("pp", 1)]
+    ("axis", "rank"),
+    [("tp", 1), *(pytest.param(axis, 0, marks=pytest.mark.full) for axis in ("tp", "fsdp")), ("pp", 1)],
 )
 def test_an_ended_engine_comes_back_with_its_part_of_the_model(cluster, axis, rank):
     cluster.load(MODEL, **{axis: 2})
