@@ -351,7 +351,9 @@ def test_an_engine_that_refuses_a_hook_leaves_every_engine_with_the_old_one(load
     view = loaded._cluster.client[:]
     view.execute(
         "from flexmagic.engine.slot import Slot\n"
-        "_known = sorted((n, v, s.text) for (_, n, v), (s, _c) in Slot.runtime.hooks.items() if n == 'h')",
+        f"_mine = {loaded._id!r}\n"
+        "_known = sorted((n, v, s.text) for (o, n, v), (s, _c) in Slot.runtime.hooks.items() "
+        "if (o, n) == (_mine, 'h'))",
         block=True,
     )
     assert view["_known"] == [[("h", 1, "x *= 2")]] * 2
