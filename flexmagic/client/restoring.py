@@ -12,7 +12,7 @@ from flexmagic.client.calls import Calls
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.model import Model
-from flexmagic.client.recovery import PATIENCE, free, meeting_at, together
+from flexmagic.client.recovery import PATIENCE, Freed, free, meeting_at, together
 from flexmagic.errors import ClusterError, FlexError
 
 if TYPE_CHECKING:
@@ -23,10 +23,11 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Recovered:
-    """What a recovery did: one line for each step, and what was lost."""
+    """What a recovery did: one line for each step, and what was lost; the ranks with another engine now."""
 
     lines: tuple[str, ...]
     seconds: float
+    replaced: tuple[int, ...] = ()
 
     def __repr__(self) -> str:
         """The lines."""
@@ -49,13 +50,13 @@ class Restoring:
         """
         started = time.perf_counter()
         dead = self._calls.ended()
-        alive = [rank for rank in range(self._calls.world_size) if rank not in dead]
+        alive = self._calls.ranks.alive()
         busy = self._busy(alive)
         lines: list[str] = []
         with self._cluster.turns.turn():
             if busy:
                 say(f"freeing rank {_listed(busy)}")
-                freed = free(self._calls.ranks.control, lambda: self._busy(alive), alive, self._end)
+                freed = self._freed(alive, self._busy)
                 lines.append(f"Rank {_listed(busy)} was busy and is free again.")
                 dead = tuple(sorted({*dead, *freed.ended}))
             if dead:
@@ -65,19 +66,19 @@ class Restoring:
                 lines.append("The process groups were made again.")
         if not lines:
             lines = [f"Nothing to recover: all {len(alive)} engines are idle."]
-        return Recovered(tuple(lines), time.perf_counter() - started)
+        return Recovered(tuple(lines), time.perf_counter() - started, dead)
 
     def at_work(self, ranks: Sequence[int]) -> list[int]:
-        """The ranks that are working on a call of a session; those that say nothing are not asked twice."""
+        """The ranks that say they are working on a call of a session."""
         places = self._calls.ranks.control.look(ranks, PATIENCE)
         return [rank for rank, p in places.items() if p is not None and p.kind not in {"idle", "other code"}]
 
     def free(self, ranks: Sequence[int]) -> None:
         """Free ranks, but make no groups again."""
-        free(self._calls.ranks.control, lambda: self.at_work(ranks), ranks, self._end)
+        self._freed(ranks, self.at_work)
 
-    def _end(self, rank: int) -> None:
-        self._calls.ranks.end(rank)
+    def _freed(self, ranks: Sequence[int], busy: Callable[[Sequence[int]], list[int]]) -> Freed:
+        return free(self._calls.ranks.control, lambda: busy(ranks), ranks, self._calls.ranks.end)
 
     def _busy(self, ranks: Sequence[int]) -> list[int]:
         places = self._calls.ranks.control.look(ranks, PATIENCE)

@@ -269,8 +269,12 @@ class Session(Work, Cells):
         Raises :class:`ClusterError` or :class:`ModelError` if that cannot be done.
         """
         recovered = self._restoring.recover(self._model, say, force=force)
-        if len(self.modules):
-            self.modules.restore()
+        if recovered.replaced:
+            self._world.keep(OWNER, Owner())  # rank 0 may be another one now
+            for hook in self.hooks:
+                self._note_hook(hook.name, hook)
+            if len(self.modules):
+                self.modules.restore()
         return recovered
 
     def limit(

@@ -20,6 +20,9 @@ from flexmagic.errors import FlexError, SiteError
 
 OWNER, HOOK, RUN = "owner", "hook/", "run/"
 
+MOST = 200
+"""How many runs of a session are noted; the oldest goes first."""
+
 
 @dataclass(frozen=True)
 class Owner:
@@ -100,6 +103,8 @@ class Runs:
     def note(self, run: Run) -> None:
         """Leave with the engines what the notebook knows of a run."""
         self._world().keep(f"{RUN}{run.number}", (type(run).__name__, run.known))
+        if run.number > MOST:
+            self._world().drop(f"{RUN}{run.number - MOST}")
 
     def __getitem__(self, number: int) -> Run:
         """A run; raises :class:`SiteError` if the engines hold none of that number."""

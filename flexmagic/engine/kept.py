@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-MOST = 500
-"""How many values of one owner are kept; the oldest goes first."""
-
 
 class Kept:
     """Values by owner and name."""
@@ -18,8 +15,6 @@ class Kept:
         values.pop(name, None)
         if value is not None:
             values[name] = value
-            while len(values) > MOST:
-                values.pop(next(iter(values)))
         if not values:
             del self._values[owner]
 

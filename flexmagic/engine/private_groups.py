@@ -89,11 +89,13 @@ def _named(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def made_groups() -> Iterator[list[str]]:
-    """The names of the groups that are made within the block, in order, once it has ended."""
+    """The names of the groups that are made within the block, in order, once it has ended, or failed."""
     before = set(_world.pg_names)
     names: list[str] = []
-    yield names
-    names += [str(name) for group, name in _world.pg_names.items() if group not in before]
+    try:
+        yield names
+    finally:
+        names += [str(name) for group, name in _world.pg_names.items() if group not in before]
 
 
 @contextlib.contextmanager

@@ -47,13 +47,12 @@ class Spent:
         All ranks must enter it together. If the block fails, the groups are free.
         """
         names: list[str] = []
-        with used_again(self.free(groups)) as used, made_groups() as made:
+        with used_again(self.free(groups)) as used:
             try:
-                yield names
+                with made_groups() as made:
+                    yield names
             except BaseException:
                 self.note(None, made)
                 raise
-            finally:
-                names += used
-        names += made
+        names += [*used, *made]
         self._made = [(model, tuple(n for n in of if n not in used)) for model, of in self._made]

@@ -70,7 +70,7 @@ def test_a_fault_in_a_pipeline_ends_and_the_next_run_is_right(session, tmp_path,
 @pytest.mark.parametrize("kind", ["fsdp", "ddp", "fsdp1"])
 def test_every_fault_under_data_parallelism_ends(session, tmp_path, kind, name):
     if kind == "fsdp1" and CASES[name].backward:
-        pytest.skip("FSDP1 is not differentiated here")
+        pytest.skip("gradients through FSDP1 are refused")
     check(session, kind, CASES[name], tmp_path)
 
 

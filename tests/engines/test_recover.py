@@ -79,6 +79,15 @@ def test_survivors_keep_their_captures_and_lost_parts_are_named(cluster):
     assert gates.info.missing_ranks == (1,)
 
 
+def test_a_new_rank_0_knows_what_the_session_left_with_the_old_one(cluster):
+    cluster.load(MODEL, tp=2)
+    cluster.hook("model.layers.1.mlp", "x *= 0.5", name="half")
+    kill(cluster, 0)
+    assert cluster.recover().replaced == (0,)
+    assert cluster._world.names("hook/") == ["half"]
+    assert cluster.recover().replaced == ()
+
+
 def test_edits_of_parameters_are_named_as_lost(cluster):
     cluster.load(MODEL, tp=2)
     view = cluster._cluster.client[:]
