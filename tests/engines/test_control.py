@@ -35,18 +35,19 @@ def held(session, tmp_path):
     assert torch.equal(output(session), before)
 
 
-def looked(channel, wanted):
-    """Look until both ranks are where the test needs them."""
+def looked(channel, wanted, line=None):
+    """Look until both ranks are where the test needs them, rank 1 on a line of its hook."""
     while True:
         places = channel.look(range(2), PATIENCE)
-        if [place and place.kind for place in places.values()] == wanted:
+        kinds = [place and place.kind for place in places.values()]
+        if kinds == wanted and (line is None or places[1].line == line):
             return places
 
 
 def test_a_rank_blocked_in_cpp_and_one_in_a_loop_say_where_they_are(held):
-    places = looked(held, [MEETING, USER])
+    places = looked(held, [MEETING, USER], line=3)
     assert (places[0].what, places[0].blocked) == ("all_reduce", True)
-    assert (places[1].hook, places[1].line) == ("held", 3)
+    assert places[1].hook == "held"
     assert json.dumps(places[1].plain())
 
 
