@@ -17,6 +17,7 @@ from flexmagic.client.cells import Cells
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.hooks import Hook
+from flexmagic.client.known import Known
 from flexmagic.client.loading import Loading
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
@@ -55,6 +56,7 @@ class Session(Work, Cells):
         self._world = World(self._calls, self._id)
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
         self.hooks.on_change = self._note_hook
+        self.known = Known(self._calls, lambda: self._id, self.hooks, lambda: self._model)
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self._id, self)
         self.persistent = Persistent(self._calls, lambda: self._id)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexmagic.magics.cluster import ClusterMagics
+from flexmagic.magics.completion import Completion
+from flexmagic.magics.config import ConfigMagics
 from flexmagic.magics.desk import Desk
 from flexmagic.magics.empty_body import allow_empty_body
 from flexmagic.magics.hook import HookMagics
+from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.run import RunMagics
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
+    ConfigMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 
@@ -34,6 +38,17 @@ def load(shell: InteractiveShell) -> None:
     for family in FAMILIES:
         shell.register_magics(family(shell, desk))
     shell.input_transformers_cleanup.append(allow_empty_body)
+    configurables: list[Any] = shell.configurables
+    configurables.append(desk.settings)
+    desk.helpers = (Completion(shell, desk), Inspection(shell, desk))
+    for helper in desk.helpers:
+        helper.add()
+
+
+def desk_of(shell: InteractiveShell) -> Desk:
+    """The desk of a shell on which the magics are loaded."""
+    desk: Desk = getattr(shell, _DESK)
+    return desk
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -49,6 +64,10 @@ def unload(shell: InteractiveShell) -> None:
         shell.magics_manager.registry.pop(family.__name__, None)
     _forget_parallel_magics(shell, desk.magics_before)
     shell.input_transformers_cleanup.remove(allow_empty_body)
+    configurables: list[Any] = shell.configurables
+    configurables.remove(desk.settings)
+    for helper in desk.helpers:
+        helper.remove()
     delattr(shell, _DESK)
 
 

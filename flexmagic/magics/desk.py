@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.magic import Magics
 from IPython.display import display
 
 from flexmagic.errors import ClusterError, FlexError
+from flexmagic.magics.arguments import bytes_of
+from flexmagic.magics.settings import FlexMagic
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -25,6 +29,16 @@ TICK = 0.2
 """Seconds between two looks at the clock in a status line."""
 
 
+class Helper(Protocol):
+    """What stands beside the magics in a shell while the extension is loaded."""
+
+    def add(self) -> None:
+        """Begin."""
+
+    def remove(self) -> None:
+        """Leave the shell as it was."""
+
+
 class Desk:
     """The one session of a notebook, and how the magics speak to the user."""
 
@@ -33,24 +47,54 @@ class Desk:
         manager = shell.magics_manager
         self.magics_before = {(kind, name) for kind, magics in manager.magics.items() for name in magics}
         self.magics_before |= {("registry", name) for name in manager.registry}
+        self.settings = FlexMagic(shell)
         self._session: Session | None = None
+        self._coming: Coming | None = None
+        self.helpers: tuple[Helper, ...] = ()
 
     @property
     def session(self) -> Session:
         """The session; raises :class:`ClusterError` before a start."""
+        if self._coming is not None:
+            self._arrive(self._coming)
         if self._session is None:
-            msg = "No cluster is running. Type %flexcluster start -n 2."
+            msg = f"No cluster is running. Type %flexcluster start -n {self.settings.engines}."
             raise ClusterError(msg)
         return self._session
 
     @property
     def has_session(self) -> bool:
-        """Whether a cluster was started or attached to."""
+        """Whether a cluster was started or attached to; one that is on its way counts once it is there."""
+        if self._coming is not None and self._coming.future.done():
+            self._arrive(self._coming)
         return self._session is not None
 
     def take(self, session: Session) -> None:
-        """Make a session the notebook's."""
+        """Make a session the notebook's, under its settings."""
+        settings = self.settings
+        session.limit(
+            run=settings.run_limit,
+            alone=settings.alone_limit,
+            captures=bytes_of(settings.captures) if settings.captures else None,
+        )
         self._session = session
+
+    def expect(self, what: str, begin: Callable[[], Session]) -> None:
+        """Let a session come while cells already run; the first that needs it waits for it."""
+        executor = ThreadPoolExecutor(1, thread_name_prefix="flexmagic")
+        self._coming = Coming(what, executor.submit(begin))
+        executor.shutdown(wait=False)
+
+    def _arrive(self, coming: Coming) -> None:
+        """Wait for a session that is on its way; raises what it ended with, once."""
+        if not coming.future.done():
+            with waiting(self.shell, coming.what) as status:
+                while not coming.future.done():
+                    concurrent.futures.wait([coming.future], timeout=TICK)
+                    status.tick()
+                status.done(coming.what)
+        self._coming = None
+        self.take(coming.future.result())
 
     def drop(self) -> Session:
         """Give the session away; raises as :attr:`session` does."""
@@ -59,10 +103,21 @@ class Desk:
 
     def leave(self) -> None:
         """End the session, if any, as the end of the notebook would."""
+        if self._coming is not None:
+            with contextlib.suppress(FlexError):
+                self._arrive(self._coming)
         if self._session is not None:
             with contextlib.suppress(FlexError):
                 self._session.leave()
             self._session = None
+
+
+@dataclass(frozen=True)
+class Coming:
+    """A session that is being made: what is done for it, and the promise of it."""
+
+    what: str
+    future: Future[Session]
 
 
 class DeskMagics(Magics):
@@ -93,12 +148,13 @@ class StatusLine:
             self._text = text
             self._show(f"{text} …")
 
-    def tick(self, waited: Waited) -> None:
+    def tick(self, waited: Waited | None = None) -> None:
         """Show how long it has taken by now and how far it is, a few times a second; not in a plain log."""
         passed = time.perf_counter() - self._started
         if passed > self._quiet and passed - self._last > TICK and (self._in_kernel or self._in_terminal):
             self._last = passed
-            self._show(f"{self._text} … {replace(waited, seconds=passed)}")
+            far = f"{passed:.1f} s" if waited is None else replace(waited, seconds=passed)
+            self._show(f"{self._text} … {far}")
 
     def done(self, text: str) -> None:
         """The last word: what has been reached, and in how long; nothing if nothing was said before."""
