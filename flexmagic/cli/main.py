@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
     _add_demo(commands)
     _add_kernel(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -70,6 +71,21 @@ def _add_kernel(commands: argparse._SubParsersAction[_Parser]) -> None:
             parser.add_argument("--profile", default="", metavar="P", help="attach to this running cluster")
             parser.add_argument("--model", default="", metavar="PATH", help="load this model with the kernel")
     kernel.set_defaults(call=_call_kernel)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look whether all is there that flexmagic needs, and say how to mend it",
+        allow_abbrev=False,
+    )
+    doctor.set_defaults(call=_call_doctor)
+
+
+def _call_doctor(_args: argparse.Namespace) -> None:
+    from flexmagic.cli.doctor import run_doctor
+
+    run_doctor()
 
 
 def _call_demo(args: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flexmagic_kernel.spec import DISPLAY_NAME, Start, install, kernel_json, uninstall
+from flexmagic_kernel.spec import DISPLAY_NAME, Start, install, is_ours, kernel_json, uninstall
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -16,6 +16,7 @@ __all__ = [
     "DISPLAY_NAME",
     "Start",
     "install",
+    "is_ours",
     "kernel_json",
     "load_ipython_extension",
     "uninstall",

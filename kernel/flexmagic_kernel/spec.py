@@ -91,7 +91,7 @@ def install(
     """
     manager = _manager(user=user, prefix=prefix)
     directory = _directory(manager, name)
-    if directory.exists() and not _is_ours(directory):
+    if directory.exists() and not is_ours(directory):
         msg = f"{directory} holds another kernel. Choose another name with --name."
         raise InputError(msg)
     with tempfile.TemporaryDirectory() as temporary:
@@ -118,7 +118,7 @@ def uninstall(name: str = "flexmagic", *, user: bool = False, prefix: str | None
     if not directory.is_dir():
         msg = f"There is no kernel {name!r} in {directory.parent}. See `jupyter kernelspec list`."
         raise InputError(msg)
-    if not _is_ours(directory):
+    if not is_ours(directory):
         msg = f"The kernel {name!r} in {directory.parent} is not one of flexmagic's; it stays."
         raise InputError(msg)
     try:
@@ -150,7 +150,8 @@ def _directory(manager: KernelSpecManager, name: str) -> Path:
     return Path(manager.kernel_dirs[0]) / name.lower()
 
 
-def _is_ours(directory: Path) -> bool:
+def is_ours(directory: Path) -> bool:
+    """Whether a kernel's directory was written by :func:`install`."""
     try:
         content = json.loads((directory / "kernel.json").read_text(encoding="utf-8"))
         return not _OURS.isdisjoint(content["argv"])
