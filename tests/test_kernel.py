@@ -115,10 +115,10 @@ def test_a_setting_says_where_it_is_from(prefix, monkeypatch):
             "alone_limit": ("10.0", "default"),
             "captures": ("''", "default"),
         }
-        reply = client.execute("%flexcluster status", reply=True, timeout=60)["content"]
+        reply = client.execute("%flexcluster status", reply=True, timeout=60, stop_on_error=False)["content"]
         assert reply["ename"] == "ClusterError"
         assert "No such cluster is running" in reply["evalue"]
-        reply = client.execute("%flexcluster status", reply=True, timeout=60)["content"]
+        reply = client.execute("%flexcluster status", reply=True, timeout=60, stop_on_error=False)["content"]
         assert "%flexcluster start -n 3" in reply["evalue"]
 
 

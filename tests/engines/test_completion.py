@@ -22,10 +22,10 @@ def offered(shell, text):  # noqa: F811
         return [c.text for c in shell.Completer.completions(text.replace("|", ""), at)]
 
 
-def test_names_are_offered_and_nothing_else(desk):  # noqa: F811
+def test_names_are_offered_and_nothing_else(desk, loaded):  # noqa: F811
+    loaded._cluster.client[:].execute("of_the_engines = 'text'", block=True)
     typed(desk, "%%flexhook model.norm --name damp --group Alpha\nctx['saved'] = 1")
     typed(desk, "%%flexhook lm_head --name other")
-    typed(desk, "%%px\nof_the_engines = 'text'")
     typed(desk, f'run = %flexrun "{PROMPT}"')
     for text, some, none in [
         ("%%flexhook model.la|", {"model.layers"}, {"model.norm"}),
