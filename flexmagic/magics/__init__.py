@@ -16,6 +16,7 @@ from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
 from flexmagic.magics.trace import TraceMagics
+from flexmagic.magics.traceback import TracebackMagics
 from flexmagic.magics.weights import WeightsMagics
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
-    ConfigMagics,
+    ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 

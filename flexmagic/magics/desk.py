@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from IPython.core.magic import Magics
 from IPython.display import display
 
-from flexmagic.errors import ClusterError, FlexError
+from flexmagic.errors import ClusterError, FlexError, StuckError, UserCodeError
 from flexmagic.magics.arguments import bytes_of
 from flexmagic.magics.settings import FlexMagic
 
@@ -50,6 +51,7 @@ class Desk:
         self.settings = FlexMagic(shell)
         self._session: Session | None = None
         self._coming: Coming | None = None
+        self.last_error: FlexError | None = None
         self.helpers: tuple[Helper, ...] = ()
 
     @property
@@ -101,6 +103,21 @@ class Desk:
         session, self._session = self.session, None
         return session
 
+    def quoting(self, name: str, magic: Callable[..., Any]) -> Callable[..., Any]:
+        """A magic whose errors quote the line that was typed, and are remembered for ``%flextb``."""
+
+        @functools.wraps(magic)
+        def call(line: str, *args: Any, **kwargs: Any) -> Any:
+            try:
+                return magic(line, *args, **kwargs)
+            except FlexError as error:
+                self.last_error = error
+                if not isinstance(error, UserCodeError | StuckError):  # these quote the code that ran
+                    error.typed = f"{name} {line}".strip()
+                raise
+
+        return call
+
     def leave(self) -> None:
         """End the session, if any, as the end of the notebook would."""
         if self._coming is not None:
@@ -126,6 +143,9 @@ class DeskMagics(Magics):
     def __init__(self, shell: InteractiveShell, desk: Desk) -> None:
         super().__init__(shell)
         self._desk = desk
+        for kind, sign in (("line", "%"), ("cell", "%%")):
+            for name, call in self.magics[kind].items():
+                self.magics[kind][name] = desk.quoting(f"{sign}{name}", call)
 
 
 class StatusLine:
