@@ -40,8 +40,11 @@ class FlexError(Exception):
 
 
 def quoted(line: str, message: str) -> list[str]:
-    """A user's line, and below it a caret under the first word in it that a message names in quotes."""
-    if not line:
+    """A user's line, and below it a caret under the first word in it that a message names in quotes.
+
+    Nothing for a message that quotes lines itself.
+    """
+    if not line or "\n" in message:
         return []
     named = (word for word in re.findall(r"'([^']+)'", message) if word in line)
     word = next(named, "")

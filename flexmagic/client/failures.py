@@ -14,6 +14,12 @@ from flexmagic.layout.sites import Site
 
 READY = "The model and the engines are ready: mend the cell and run it again."
 
+ON_THE_ENGINES = (
+    "This code runs on the engines, where the notebook's variables are not: define the name there with %%px, "
+    "or here in the code."
+)
+"""What to do about a name that is not known."""
+
 
 def raise_for(replies: Sequence[RunReply], rules: Mapping[Site, Rule]) -> None:
     """Raise what went wrong in a run, if anything did; ``replies`` in rank order."""
@@ -149,7 +155,8 @@ def _one(group: list[RankFailure], world_size: int) -> str:
     what = f"{who} failed at {f.site}" if f.site else "the cell failed"
     line = "" if f.line is None else f", line {f.line}"
     step = "" if f.step is None else f", step {f.step}"
-    return f"{what}{step}{line}, on {where}:{_quoted(f)}\n{f.kind}: {f.message}"
+    hint = f"\n{ON_THE_ENGINES}" if f.kind == "NameError" else ""
+    return f"{what}{step}{line}, on {where}:{_quoted(f)}\n{f.kind}: {f.message}{hint}"
 
 
 def _quoted(f: RankFailure) -> str:

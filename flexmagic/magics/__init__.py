@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from flexmagic.magics.cell_form import TRANSFORMS
 from flexmagic.magics.cluster import ClusterMagics
 from flexmagic.magics.completion import Completion
 from flexmagic.magics.config import ConfigMagics
 from flexmagic.magics.desk import Desk
-from flexmagic.magics.empty_body import allow_empty_body
 from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
@@ -38,7 +38,7 @@ def load(shell: InteractiveShell) -> None:
     setattr(shell, _DESK, desk := Desk(shell))
     for family in FAMILIES:
         shell.register_magics(family(shell, desk))
-    shell.input_transformers_cleanup.append(allow_empty_body)
+    shell.input_transformers_cleanup.extend(TRANSFORMS)
     configurables: list[Any] = shell.configurables
     configurables.append(desk.settings)
     desk.helpers = (Completion(shell, desk), Inspection(shell, desk))
@@ -64,7 +64,8 @@ def unload(shell: InteractiveShell) -> None:
                 shell.magics_manager.magics[kind].pop(name, None)
         shell.magics_manager.registry.pop(family.__name__, None)
     _forget_parallel_magics(shell, desk.magics_before)
-    shell.input_transformers_cleanup.remove(allow_empty_body)
+    for transform in TRANSFORMS:
+        shell.input_transformers_cleanup.remove(transform)
     configurables: list[Any] = shell.configurables
     configurables.remove(desk.settings)
     for helper in desk.helpers:

@@ -112,7 +112,8 @@ class Desk:
                 return magic(line, *args, **kwargs)
             except FlexError as error:
                 self.last_error = error
-                if not isinstance(error, UserCodeError | StuckError):  # these quote the code that ran
+                ran = isinstance(error, StuckError) or (isinstance(error, UserCodeError) and error.failures)
+                if not ran:  # what ran is quoted in the message
                     error.typed = f"{name} {line}".strip()
                 raise
 

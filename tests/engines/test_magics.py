@@ -300,6 +300,17 @@ def test_hooks_see_what_px_defined_on_the_engines(desk, loaded):
     assert typed.said.count("used 0.25") == 1
 
 
+def test_the_whole_traceback_is_there_when_asked_for(desk):
+    typed(desk, "%%flexhook model.layers.0.mlp --name bad\ndef inner(x):\n    return x + missing\nx = inner(x)")
+    said = failing(desk, f'%flexrun "{PROMPT}"')
+    assert "Traceback" not in said
+    assert "    return x + missing\n               ^^^^^^^\n" in said
+    typed(desk, "%flextb")
+    assert "On rank 0, 1:\nTraceback (most recent call last):" in typed.said
+    assert "in inner" in typed.said
+    assert "In the notebook:" in typed.said
+
+
 def test_ranks_that_print_different_things_are_told_apart(desk):
     typed(desk, "%%flexhook model.layers.0.mlp --name h\nprint('I am', rank)")
     typed(desk, f'r = %flexrun "{PROMPT}"')
