@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.magics.cell_form import TRANSFORMS
+from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
 from flexmagic.magics.completion import Completion
 from flexmagic.magics.config import ConfigMagics
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
-    ConfigMagics, TracebackMagics,
+    CellsMagics, ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 
@@ -41,7 +42,7 @@ def load(shell: InteractiveShell) -> None:
     shell.input_transformers_cleanup.extend(TRANSFORMS)
     configurables: list[Any] = shell.configurables
     configurables.append(desk.settings)
-    desk.helpers = (Completion(shell, desk), Inspection(shell, desk))
+    desk.helpers = (Completion(shell, desk), Inspection(shell, desk), EngineCells(shell, desk))
     for helper in desk.helpers:
         helper.add()
 

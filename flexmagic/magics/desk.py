@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from flexmagic.client.session import Session
     from flexmagic.client.waiting import Waited
+    from flexmagic.magics.cells import EngineCells
 
 
 TICK = 0.2
@@ -51,6 +52,7 @@ class Desk:
         self.settings = FlexMagic(shell)
         self._session: Session | None = None
         self._coming: Coming | None = None
+        self.cells: EngineCells
         self.last_error: FlexError | None = None
         self.helpers: tuple[Helper, ...] = ()
 
@@ -149,6 +151,15 @@ class DeskMagics(Magics):
                 self.magics[kind][name] = desk.quoting(f"{sign}{name}", call)
 
 
+def in_notebook(shell: InteractiveShell) -> bool:
+    """Whether a cell of a notebook is running, whose front end can change what it shows.
+
+    A console, or a program that runs a notebook without one, only adds to what is there.
+    """
+    kernel = getattr(shell, "kernel", None)
+    return kernel is not None and "cellId" in (kernel.get_parent().get("metadata") or {})
+
+
 class StatusLine:
     """One line that says what is being waited for, rewritten in place where that is possible."""
 
@@ -157,8 +168,8 @@ class StatusLine:
         self._last = 0.0
         self._text = text
         self._handle: Any = None
-        self._in_kernel = hasattr(shell, "kernel")
-        self._in_terminal = not self._in_kernel and sys.stdout.isatty()
+        self._in_notebook = in_notebook(shell)
+        self._in_terminal = not hasattr(shell, "kernel") and sys.stdout.isatty()
         self._quiet = quiet
         if not quiet:
             self._show(f"{text} …")
@@ -172,7 +183,7 @@ class StatusLine:
     def tick(self, waited: Waited | None = None) -> None:
         """Show how long it has taken by now and how far it is, a few times a second; not in a plain log."""
         passed = time.perf_counter() - self._started
-        if passed > self._quiet and passed - self._last > TICK and (self._in_kernel or self._in_terminal):
+        if passed > self._quiet and passed - self._last > TICK and (self._in_notebook or self._in_terminal):
             self._last = passed
             far = f"{passed:.1f} s" if waited is None else replace(waited, seconds=passed)
             self._show(f"{self._text} … {far}")
@@ -189,7 +200,7 @@ class StatusLine:
         if self._in_terminal:
             sys.stdout.write(f"\r\x1b[2K{line}")
             sys.stdout.flush()
-        elif not self._in_kernel:
+        elif not self._in_notebook:
             print(line)
         else:
             plain = {"text/plain": line}
