@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
@@ -35,6 +36,7 @@ def kernel(name: str, directory: Path):
         kernel_name=name, kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(directory)])
     )
     manager.start_kernel()
+    kernel.manager = manager
     client = manager.blocking_client()
     client.start_channels()
     try:
@@ -130,6 +132,31 @@ def test_the_cluster_and_its_model_come_while_cells_already_run(prefix):
         assert value_of(client, "get_ipython()._flexmagic_desk.has_session") == "False"  # a cell, and no wait
         call = "get_ipython().run_line_magic('flexrun', '\"The capital of France is\"').top(1).rows[0][0]"
         assert "Paris" in value_of(client, call)
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_a_kernel_that_restarts_finds_its_cluster_and_its_model(prefix, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    flexmagic_kernel.install(prefix=str(prefix))
+    with kernel("flexmagic", installed(prefix)) as client:
+        client.execute("%flexcluster start -n 1", reply=True, timeout=120)
+        client.execute(f"%flexmodel {MODEL} --tp 1", reply=True, timeout=120)
+        pid = "get_ipython()._flexmagic_desk.session.status().rows[0][3]"
+        before = ast.literal_eval(value_of(client, pid))
+        kernel.manager.restart_kernel()
+        client.wait_for_ready(timeout=60)
+        offer = value_of(client, "__import__('flexmagic').magics.restart.left_for(get_ipython())")
+        assert "1 engines, LlamaForCausalLM" in offer
+        name = offer.split("cluster='")[1].split("'")[0]
+        client.execute(f"%flexcluster attach {name}", reply=True, timeout=60)
+        assert value_of(client, "get_ipython()._flexmagic_desk.session.owns_engines") == "True"
+        assert ast.literal_eval(value_of(client, pid)) == before
+        call = "get_ipython().run_line_magic('flexrun', '\"The capital of France is\"').top(1).rows[0][0]"
+        assert "Paris" in value_of(client, call)
+        client.shutdown()
+    left = [psutil.Process(int(before))] if psutil.pid_exists(int(before)) else []
+    assert not psutil.wait_procs(left, 60)[1]
 
 
 def test_uninstall_leaves_nothing(prefix):

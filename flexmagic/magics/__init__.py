@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.magics.cell_form import TRANSFORMS
@@ -9,11 +10,12 @@ from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
 from flexmagic.magics.completion import Completion
 from flexmagic.magics.config import ConfigMagics
-from flexmagic.magics.desk import Desk
+from flexmagic.magics.desk import Desk, Helper
 from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.restart import Restart
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
 from flexmagic.magics.trace import TraceMagics
@@ -29,6 +31,10 @@ FAMILIES = (
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 
+HELPERS: tuple[Callable[[InteractiveShell, Desk], Helper], ...]
+HELPERS = (Completion, Inspection, EngineCells, Restart)
+"""What stands beside the magics in a shell."""
+
 _DESK = "_flexmagic_desk"
 
 
@@ -42,7 +48,7 @@ def load(shell: InteractiveShell) -> None:
     shell.input_transformers_cleanup.extend(TRANSFORMS)
     configurables: list[Any] = shell.configurables
     configurables.append(desk.settings)
-    desk.helpers = (Completion(shell, desk), Inspection(shell, desk), EngineCells(shell, desk))
+    desk.helpers = tuple(helper(shell, desk) for helper in HELPERS)
     for helper in desk.helpers:
         helper.add()
 

@@ -10,6 +10,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import bytes_of, parse
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.restart import kernel_name
 
 if TYPE_CHECKING:
     from flexmagic.client.table import Table
@@ -90,7 +91,7 @@ class ClusterMagics(DeskMagics):
         self._refuse_second()
         from flexmagic.client.session import Session
 
-        self._desk.take(Session.attach(args.name, hooks=args.hooks))
+        self._desk.take(Session.attach(args.name, hooks=args.hooks, kernel=kernel_name(self._desk.shell)))
         return self._desk.session.status()
 
     def _refuse_second(self) -> None:
