@@ -9,21 +9,31 @@ import pytest
 from flexmagic.client import recovery
 from flexmagic.client.recovery import Freed, free, meeting_at, together, uninterrupted
 from flexmagic.engine.private_groups import GroupSpec
+from flexmagic.engine.watch import USER, Whereabouts
 from flexmagic.errors import ClusterError
 
 
 class Ranks:
-    """Ranks of which each comes back at a cut, at an interrupt, at its end, or not at all."""
+    """Ranks of which each comes back at a cut, at an interrupt, at its end, or not at all.
 
-    def __init__(self, **frees):
+    ``coding``: those in the user's code.
+    """
+
+    def __init__(self, coding=(), **frees):
+        self.coding = coding
         self.frees = {int(rank.removeprefix("rank")): by for rank, by in frees.items()}
         self.done = []
 
     def cut(self, ranks, _patience):
         self._happens("cut", ranks)
 
+    def look(self, ranks, _patience):
+        user = Whereabouts(USER, "run", "a:output", "bad", 3)
+        return {rank: user if rank in self.coding else None for rank in ranks}
+
     def interrupt(self, ranks, _patience):
-        self._happens("interrupt", ranks)
+        if ranks:
+            self._happens("interrupt", ranks)
 
     def end(self, rank):
         self._happens("end", [rank])
@@ -38,6 +48,7 @@ class Ranks:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
+    monkeypatch.setattr(recovery, "AT_ONCE", 0.02)
     monkeypatch.setattr(recovery, "FREED", 0.02)
     monkeypatch.setattr(recovery, "STUCK", 0.02)
 
@@ -56,6 +67,12 @@ def test_only_ranks_that_are_still_out_are_interrupted():
     ranks = Ranks(rank0="cut", rank1="interrupt")
     assert freed(ranks) == Freed(interrupted=(1,))
     assert ranks.done == [("cut", (0, 1, 2)), ("interrupt", (1,))]
+
+
+def test_user_code_is_interrupted_without_waiting_for_what_a_cut_frees():
+    ranks = Ranks(coding=(1,), rank0="interrupt", rank1="interrupt", rank2="cut")
+    assert freed(ranks) == Freed(interrupted=(0, 1))
+    assert ranks.done == [("cut", (0, 1, 2)), ("interrupt", (1,)), ("interrupt", (0,))]
 
 
 def test_only_ranks_that_nothing_frees_are_ended():

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from flexmagic.engine.groups import Meeting
     from flexmagic.engine.private_groups import GroupSpec
 
-FREED = 0.6
-"""Seconds in which ranks that waited for others come back after their connections were shut."""
+AT_ONCE, FREED = 0.1, 0.6
+"""Seconds in which ranks that waited for others come back after their connections were shut: most, all."""
 
 STUCK = 3.0
 """Seconds after which a rank that came back neither by that nor by an interrupt is ended."""
@@ -46,16 +46,21 @@ def free(
     ``waiting``: the ranks that have not come back yet. ``end``: ends one rank's process.
     """
     control.cut(everyone, PATIENCE)
-    if _none(waiting, FREED):
+    if _none(waiting, AT_ONCE):
         return Freed()
-    stuck = tuple(waiting())
-    control.interrupt(stuck, PATIENCE)
+    places = control.look(waiting(), PATIENCE)
+    coding = {rank for rank, place in places.items() if place is not None and place.kind == "user code"}
+    control.interrupt(sorted(coding), PATIENCE)
+    if _none(waiting, FREED):
+        return Freed(tuple(sorted(coding)))
+    stuck = coding | set(waiting())
+    control.interrupt(sorted(waiting()), PATIENCE)
     if _none(waiting, STUCK):
-        return Freed(stuck)
+        return Freed(tuple(sorted(stuck)))
     lost = tuple(waiting())
     for rank in lost:
         end(rank)
-    return Freed(tuple(rank for rank in stuck if rank not in lost), lost)
+    return Freed(tuple(sorted(stuck - set(lost))), lost)
 
 
 def _none(waiting: Callable[[], Sequence[int]], seconds: float) -> bool:
