@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
-from flexmagic.client.ranks import Ranks
+from flexmagic.client.ranks import RECOVER, Ranks
 from flexmagic.client.recovery import Freed, uninterrupted
 from flexmagic.client.regroup import Regroup, merged
 from flexmagic.client.waiting import Pending, Progress, Waiting
 from flexmagic.client.watching import SILENT, SILENT_AT_FIRST
-from flexmagic.errors import FlexError, StuckError
+from flexmagic.errors import READY, EngineError, FlexError, StuckError
 
 READING = {
     "check_model", "load_model", "build_model", "adopt_model", "reload", "rerun", "readopt_model",
@@ -25,13 +25,16 @@ class Calls:
     """Verb calls to the ranks of a cluster.
 
     A call always comes back: ranks that can no longer meet are freed, and their process groups made
-    again, before the error is raised.
+    again, before the error is raised. ``mend``: puts engines that ended meanwhile in order again and says
+    what that did; ``mends``: whether it is to.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.ranks = Ranks(cluster)
         self.waiting = Waiting(self.ranks)
         self.groups = Regroup(self.ranks, self.waiting)
+        self.mend: Callable[[], str] | None = None
+        self.mends = True
         self._turns = cluster.turns
 
     @property
@@ -106,20 +109,45 @@ class Calls:
             with uninterrupted():
                 places = self.waiting.places(pending)
                 freed = self._recover(pending)
-            msg = f"{places}\n{self.waiting.after(freed) or 'The engines are ready.'}"
+            msg = f"{places}\n{self._after(freed) or 'The engines are ready.'}"
             raise KeyboardInterrupt(msg) from None
         if verdict is not None:
             with uninterrupted():
                 freed = self._recover(pending)
-            raise StuckError(verdict, self.waiting.said(pending), self.waiting.after(freed))
+            said = self.waiting.said(pending)
+            raise StuckError(verdict, said, self._after(freed))
         return {rank: self.ranks.value(rank, answer) for rank, answer in pending.items()}
 
     def _recover(self, pending: Pending) -> Freed:
         """Free all ranks and make their process groups again, if all their engines live."""
         freed = self.waiting.free(pending)
         if not freed.ended:
-            self.groups.rebuild()
+            try:
+                self.groups.rebuild()
+            except (EngineError, StuckError):
+                if not self.ranks.ended():
+                    raise
         return freed
+
+    def _after(self, freed: Freed) -> str:
+        """What is to be said of engines that were lost when all were freed, and of what was done about it."""
+        lost = sorted({*freed.ended, *self.ranks.ended()})
+        if not lost:
+            return ""
+        how = "could not be interrupted and was ended" if freed.ended else "has ended"
+        who = ", ".join(map(str, lost))
+        told = f"The engine of rank {who} {how}. {self.ranks.cluster.last_words(lost)}\n"
+        if self.mend is None or not self.mends:
+            return told + RECOVER
+        mend, self.mend = self.mend, None  # not again for what goes wrong meanwhile
+        try:
+            return told + mend()
+        except FlexError as error:
+            return f"{told}It could not be put in order by itself: {error}\n{RECOVER}"
+        except KeyboardInterrupt:
+            return f"{told}Putting it in order was interrupted. {RECOVER}"
+        finally:
+            self.mend = mend
 
 
 def _cause(stuck: StuckError) -> FlexError:
@@ -129,5 +157,6 @@ def _cause(stuck: StuckError) -> FlexError:
     if not errors:
         return stuck
     error = merged(errors)
-    error.args = (f"{error}\n{stuck.verdict.meanwhile}",)
+    after = "" if stuck.after == READY else f"\n{stuck.after}"
+    error.args = (f"{error}\n{stuck.verdict.meanwhile}{after}",)
     return error

@@ -25,6 +25,8 @@ class Work(ABC):
     hooks: HookBook
     losses: Losses
     modules: Modules
+    cancel: Callable[[], None]
+    """Ends what is being waited for, as an interrupt would; from any thread."""
     _running: Running
 
     @property
