@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.ranks import RECOVER, Ranks
-from flexmagic.client.recovery import Freed, uninterrupted
+from flexmagic.client.recovery import Freed, postponed, uninterrupted
 from flexmagic.client.regroup import Regroup, merged
 from flexmagic.client.waiting import Pending, Progress, Waiting
 from flexmagic.client.watching import SILENT, SILENT_AT_FIRST
@@ -19,6 +19,10 @@ READING = {
     "check_model", "load_model", "build_model", "adopt_model", "reload", "rerun", "readopt_model",
 }  # fmt: skip
 """Verbs that may read libraries and weights from disk."""
+
+
+Requests = Mapping[int, tuple[str, Any, Any]]
+"""A verb, its arguments and its keyword arguments, by rank."""
 
 
 class Calls:
@@ -69,28 +73,20 @@ class Calls:
         with contextlib.suppress(Exception):
             self.ranks.ask(rank, engine_side.call, verb, engine_side.packed(args))
 
-    def some(
-        self, requests: dict[int, tuple[str, Any, Any]], progress: Progress | None = None
-    ) -> dict[int, Any]:
+    def some(self, requests: Requests, progress: Progress | None = None) -> dict[int, Any]:
         """Different verbs on different ranks at once.
 
         Raises what ranks refuse with; :class:`StuckError` if they cannot meet;
         :class:`KeyboardInterrupt`, all ranks being ready again, if the user interrupts.
         """
         self.ranks.refuse_if_ended(requests)
-        packed: dict[int, bytes] = {}
-        pending = {}
-        silent = SILENT_AT_FIRST if any(verb in READING for verb, _, _ in requests.values()) else SILENT
         with self._turns.turn():
-            for rank, (verb, args, kwargs) in requests.items():
-                payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
-                pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)
             try:
-                replies = self._answers(pending, progress, silent)
+                replies = self._answers(requests, progress)
             except StuckError as stuck:
                 raise _cause(stuck) from stuck
             errors = {rank: reply.error for rank, reply in replies.items() if reply.error}
-            if errors and len(errors) < len(pending):
+            if errors and len(errors) < len(replies):
                 self.rebuild()  # a rank that gave up alone may have left half a message behind
         if errors:
             raise merged(errors)
@@ -101,9 +97,21 @@ class Calls:
         with self._turns.turn():
             self.groups.rebuild()
 
-    def _answers(self, pending: Pending, progress: Progress | None, silent: float) -> dict[int, Any]:
+    def _ask(self, requests: Requests) -> Pending:
+        packed: dict[int, bytes] = {}
+        pending = {}
+        for rank, (verb, args, kwargs) in requests.items():
+            payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
+            pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)
+        return pending
+
+    def _answers(self, requests: Requests, progress: Progress | None) -> dict[int, Any]:
         """The ranks' replies; raises what kept them from coming, once all ranks can be asked again."""
+        silent = SILENT_AT_FIRST if any(verb in READING for verb, _, _ in requests.values()) else SILENT
+        pending: Pending = {}
         try:
+            with postponed():
+                pending = self._ask(requests)
             verdict = self.waiting.watch(pending, progress=progress, silent=silent)
         except KeyboardInterrupt:
             with uninterrupted():
@@ -136,7 +144,7 @@ class Calls:
             return ""
         how = "could not be interrupted and was ended" if freed.ended else "has ended"
         who = ", ".join(map(str, lost))
-        told = f"The engine of rank {who} {how}. {self.ranks.cluster.last_words(lost)}\n"
+        told = "\n".join([f"The engine of rank {who} {how}.", *self.ranks.cluster.last_words(lost), ""])
         if self.mend is None or not self.mends:
             return told + RECOVER
         mend, self.mend = self.mend, None  # not again for what goes wrong meanwhile

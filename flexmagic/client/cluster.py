@@ -227,12 +227,12 @@ class Cluster:
             )
             raise ClusterError(msg)
 
-    def last_words(self, ranks: Iterable[int]) -> str:
+    def last_words(self, ranks: Iterable[int]) -> list[str]:
         """How engines ended, as far as their launchers and logs tell."""
         words = []
         for rank in ranks:
             words += [self._how_it_ended(rank), *self._log_tail(rank)]
-        return "\n".join(word for word in words if word)
+        return [word for word in words if word]
 
     def _how_it_ended(self, rank: int) -> str:
         code = None

@@ -75,10 +75,8 @@ class Ranks:
 
     def gone_error(self, ranks: Sequence[int]) -> EngineError:
         """The error that names ranks whose engine is gone, with their last words."""
-        words = self.cluster.last_words(ranks)
-        return EngineError(
-            f"The engine of rank {', '.join(map(str, ranks))} has ended. {words}\n{RECOVER}", tuple(ranks)
-        )
+        what = f"The engine of rank {', '.join(map(str, ranks))} has ended."
+        return EngineError("\n".join([what, *self.cluster.last_words(ranks), RECOVER]), tuple(ranks))
 
     def end(self, rank: int) -> None:
         """End the process of a rank that nothing else brings back."""
