@@ -40,7 +40,9 @@ def asked(client, kind):
 
 def test_a_click_during_the_cell_ends_what_it_waits_for_and_leaves_no_button(client):
     subshell = asked(client, "create_subshell_request")["subshell_id"]
-    running = client.execute(CELL)
+    cell = client.session.msg("execute_request", {"code": CELL}, metadata={"cellId": "a notebook's"})
+    client.shell_channel.send(cell)
+    running = cell["header"]["msg_id"]
     shown = heard(client, lambda m: VIEW in m["content"].get("data", {}))[-1]
     button = shown["content"]["data"][VIEW]["model_id"]
     click = client.session.msg(

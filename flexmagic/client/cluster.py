@@ -211,12 +211,13 @@ class Cluster:
         return self.engines if self._size is None else list(range(self._size))
 
     def end(self, engine: int) -> None:
-        """End one engine's process, whatever it is doing."""
+        """End one engine's process, whatever it is doing, and see that the controller notices."""
         with contextlib.suppress(Exception):  # an engine on another host, or one that is gone
             self.client.send_signal("SIGKILL", [engine], block=False)  # its nanny does it
         for process in self._processes(engine):  # whose nanny may be gone
             with contextlib.suppress(Exception):
                 process.kill()
+        self._gone(engine)
 
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
@@ -268,7 +269,7 @@ class Cluster:
 
         Raises :class:`ClusterError` if they were not started one by one, or do not come up.
         """
-        missing = [rank for rank in ranks if self.gone(rank)]  # someone may have replaced it
+        missing = [rank for rank in ranks if self._gone(rank)]  # someone may have replaced it
         if missing and self._size is None:
             msg = (
                 f"The engine of rank {missing[0]} was not started by flexmagic, so that it cannot be "
@@ -286,7 +287,7 @@ class Cluster:
             self._dismiss_reaper()
             self._reaper = reaper.start(self._cluster.cluster_file)
 
-    def gone(self, engine: int) -> bool:
+    def _gone(self, engine: int) -> bool:
         """Whether the controller knows no engine of this id; one that was just ended may still be listed."""
         deadline = time.monotonic() + UNLISTED
         while engine in self.client.ids and time.monotonic() < deadline:

@@ -81,7 +81,6 @@ class Ranks:
     def end(self, rank: int) -> None:
         """End the process of a rank that nothing else brings back."""
         self.cluster.end(self.engines[rank])
-        self.cluster.gone(self.engines[rank])
 
     def renew(self, ranks: Iterable[int]) -> None:
         """Note that engines were replaced: what runs left on them until now is gone."""
