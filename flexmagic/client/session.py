@@ -94,7 +94,7 @@ class Session(Work, Cells):
         A model that it holds is found again, and the hooks and :attr:`runs` of a notebook that has
         ended, the latest if there are several; what a dead one was still running is ended. Hooks of
         notebooks that are at work are copied only with ``hooks``. The engines stay when this
-        session ends, unless they were left by an earlier process of this ``kernel`` (see :meth:`outlive`).
+        session ends, unless they were left by an earlier process of this ``kernel`` (see :meth:`leave`).
         With an engine that has ended, :meth:`recover` comes first; the rest is found then.
         """
         session = cls._joined(Cluster.attach(name), lambda: None)
@@ -355,13 +355,15 @@ class Session(Work, Cells):
         _OPEN.discard(self)
         self._cluster.stop()
 
-    def outlive(self, kernel: str) -> None:
-        """Leave the engines to the next process of a kernel that restarts; they wait two minutes for it."""
-        model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
-        self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
+    def leave(self, *, kernel: str = "") -> None:
+        """What the end of the process does: stop the engines unless they shall be kept.
 
-    def leave(self) -> None:
-        """What the end of the process does: stop the engines unless they shall be kept."""
+        ``kernel``: one that restarts; instead, the engines will wait two minutes for its next process.
+        """
+        if kernel:
+            model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
+            self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
+            return
         if self._cluster.keep:
             self._cluster.disconnect()
         else:
