@@ -19,9 +19,10 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.distributed import Loaded
-from flexmagic.engine.exchange import Exchange
+from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.loss import whole_output
+from flexmagic.engine.loss import Outputs, outputs_of
+from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.probe import note
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
@@ -30,7 +31,7 @@ from flexmagic.errors import ModelError
 from flexmagic.layout.assemble import assemble, own_part, split
 from flexmagic.layout.gradients import DIFFERENT, gradient_rule
 from flexmagic.layout.layout import Layout
-from flexmagic.layout.parameter_gradients import parameter_gradient_rule
+from flexmagic.layout.parameter_gradients import parameter_gradient_rule, without_tied
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.seen import Seen
 from flexmagic.layout.sites import Site
@@ -66,10 +67,14 @@ class Trial:
 
     def loss(self) -> torch.Tensor:
         """A fixed random projection of the model's whole output."""
-        output = whole_output(self.loaded.model(**self.arguments), self.rules, self.exchange)
+        return self.outcome().loss
+
+    def outcome(self) -> Differentiable:
+        """The loss, and what it takes to differentiate it."""
+        outputs = outputs_of(self.loaded.model, self.arguments, self.rules, self.exchange, {})
         generator = torch.Generator().manual_seed(2)
         total = None
-        for _, tensor in leaves(output):
+        for _, tensor in leaves(outputs.whole):
             if tensor.is_floating_point():
                 weights = torch.randn(tensor.shape, generator=generator).to(tensor)
                 part = (tensor * weights).sum() / tensor.numel() ** 0.5
@@ -79,10 +84,24 @@ class Trial:
                 "The model returns nothing of which the whole is known, so there is no loss to differentiate."
             )
             raise ModelError(msg)
-        return total
+        return Differentiable(total, outputs)
 
 
-def observe_backward(model: nn.Module, loss: Callable[[], torch.Tensor], look: Look) -> None:
+@dataclass(frozen=True)
+class Differentiable:
+    """A loss on a forward's outputs."""
+
+    loss: torch.Tensor
+    outputs: Outputs
+
+    def backward(self) -> None:
+        """Differentiate it, through all stages of a pipeline."""
+        self.loss.backward()
+        if self.outputs.back is not None:
+            self.outputs.back()
+
+
+def observe_backward(model: nn.Module, loss: Callable[[], torch.Tensor | Differentiable], look: Look) -> None:
     """Make one forward and backward and show the gradient at every site to ``look``."""
     handles = []
 
@@ -136,26 +155,28 @@ def survey_gradients(
     arguments: dict[str, Any],
     *,
     whole: Mapping[str, tuple[int, ...]],
+    mates: frozenset[int] | None = None,
 ) -> Gradients:
     """Rules for the gradients at all sites and of all parameters.
 
     ``arguments``: this rank's own rows. ``whole``: the shapes of parameters as far as there is an
-    unsharded form of the model. Raises :class:`ModelError` if the model's backward is not
-    the derivative of its forward.
+    unsharded form of the model. ``mates``: the ranks of this pipeline stage, of a pipeline. Raises
+    :class:`ModelError` if the model's backward is not the derivative of its forward.
     """
-    _refuse_stages(rules, groups.place.world_size)
     _refuse_flat(loaded.model)
-    exchange = Exchange(groups.own, groups.place.rank, Extent(shared_out=len(set(row_groups)) > 1))
+    exchange = Exchange(groups.own, groups.place.rank, Extent(shared_out=len(set(row_groups)) > 1), mates)
     trial = Trial(loaded, rules, exchange, arguments, len(set(row_groups)))
     local: dict[Site, torch.Tensor] = {}
     error = ""
-    with own_gradients(loaded.model) as taken:
+    with own_gradients(loaded.model) as taken, whole_batches(loaded.model):
         try:
             observe_backward(
                 loaded.model,
-                trial.loss,
+                trial.outcome,
                 lambda site, grad: local.__setitem__(site, local_of(grad).detach()),
             )
+        except RunStopped:  # the rank at which it failed says why
+            pass
         except Exception as problem:  # noqa: BLE001 - all ranks must hear of it
             error = f"{type(problem).__name__}: {problem}"
         gradients = taken()
@@ -169,24 +190,17 @@ def survey_gradients(
     everything = [part[0] for part in parts]
     found = _measured(_rules(everything, rules, row_groups), local, trial, groups)
     names = dict.fromkeys(site for of_rank in everything for site in of_rank if site.port == "grad")
+    stages = everyone(groups, -1 if mates is None else min(mates))
     parameters = {
-        s: parameter_gradient_rule(s, loaded.mesh, everything, row_groups, whole.get(s.path)) for s in names
+        s: parameter_gradient_rule(s, loaded.mesh, everything, row_groups, whole.get(s.path), stages)
+        for s in names
     }
+    if mates is not None and whole:
+        parameters = without_tied(parameters, whole)
     reduced = {site: its.rule for site, its in parameters.items() if its.reduced}
     scale = _scale(reduced, gradients, trial, groups) if reduced else 1.0
     found |= {site: its.rule for site, its in parameters.items()}
     return Gradients(found, frozenset(reduced), scale)
-
-
-def _refuse_stages(rules: Mapping[Site, Rule], world_size: int) -> None:
-    """Refuse a model of which only some ranks have the output: nothing carries its gradient to the others."""
-    outputs = [rule for site, rule in rules.items() if (site.path, site.port) == ("", "output")]
-    if any(not rule.refused and len(rule.ranks) < world_size for rule in outputs):
-        msg = (
-            "This model is a pipeline: only its last stage has the output, and no gradient comes back from "
-            "it to the other stages. Load it without pipeline stages to differentiate."
-        )
-        raise ModelError(msg)
 
 
 def _refuse_flat(model: nn.Module) -> None:
@@ -257,12 +271,12 @@ def _measured(
     sure = [
         s for s, rule in found.items() if not rule.refused and not rule.addends and s.port == "grad_output"
     ]
-    if sure:
-        norm, off = _deviation(found[sure[-1]], local, trial, groups)
+    for site in {found[s].ranks: s for s in sure}.values():  # one on each pipeline stage
+        norm, off = _deviation(found[site], local, trial, groups)
         if off > CLOSE * norm:
             msg = (
                 "The model's own backward is not the derivative of its forward: along the gradient at "
-                f"{sure[-1]}, of norm {norm:.4g}, the loss changes by {off:.4g} more or less than that. "
+                f"{site}, of norm {norm:.4g}, the loss changes by {off:.4g} more or less than that. "
                 "Its collectives do not pass gradients as one process would."
             )
             raise ModelError(msg)

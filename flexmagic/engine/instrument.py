@@ -90,6 +90,8 @@ class Instrument:
     Outside the block the model has no hook of ours. Inside, user code never lets an exception
     escape into the forward: it is recorded, the original value passes on, and all ranks end the run
     together at their next exchange, so that every started collective is completed.
+
+    ``skipped``: modules that do not run. ``at_once``: no pipeline may cut the batch, whatever the hooks.
     """
 
     def __init__(
@@ -120,6 +122,7 @@ class Instrument:
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
+        self.at_once = False
         self._handles: list[Any] = []
         self._visits: Counter[Site] = Counter()
         self.context: dict[str, Any] = {}
@@ -127,7 +130,8 @@ class Instrument:
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
-        whole = any(not (hook.source.local or hook.source.captures_only) for hook in self.hooks)
+        code = [hook.source for hook in self.hooks if not hook.source.captures_only]
+        whole = self.at_once or any(not source.local for source in code)
         self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
         wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self.hooks))
         modules = modules_of(self._model)

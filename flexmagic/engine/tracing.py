@@ -12,10 +12,9 @@ from torch import nn
 
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.code import HookSource, build_script
-from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.exchange import RunEnds, RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.instrument import ActiveHook, Instrument
-from flexmagic.engine.shortcuts import RunEnds
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.trace import Trace
 from flexmagic.engine.traced import Save, Traced, View
