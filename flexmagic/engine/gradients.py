@@ -22,7 +22,6 @@ from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.loss import Outputs, outputs_of
-from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.probe import note
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
@@ -168,7 +167,7 @@ def survey_gradients(
     trial = Trial(loaded, rules, exchange, arguments, len(set(row_groups)))
     local: dict[Site, torch.Tensor] = {}
     error = ""
-    with own_gradients(loaded.model) as taken, whole_batches(loaded.model):
+    with own_gradients(loaded.model) as taken:
         try:
             observe_backward(
                 loaded.model,
