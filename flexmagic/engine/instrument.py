@@ -124,7 +124,7 @@ class Instrument:
         self.skipped: frozenset[str] = frozenset()
         self.at_once = False
         self._handles: list[Any] = []
-        self._visits: Counter[Site] = Counter()
+        self._visits: Counter[Site | None] = Counter()
         self.context: dict[str, Any] = {}
         self.outcome = Outcome()
 
@@ -340,17 +340,21 @@ class Instrument:
         return result if edited else None
 
     @contextlib.contextmanager
-    def contained(self, hook: ActiveHook) -> Iterator[None]:
-        """Code of a hook that runs at no site: what it raises or prints becomes data, as at a site."""
-        printed = io.StringIO()
+    def contained(self, hook: ActiveHook, site: Site | None = None) -> Iterator[None]:
+        """Code of a hook that runs at no site of this rank: what it raises or prints is data, as at one.
+
+        ``site``: that of another pipeline stage at which it is.
+        """
+        printed, where = io.StringIO(), "" if site is None else str(site)
+        self._visits[site] += site is not None
         try:
-            with contextlib.redirect_stdout(printed), self._draws(hook, None):
+            with contextlib.redirect_stdout(printed), self._draws(hook, site):
                 yield
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
-            self.outcome.failures.append(self._failure(hook, None, error))
+            self.outcome.failures.append(self._failure(hook, site, error))
         finally:
             if printed.getvalue():
-                self.outcome.printed.append(("", hook.source.name, printed.getvalue()))
+                self.outcome.printed.append((where, hook.source.name, printed.getvalue()))
 
     def _failure(self, hook: ActiveHook, site: Site | None, error: BaseException) -> RankFailure:
         """An exception as data; it lets go of its frames, which hold tensors."""

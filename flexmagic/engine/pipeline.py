@@ -42,7 +42,7 @@ class Turns:
     """What is done before this stage's turn in a forward, and after it, before the next stage's."""
 
     before: Callable[[], None]
-    after: Callable[[], None]
+    after: Callable[[BaseException | None], None]
 
 
 class Pipeline(Staged):
@@ -120,8 +120,23 @@ class Pipeline(Staged):
 
         ``idle``: after a failure what comes is still taken, so that it does not wait for another run.
         """
-        if self.turns is not None:
+        if self.turns is None:
+            return self._work(arguments, idle=idle)
+        problem: BaseException | None = None
+        try:
             self.turns.before()
+        except BaseException as error:  # noqa: BLE001 - what comes is still taken
+            problem = error
+        try:
+            output = self._work(arguments, idle=idle or problem is not None)
+        except BaseException as error:  # noqa: BLE001 - the other stages must hear of anything
+            problem = problem or error
+        self.turns.after(problem)
+        if problem is not None:
+            raise problem
+        return output
+
+    def _work(self, arguments: Mapping[str, Any], *, idle: bool) -> Any:
         received: Sequence[torch.Tensor] | Instead = ()
         if not self.stage.is_first:
             received = receive(self.group, self.peer(-1), self.stage.device)
@@ -129,12 +144,7 @@ class Pipeline(Staged):
             raise RunEnds
         if isinstance(received, Instead):
             raise RunStopped(f"pipeline stage {self.stage.stage_index - 1} failed")
-        if idle:
-            return None
-        output = self._called(self._arrived(received), arguments)
-        if self.turns is not None:
-            self.turns.after()
-        return output
+        return None if idle else self._called(self._arrived(received), arguments)
 
     def _arrived(self, received: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         """What the stage's module gets of a message; the rest is what hooks saved."""

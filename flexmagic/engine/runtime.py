@@ -26,10 +26,11 @@ from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
+from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
-from flexmagic.engine.shortcuts import Short, check_stages, forms_kept, shortened
+from flexmagic.engine.shortcuts import Short, forms_kept, shortened
 from flexmagic.engine.spent import Spent
 from flexmagic.engine.stage_standing import check_standings, settled, stage_mates, standing
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey, together
@@ -205,10 +206,11 @@ class Runtime:
         assert arguments is not None  # the client sends its own input where none can be made up
         if groups > 1:
             arguments = copies_of_a_row(arguments, self.row_groups[self.place.rank], 2)
-        found = survey_gradients(
-            self.loaded, self.groups, self.rules, self.row_groups, arguments, whole=self.whole,
-            mates=self.mates,
-        )  # fmt: skip
+        with whole_batches(self.model):
+            found = survey_gradients(
+                self.loaded, self.groups, self.rules, self.row_groups, arguments,
+                whole=self.whole, mates=self.mates,
+            )  # fmt: skip
         self.gradients = found
         self.rules = self.rules | found.rules
 
@@ -234,8 +236,6 @@ class Runtime:
         return instrument
 
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
-        assert self.loaded is not None  # the client has a model
-        check_stages(self.loaded, "A trace runs through the whole model, which no rank of a pipeline has")
         return trace_hook(
             source, self.model, self.rules, self.groups, namespace=self.namespace, context=instrument.context
         )
@@ -254,7 +254,7 @@ class Runtime:
         with attached, mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
-                with traced(instrument):
+                with traced(instrument, self.model):
                     if plan.backward is None:
                         self.model(**arguments)
                     else:
