@@ -80,7 +80,7 @@ class Cells(ABC):
 
         Raises :class:`CellError` for code that does not compile, :class:`HookError` for one that fails,
         such as by asking for a site that the forward has passed, :class:`StuckError` for one that does
-        not come to its next site, :class:`ModelError` for a pipeline.
+        not come to its next site.
         """
         source = trace_source(code, given or {}, first_line)
         with limited(self._calls, limit):
