@@ -110,7 +110,7 @@ class Cells(ABC):
         autograd on.
 
         Raises :class:`CellError` for code that fails, on any rank, :class:`HookError` for a hook that
-        does, :class:`ModelError` over pipeline stages.
+        does, :class:`ModelError` for ``grad`` over pipeline stages.
         """
         return self._running.cell(
             self.model, cell_source(text, first_line), capture,

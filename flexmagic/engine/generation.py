@@ -28,7 +28,7 @@ from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.shortcuts import shortened
-from flexmagic.engine.stage_generation import whole_of
+from flexmagic.engine.stage_whole import whole_of
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.engine.tree import inner_of, modules_of, unwrapped

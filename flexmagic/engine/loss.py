@@ -13,18 +13,15 @@ from torch import nn
 
 from flexmagic.engine.code import HookSource, build_script, failure, shifted
 from flexmagic.engine.exchange import Exchange
-from flexmagic.engine.messages import packed, unpacked
 from flexmagic.engine.pipeline import Pipeline, Tape
-from flexmagic.engine.stage_output import backward, from_the_last
+from flexmagic.engine.stage_output import backward, from_the_last, of_output, with_output
 from flexmagic.engine.tensors import leaves, local_of, replace_leaf
-from flexmagic.errors import ModelError
 from flexmagic.layout.assemble import own_part
 from flexmagic.layout.layout import Layout
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
 LOGITS = ".logits"
-_CONTEXT = "ctx "
 NAMES = ("output", "logits", "ids", "ctx", "modules")
 """What a loss may use besides the engine's own namespace."""
 
@@ -99,9 +96,8 @@ def outputs_of(
         output = model(**arguments)
         if not model.stage.is_last:
             return []
-        saved = {f"{_CONTEXT}{name}": value for name, value in context.items()}
-        values = {"output": whole_output(output, rules, exchange), **saved}
-        message = packed(values, attached).to(model.stage.device)
+        whole = whole_output(output, rules, exchange)
+        message = with_output(whole, context, attached).to(model.stage.device)
         return [*attached, message]
 
     model.tape = tape = Tape()
@@ -110,16 +106,13 @@ def outputs_of(
     finally:
         model.tape = None
     leaves_ = [tensor.detach().requires_grad_() for tensor in found]
-    values, _ = unpacked([*(leaf.clone() for leaf in leaves_), message])
-    if "output" not in values:
-        raise ModelError("What the last pipeline stage returns cannot be sent to the others for a loss.")
+    whole, saved = of_output([*(leaf.clone() for leaf in leaves_), message])
 
     def back() -> None:
         given = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves_]
         backward(model, tape, lambda: (attached, given))
 
-    saved = {name.removeprefix(_CONTEXT): of for name, of in values.items() if name.startswith(_CONTEXT)}
-    return Outputs(values["output"], saved, back)
+    return Outputs(whole, saved, back)
 
 
 def whole_output(output: Any, rules: Mapping[Site, Rule], exchange: Exchange) -> Any:

@@ -82,16 +82,19 @@ def receive(group: dist.ProcessGroup, source: int, device: torch.device) -> list
     return tensors
 
 
-def packed(values: Mapping[str, Any], attached: list[torch.Tensor] | None = None) -> torch.Tensor:
-    """What hooks saved, uint8; values that cannot be pickled stay where they are.
+def packed(
+    values: Mapping[str, Any], attached: list[torch.Tensor] | None = None, *, beside_it: int = 0
+) -> torch.Tensor:
+    """Values by name, as what hooks saved, uint8; those that cannot be pickled stay where they are.
 
-    ``attached``: takes the tensors in it that are part of a graph; they travel right before it.
+    ``attached``: takes the tensors in it that are part of a graph, and so many others, for which it is
+    less work; they travel right before it.
     """
     kept, beside = {}, list[torch.Tensor]()
     for name, value in values.items():
         with contextlib.suppress(Exception):  # any class may define any __reduce__
             out, there = io.BytesIO(), list(beside)
-            (pickle.Pickler(out) if attached is None else _Pickler(out, there)).dump(value)
+            (pickle.Pickler(out) if attached is None else _Pickler(out, there, beside_it)).dump(value)
             kept[name], beside = out.getvalue(), there
     if attached is not None:
         attached += beside
@@ -108,14 +111,14 @@ def unpacked(tensors: Sequence[torch.Tensor]) -> tuple[dict[str, Any], list[torc
 
 
 class _Pickler(pickle.Pickler):
-    """Writes numbers for tensors that are part of a graph, and keeps those."""
+    """Keeps tensors that are part of a graph, and any while there is room, and writes numbers for them."""
 
-    def __init__(self, out: io.BytesIO, attached: list[torch.Tensor]) -> None:
+    def __init__(self, out: io.BytesIO, attached: list[torch.Tensor], room: int) -> None:
         super().__init__(out)
-        self._attached = attached
+        self._attached, self._room = attached, room
 
     def persistent_id(self, obj: Any) -> Any:
-        if not (isinstance(obj, torch.Tensor) and obj.requires_grad):
+        if not isinstance(obj, torch.Tensor) or not (obj.requires_grad or len(self._attached) < self._room):
             return None
         self._attached.append(obj)
         return len(self._attached) - 1

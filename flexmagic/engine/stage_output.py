@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from flexmagic.engine.exchange import RunEnds, RunStopped
-from flexmagic.engine.messages import Instead, check, receive, send
+from flexmagic.engine.messages import Instead, check, packed, receive, send, unpacked
 from flexmagic.engine.pipeline import Pipeline, Tape
+from flexmagic.errors import ModelError
 
 
 def from_the_last(model: Pipeline, make: Callable[[], Sequence[torch.Tensor]]) -> Sequence[torch.Tensor]:
@@ -36,6 +38,26 @@ def from_the_last(model: Pipeline, make: Callable[[], Sequence[torch.Tensor]]) -
     if isinstance(mine, Instead):
         raise RunStopped("another pipeline stage failed")
     return mine
+
+
+_OUTPUT, _SAVED = "output", "saved "
+
+
+def with_output(
+    output: Any, context: Mapping[str, Any], attached: list[torch.Tensor], *, beside_it: int = 0
+) -> torch.Tensor:
+    """A message with a model's output and what hooks saved; see :func:`packed`."""
+    saved = {f"{_SAVED}{name}": value for name, value in context.items()}
+    return packed({_OUTPUT: output, **saved}, attached, beside_it=beside_it)
+
+
+def of_output(tensors: Sequence[torch.Tensor]) -> tuple[Any, dict[str, Any]]:
+    """The output and what hooks saved, out of such a message and what travelled beside it."""
+    values, _ = unpacked(tensors)
+    if _OUTPUT not in values:
+        raise ModelError("What the last pipeline stage returns cannot be sent to the others.")
+    output = values.pop(_OUTPUT)
+    return output, {name.removeprefix(_SAVED): value for name, value in values.items()}
 
 
 def backward(
