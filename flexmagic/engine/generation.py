@@ -28,7 +28,7 @@ from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.shortcuts import shortened
-from flexmagic.engine.stage_whole import whole_of
+from flexmagic.engine.stage_whole import form_of, whole_of
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.engine.tree import inner_of, modules_of, unwrapped
@@ -131,9 +131,13 @@ def generator(loaded: Loaded, groups: Groups) -> Any:
             )
         model = inside
     found = unwrapped(loaded.model)
-    if not all(everyone(groups, callable(getattr(found, "generate", None)))):
+    if all(everyone(groups, callable(getattr(found, "generate", None)))):
+        return whole_of(loaded.model) if isinstance(loaded.model, Pipeline) else found
+    form = form_of(loaded.unsharded) if isinstance(loaded.model, Pipeline) else None
+    if not all(everyone(groups, form is not None)):
         raise ModelError(f"{type(found).__name__} has no generate() of its own, so it generates no text.")
-    return whole_of(loaded.model) if isinstance(loaded.model, Pipeline) else found
+    assert isinstance(loaded.model, Pipeline)  # nothing else has a form
+    return whole_of(loaded.model, form=form)
 
 
 def _options(model: Any, prepared: Prepared, request: Request) -> dict[str, Any]:

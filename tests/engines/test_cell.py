@@ -140,7 +140,7 @@ def test_over_pipeline_stages_the_cells_model_is_the_whole_one(staged, one_proce
     assert relative(staged.run_cell("model(ids).logits").value, wanted[0]) > 1e-3
 
 
-@pytest.mark.parametrize("layer", [0, 3])
+@pytest.mark.parametrize("layer", [0, pytest.param(3, marks=pytest.mark.full)])
 def test_what_fails_in_a_cell_over_pipeline_stages_frees_every_rank(staged, layer):
     staged.run_cell(FORWARD)
     before = staged.run_cell("model(ids).logits").value
@@ -152,6 +152,8 @@ def test_what_fails_in_a_cell_over_pipeline_stages_frees_every_rank(staged, laye
         staged.run_cell("if rank == 1: 1 / 0\nmodel(ids).logits")
     with pytest.raises(ModelError, match="no gradients cross pipeline stages"):
         staged.run_cell("model(ids).logits.sum().backward()", grad=True)
+    with pytest.raises(CellError, match="capture the layers instead"):
+        staged.run_cell("model(ids, output_hidden_states=True).hidden_states")
     with pytest.raises(CellError, match="does not require grad"):
         staged.run_cell("with torch.enable_grad(): model(ids).logits.sum().backward()")
     assert torch.equal(staged.run_cell("model(ids).logits").value, before)

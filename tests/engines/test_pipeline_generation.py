@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from flexmagic import HookError, ModelError
+from flexmagic import FlexError, HookError, ModelError
 
 from .conftest import MODEL, PROMPT, relative
 from .stages import PRUNED, cell
@@ -99,6 +99,31 @@ def test_a_stage_of_torchs_schedules_generates_if_its_class_does(session, truth,
     wanted = reference(batch["input_ids"], 4, attention_mask=batch["attention_mask"])
     assert run.ids == wanted.tolist()
     assert relative(run.step(2)[LATE].torch(), reference.kept[2]) <= 1e-5
+
+
+def test_other_stages_generate_as_their_unsharded_form_does_without_a_cache(session, one_process, ids):
     session.load_cell(cell(2), pp=2)
+    batch = torch.cat([ids, ids.flip(1)])
+    plain = session.generate(batch, max_new_tokens=4)
+    assert plain.ids == one_process.generate(batch, max_new_tokens=4).tolist()
+    session.hook(LATE, "x[:, -1] *= -3", name="h", step="1:")
+    run = session.generate(batch, max_new_tokens=4, capture=EARLY)
+    kept = []
+
+    def edit(_m, _a, out):
+        kept.append(1)
+        return out if len(kept) == 1 else torch.cat([out[:, :-1], out[:, -1:] * -3], 1)
+
+    handle = one_process.get_submodule(LATE).register_forward_hook(edit)
+    wanted = one_process.generate(batch, max_new_tokens=4, use_cache=False)
+    handle.remove()
+    assert run.ids == wanted.tolist() != plain.ids
+    assert run.step(3)[EARLY].shape == (2, ids.shape[1] + 3, 256)
+    padded = {"input_ids": batch, "attention_mask": torch.ones_like(batch)}
+    padded["attention_mask"][0, 0] = 0
+    with pytest.raises(FlexError, match="does not take attention_mask"):
+        session.generate(padded, max_new_tokens=2)
+    session.hooks.remove("h")
+    session.load_cell(cell(2, after="del unsharded\n"), pp=2)
     with pytest.raises(ModelError, match=r"Stage has no generate\(\) of its own"):
         session.generate([[5, 6, 7]])

@@ -98,7 +98,7 @@ def test_a_stages_own_code_that_fails_in_the_backward_ends_the_run_on_all(staged
     assert relative(run[str(site)].torch(), truth[site]) <= 1e-5
 
 
-@pytest.mark.parametrize("how", ["a user's stage", "a user's subclass"])
+@pytest.mark.parametrize("how", ["a user's subclass", pytest.param("a user's stage", marks=pytest.mark.full)])
 def test_through_torchs_schedules_the_loss_is_of_the_whole_batch(session, one_process, truth, how):
     """Its gradient is not the mean of the micro-batches' gradients."""
     session.load_cell(cell(2) if how == "a user's stage" else PRUNED, pp=2)
