@@ -21,11 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.loss import Outputs, outputs_of
 from flexmagic.engine.probe import note
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of, parameters_of
+from flexmagic.engine.trial import Differentiable, Trial
 from flexmagic.errors import ModelError
 from flexmagic.layout.assemble import assemble, own_part, split
 from flexmagic.layout.gradients import DIFFERENT, gradient_rule
@@ -52,52 +52,6 @@ class Gradients:
     rules: dict[Site, Rule]
     reduced: frozenset[Site]
     scale: float
-
-
-@dataclass
-class Trial:
-    """A forward with a loss that can be repeated, also with one site changed."""
-
-    loaded: Loaded
-    rules: Mapping[Site, Rule]
-    exchange: Exchange
-    arguments: dict[str, Any]
-    groups: int
-
-    def loss(self) -> torch.Tensor:
-        """A fixed random projection of the model's whole output."""
-        return self.outcome().loss
-
-    def outcome(self) -> Differentiable:
-        """The loss, and what it takes to differentiate it."""
-        outputs = outputs_of(self.loaded.model, self.arguments, self.rules, self.exchange, {})
-        generator = torch.Generator().manual_seed(2)
-        total = None
-        for _, tensor in leaves(outputs.whole):
-            if tensor.is_floating_point():
-                weights = torch.randn(tensor.shape, generator=generator).to(tensor)
-                part = (tensor * weights).sum() / tensor.numel() ** 0.5
-                total = part if total is None else total + part
-        if total is None:
-            msg = (
-                "The model returns nothing of which the whole is known, so there is no loss to differentiate."
-            )
-            raise ModelError(msg)
-        return Differentiable(total, outputs)
-
-
-@dataclass(frozen=True)
-class Differentiable:
-    """A loss on a forward's outputs."""
-
-    loss: torch.Tensor
-    outputs: Outputs
-
-    def backward(self) -> None:
-        """Differentiate it, through all stages of a pipeline."""
-        self.loss.backward()
-        if self.outputs.back is not None:
-            self.outputs.back()
 
 
 def observe_backward(model: nn.Module, loss: Callable[[], torch.Tensor | Differentiable], look: Look) -> None:
@@ -166,7 +120,7 @@ def survey_gradients(
     exchange = Exchange(groups.own, groups.place.rank, Extent(shared_out=len(set(row_groups)) > 1), mates)
     trial = Trial(loaded, rules, exchange, arguments, len(set(row_groups)))
     local: dict[Site, torch.Tensor] = {}
-    error = ""
+    error = stopped = ""
     with own_gradients(loaded.model) as taken:
         try:
             observe_backward(
@@ -174,18 +128,19 @@ def survey_gradients(
                 trial.outcome,
                 lambda site, grad: local.__setitem__(site, local_of(grad).detach()),
             )
-        except RunStopped:  # the rank at which it failed says why
-            pass
+        except RunStopped as stop:
+            stopped = stop.reason or "another rank failed"
         except Exception as problem:  # noqa: BLE001 - all ranks must hear of it
             error = f"{type(problem).__name__}: {problem}"
         gradients = taken()
     seen = {site: note(grad, grad) for site, grad in local.items()}
     seen |= {Site(name, "grad"): note(local_of(grad), grad) for name, grad in gradients.items()}
-    parts = everyone(groups, (seen, error))
-    for rank, (_, failed) in enumerate(parts):
-        if failed:
-            msg = f"The model's own backward failed on rank {rank}: {failed}"
-            raise ModelError(msg)
+    parts = everyone(groups, (seen, error, stopped))
+    failed = [(rank, part[1]) for rank, part in enumerate(parts) if part[1]]
+    failed += [(rank, part[2]) for rank, part in enumerate(parts) if part[2]]  # a consequence, as a rule
+    if failed:
+        msg = f"The model's own backward failed on rank {failed[0][0]}: {failed[0][1]}"
+        raise ModelError(msg)
     everything = [part[0] for part in parts]
     found = _measured(_rules(everything, rules, row_groups), local, trial, groups)
     names = dict.fromkeys(site for of_rank in everything for site in of_rank if site.port == "grad")
@@ -197,9 +152,14 @@ def survey_gradients(
     if mates is not None and whole:
         parameters = without_tied(parameters, whole)
     reduced = {site: its.rule for site, its in parameters.items() if its.reduced}
-    scale = _scale(reduced, gradients, trial, groups) if reduced else 1.0
+    by_ranks: dict[tuple[int, ...], dict[Site, Rule]] = {}  # pipeline stages reduce each their own
+    for site, rule in reduced.items():
+        by_ranks.setdefault(rule.ranks, {})[site] = rule
+    scales = {_scale(some, gradients, trial, groups) for some in by_ranks.values()} or {1.0}
+    if len(scales) > 1:
+        raise ModelError(f"The model's parts reduce gradients in different ways: by {sorted(scales)}.")
     found |= {site: its.rule for site, its in parameters.items()}
-    return Gradients(found, frozenset(reduced), scale)
+    return Gradients(found, frozenset(reduced), scales.pop())
 
 
 def _refuse_flat(model: nn.Module) -> None:
@@ -222,18 +182,21 @@ def _scale(
     """
     # the smallest parameter: all of it takes part in the forward, as not all rows of an embedding do
     site, rule = min(reduced.items(), key=lambda item: math.prod(dim.size or 1 for dim in item[1].dims))
-    gradient = local_of(gradients[site.path]).detach()
-    parts = everyone(groups, gradient.cpu())
-    layout = rule.local_layout([tuple(part.shape) for part in parts])
-    norm = float(assemble(layout, dict(enumerate(parts))).double().norm()) or 1.0
-    mine = local_of(parameters_of(trial.loaded.model)[site.path]).detach()
-    length = STEP * (max(everyone(groups, float(mine.double().norm()))) or 1.0)
+    gradient = local_of(gradients[site.path]).detach() if site.path in gradients else None
+    parts = everyone(groups, None if gradient is None else gradient.cpu())
+    layout = rule.local_layout([None if part is None else tuple(part.shape) for part in parts])
+    pieces = {rank: part for rank, part in enumerate(parts) if part is not None}
+    norm = float(assemble(layout, pieces).double().norm()) or 1.0
+    mine = None if gradient is None else local_of(parameters_of(trial.loaded.model)[site.path]).detach()
+    length = STEP * (max(everyone(groups, 0.0 if mine is None else float(mine.double().norm()))) or 1.0)
     losses = []
     for sign in (1, -1):
-        before = mine.clone()
-        mine.add_(sign * length / norm * gradient)
+        before = None if mine is None else mine.clone()
+        if mine is not None and gradient is not None:
+            mine.add_(sign * length / norm * gradient)
         losses.append(_changed(trial, site, None))
-        mine.copy_(before)
+        if mine is not None and before is not None:
+            mine.copy_(before)
     ratio = (losses[0] - losses[1]) / (2 * length) / norm
     for scale in (1.0, float(trial.groups)):
         if abs(ratio / scale - 1) < CLOSE:
