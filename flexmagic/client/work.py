@@ -157,7 +157,7 @@ class Work(ABC):
         in :meth:`run`.
 
         Raises :class:`InputError`, :class:`HookError`, or :class:`ModelError` for a model that has no
-        ``generate``, or whose pipeline stages or FSDP1 wrappers it does not reach.
+        ``generate``, or whose FSDP1 wrappers it does not reach.
         """
         return self._running.generate(
             self.model, inputs, capture, max_new_tokens, options,
