@@ -21,6 +21,7 @@ from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
+from flexmagic.engine.prints import Prints
 from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
 from flexmagic.engine.tensors import (
     checksum,
@@ -127,6 +128,7 @@ class Instrument:
         self._visits: Counter[Site | None] = Counter()
         self.context: dict[str, Any] = {}
         self.outcome = Outcome()
+        self.prints = Prints()
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
@@ -321,7 +323,7 @@ class Instrument:
                 return None
             part = window.cut(x)
             before = part._version  # noqa: SLF001 - torch's documented counter
-            with contextlib.redirect_stdout(printed), self._draws(hook, site):
+            with self.prints.taken(printed), self._draws(hook, site):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
@@ -348,7 +350,7 @@ class Instrument:
         printed, where = io.StringIO(), "" if site is None else str(site)
         self._visits[site] += site is not None
         try:
-            with contextlib.redirect_stdout(printed), self._draws(hook, site):
+            with self.prints.taken(printed), self._draws(hook, site):
                 yield
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
             self.outcome.failures.append(self._failure(hook, site, error))

@@ -27,6 +27,7 @@ from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.pipeline import whole_batches
+from flexmagic.engine.prints import Prints, Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
@@ -103,6 +104,7 @@ class Runtime:
     groups: Groups
     namespace: dict[str, Any]
     tell: Tell = lambda _what, _done, _total: None
+    say: Say = lambda _text: None
     captures: Captures = field(default_factory=Captures)
     kept: Kept = field(default_factory=Kept)
     spent: Spent = field(default_factory=Spent)
@@ -231,6 +233,7 @@ class Runtime:
             capture_at=dict(plan.capture_at),
             lasting=replace(self.lasting[plan.owner], training=plan.backward is not None),
         )  # fmt: skip
+        instrument.prints = Prints(self.say)
         if plan.trace is not None:
             active.append(self._trace_hook(plan.trace, instrument))
         return instrument
