@@ -58,6 +58,7 @@ class Running:
         run = Run(
             planned.run.key, self._calls, answers, model.rules,
             hooks=planned.all_hooks, warnings=said, end=end, standing_for=model.standing_for,
+            seed=planned.run.seed,
         )  # fmt: skip
         self._note(run)
         return run
@@ -80,7 +81,7 @@ class Running:
         key = planned.run.key
         run = Generation(
             key, self._calls, answers, model.rules,
-            hooks=planned.hooks, warnings=said, standing_for=model.standing_for,
+            hooks=planned.all_hooks, warnings=said, standing_for=model.standing_for, seed=planned.run.seed,
         )  # fmt: skip
         self._note(run)
         return run

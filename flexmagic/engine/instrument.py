@@ -120,6 +120,7 @@ class Instrument:
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
+        self._idle = False
         self._handles: list[Any] = []
         self._visits: Counter[Site] = Counter()
         self.context: dict[str, Any] = {}
@@ -138,6 +139,15 @@ class Instrument:
             module = modules[path]
             self._handles.append(self._attach(module, path, port))
         return self
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is hooked or captured in a block: what runs there is not the run's own forward."""
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
 
     def begin_step(self, step: int, extent: Extent) -> None:
         """A generation's next forward begins: with captures, counts and a report of its own."""
@@ -205,6 +215,8 @@ class Instrument:
         return None if changed is local else like_original(changed, gradient)
 
     def _visit(self, module: nn.Module, path: str, port: str, value: Any) -> Any:
+        if self._idle:
+            return value
         for where, tensor in list(leaves(value)):
             site = Site(path, port, where)
             if not self._holds(site):
@@ -320,6 +332,8 @@ class Instrument:
             with contextlib.redirect_stdout(printed), self._draws(hook, site):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
+        except RunStopped:  # all ranks end here, in what a trace had them do together
+            raise
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
             self.outcome.failures.append(self._failure(hook, site, error))
             return None
@@ -342,6 +356,8 @@ class Instrument:
         try:
             with contextlib.redirect_stdout(printed), self._draws(hook, None):
                 yield
+        except RunStopped:
+            raise
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
             self.outcome.failures.append(self._failure(hook, None, error))
         finally:
@@ -371,11 +387,6 @@ class Instrument:
         which = "" if hook.heads is None else str(hook.heads.starts)
         call = 0 if site is None else self._visits[site]
         return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{call}")
-
-
-def _layer(site: Site) -> int | None:
-    """The number of the layer that a site is in."""
-    return next((int(part) for part in site.path.split(".") if part.isdigit()), None)
 
 
 def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:

@@ -38,6 +38,7 @@ from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.trainable import taking_gradients
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.engine.weight_edits import WeightEdits
+from flexmagic.engine.whole import Whole
 from flexmagic.errors import ModelError
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
@@ -114,6 +115,7 @@ class Runtime:
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
     weights: tuple[WeightSplit, ...] = ()
+    taken: dict[Site, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     surveyed: tuple[Any, ...] = ()
     guessable: bool = False
     mates: frozenset[int] | None = None
@@ -168,7 +170,7 @@ class Runtime:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)
         self.loaded = self.origin = self.gradients = None
-        self.rules, self.whole, self.weights = {}, {}, ()
+        self.rules, self.whole, self.weights, self.taken = {}, {}, (), {}
         self.row_groups, self.surveyed = (), ()
         self.forms = {}
         self.captures.clear()
@@ -177,12 +179,12 @@ class Runtime:
         """Measure every site's layout; ``inputs``: the user's, ``None`` to make some up."""
         assert self.loaded is not None  # adopt() and the verbs come here with a model
         with forms_kept(self.model) as forms:
-            found = survey(self.loaded, self.groups, inputs)
+            found = survey(self.loaded, self.groups, inputs, self.edits.originals())
         self.forms = forms
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
-        self.weights = found.weights
+        self.weights, self.taken = found.weights, found.taken
         self.surveyed = self._form(inputs)
 
     def _form(self, arguments: Mapping[str, Any] | None) -> tuple[Any, ...]:
@@ -235,8 +237,12 @@ class Runtime:
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
         assert self.loaded is not None  # the client has a model
         check_stages(self.loaded, "A trace runs through the whole model, which no rank of a pipeline has")
+        whole = Whole(
+            self.model, self.loaded.mesh, self.groups, self.rules, self.taken, self.whole, self.weights,
+            instrument.paused,
+        )  # fmt: skip
         return trace_hook(
-            source, self.model, self.rules, self.groups, namespace=self.namespace, context=instrument.context
+            source, whole, self.rules, self.groups, namespace=self.namespace, context=instrument.context
         )
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import torch
@@ -52,6 +52,24 @@ def replace_leaf(value: Any, where: str, new: torch.Tensor | None) -> Any:
     else:  # also a frozen dataclass: the copy is not yet anyone's
         object.__setattr__(changed, match[2], replace_leaf(getattr(value, match[2]), rest, new))
     return changed
+
+
+def hollow(value: Any) -> Any:
+    """A nested value with ``None`` for its tensors and for whatever else might hold some, as caches do."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(hollow, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(hollow, value))
+    if isinstance(value, MutableMapping):
+        out = copy.copy(value)
+        for key in value:
+            out[key] = hollow(value[key])
+        return out
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for where, _ in list(leaves(value)):
+            value = replace_leaf(value, where, None)
+        return value
+    return value if isinstance(value, (bool, int, float, str)) else None
 
 
 def detached(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Extent:
         What counts tokens may count those that came before too, as keys do.
         """
         if dim.size is not None:
-            return length == dim.size
+            one_for_all = dim.size == 1 and not self.shared_out  # of a model that now makes one for each row
+            return length == dim.size or (one_for_all and length == self.rows)
         if self.seq is not None and dim.name == "seq":
             return length in {self.seq, self.past + self.seq}
         both = None if self.rows is None or self.seq is None else self.rows * self.seq
@@ -132,6 +133,17 @@ class Rule:
             raise LayoutError(msg)
         return replace(self, ranks=here)
 
+    def moved(self, by: int) -> Rule | None:
+        """The rule with so many dims more in front, or fewer if negative; of a batch that is not shared out.
+
+        ``None`` where pieces are made along a dim that goes.
+        """
+        splits = [split for split in self.splits if not split.rows]
+        if by < -len(self.dims) or any(split.dim + by < 0 for split in splits):
+            return None
+        dims = (Dim("stack"),) * by + self.dims[max(-by, 0) :]
+        return replace(self, dims=dims, splits=tuple(replace(s, dim=s.dim + by) for s in splits))
+
     def local_layout(self, local: Sequence[Shape | None], extent: Extent | None = None) -> Layout:
         """The layout of a real tensor, from every rank's local shape.
 
@@ -154,7 +166,9 @@ class Rule:
             self._block(rank, shape, splits, local) if rank in self.ranks else None
             for rank in range(self.mesh.size)
         )
-        names = tuple(dim.name for dim in self.dims)
+        names = tuple(
+            "batch" if d.size == 1 and n > 1 else d.name for d, n in zip(self.dims, shape, strict=True)
+        )
         addends = self._addends(shared_out=extent.shared_out)
         return Layout(shape, names, self.dtype, self.mesh, blocks, addends, self.how)
 

@@ -10,6 +10,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.generating import check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class TraceMagics(DeskMagics):
     )
     @argument("--capture", nargs="+", default=[], metavar="SITE", help="capture these sites too")
     @argument("--backward", metavar="LOSS", help="differentiate this expression over logits, output and ids")
+    @generating
     @argument("--seed", type=int, default=0, help="fixes all random draws in the cell and in hooks")
     @argument("--only", nargs="+", metavar="NAME", help="let only these hooks or groups act in this run")
     @argument("--without", nargs="+", default=[], metavar="NAME", help="let these not act in this run")
@@ -58,13 +60,20 @@ class TraceMagics(DeskMagics):
         Reading ``model.layers[2].output`` waits until the forward is there; assign it or write into it,
         and the model goes on with that. ``.input`` is the first tensor that a module takes, ``.inputs``
         all of them, and where a module returns several, ``.output[0]`` is one. ``save.name = value`` puts
-        a value into ``run.context``. The cell sees the engines' namespace and what ``--given`` names, and
-        nothing else of the notebook. Example, which moves a value from the first prompt to the second::
+        a value into ``run.context``. ``model.lm_head(h)`` is what a module makes of whole tensors,
+        ``model.norm.weight`` a parameter. The cell sees the engines' namespace and what ``--given`` names,
+        and nothing else of the notebook. Example, which moves a value from the first prompt to the second::
 
             %%flextrace "The capital of France is" "The capital of Italy is" --name run
             h = model.layers[2].output
             h[1, -1] = h[0, -1]
             save.top = model.output.logits[:, -1].argmax(-1)
+
+        With ``--generate N`` the model generates. Step 0, the whole prompt, is where the cell begins::
+
+            %%flextrace "Once upon a time" --generate 8
+            for step in model.steps[2:4]:
+                model.layers[1].mlp.output *= 2
 
         With ``--over`` the cell runs once for each value, of each pair of values::
 
@@ -78,6 +87,7 @@ class TraceMagics(DeskMagics):
             return None
         session = self._desk.session
         _ = session.model  # without one, that is what to say first
+        check_generating(args, "backward")
         given, over = self._values("--given", args.given), self._values("--over", args.over)
         options: dict[str, Any] = {
             "given": given,
@@ -86,16 +96,20 @@ class TraceMagics(DeskMagics):
             "seed": args.seed,
             "only": None if args.only is None else names(args.only),
             "without": names(args.without),
+            "max_new_tokens": args.generate,
+            "generating": sampling(args),
             "limit": args.limit,
             "first_line": 2,
         }
         inputs = inputs_of(self.shell, args, "%%flextrace")
-        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+        what, quiet = ("Running", 1.0) if args.generate is None else ("Generating", 0.0)
+        with waiting(self._desk.shell, what, quiet=quiet) as status:
+            options["progress"] = status.tick if args.generate is None else telling(status.say)
             made: Run | Sweep
             if over:
-                made = session.sweep(inputs, cell, over, progress=status.tick, **options)
+                made = session.sweep(inputs, cell, over, **options)
             else:
-                made = session.trace(inputs, cell, progress=status.tick, **options)
+                made = session.trace(inputs, cell, **options)
             status.done(repr(made))
         if args.name is None:
             return made

@@ -8,6 +8,9 @@ import torch
 from flexmagic import Session
 
 from .conftest import MODEL, clear, relative
+from .test_gradients import check_derivatives, gradients_of
+from .test_modules import check_adapter, check_gradients
+from .test_where_and_when import check_noise
 
 pytestmark = [pytest.mark.engines]
 
@@ -117,3 +120,17 @@ def test_skipped_modules_pass_what_lies_otherwise(crossed, one_process):
     again = crossed.run(TEXTS, capture=SHARDED)
     assert torch.equal(stopped[SHARDED].torch(), again[SHARDED].torch())
     assert torch.equal(again.logits.torch(), plain.logits.torch())
+
+
+def test_noise_is_that_of_one_process(crossed, edited):
+    check_noise(crossed, edited, SHARDED)
+
+
+@pytest.mark.full
+def test_gradients_edited_ones_and_modules_are_those_of_one_process(crossed, one_process):
+    check_derivatives(crossed, one_process, gradients_of(one_process))
+    check_gradients(crossed, one_process)
+    clear(crossed)
+    for name in list(crossed.modules):
+        del crossed.modules[name]
+    check_adapter(crossed, one_process)
