@@ -155,7 +155,7 @@ def measured(session, gradient, held=None):
     ``held``: what some features of the middle module's output stay at, as if no gradient went there.
     """
     direction, losses = gradient / gradient.norm(), []
-
+    names = ("move",) if held is None else ("move", "hold")
     for amount in (0.5, -0.5):
 
         def move(x, _h, step=amount * direction):
@@ -167,8 +167,8 @@ def measured(session, gradient, held=None):
         session.hook(EARLY, move, name="move")
         if held is not None:
             session.hook(MIDDLE, hold, name="hold")
-        losses.append(session.run(IDS, backward=LOSS, without="cut").loss)
-    for name in ("move", "hold") if held is not None else ("move",):
+        losses.append(session.run(IDS, backward=LOSS, only=names).loss)
+    for name in names:
         session.hooks[name].remove()
     return losses[0] - losses[1]
 

@@ -6,7 +6,7 @@ import torch
 from flexmagic import CellError, HookError, InputError, ModelError, Session
 from flexmagic.errors import FlexError, StuckError
 
-from .conftest import MODEL, clear, relative
+from .conftest import MODEL, PROMPT, clear, relative
 
 pytestmark = pytest.mark.engines
 
@@ -389,8 +389,8 @@ def test_a_trace_acts_in_the_steps_that_it_goes_through(split, one_process):
         "    save.last = step\n"
         "    save.logits = model.output.logits"
     )
-    plain = split.generate(TEXTS[0], 6)
-    run = split.trace(TEXTS[0], code, max_new_tokens=6)
+    plain = split.generate(PROMPT, 6)
+    run = split.trace(PROMPT, code, max_new_tokens=6)
     kept = {}
 
     def edit(x, step):
@@ -425,13 +425,13 @@ def test_steps_without_an_end_are_those_that_there_are(split):
     assert run.ids == plain.ids
     new = [row[run._made.prompt :] for row in run.ids]
     assert run.context["tokens"].tolist() == new
-    for n in range(4):
+    for n in range(plain.steps):
         assert torch.equal(run.step(n).logits.torch(), plain.step(n).logits.torch())
 
 
 BAD_STEPS = {
     "x = 1\nfor step in model.steps[2:9]:\n    model.layers[1].output": (
-        "line 2.*step 4 was never reached: the generation had steps 0 to 3.*Generate more"
+        "line 2.*step 3 was never reached: the generation had steps 0 to 2.*Generate more"
     ),
     "for step in model.steps[2:3]: pass\nfor step in model.steps[1:2]:\n    pass": (
         r"line 2.*step 1 has passed; the generation is at step 2.*model.steps\[3:\]"

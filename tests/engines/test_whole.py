@@ -193,3 +193,11 @@ def test_on_four_ranks(one_process):
         check_calls(four, one_process)
         run = four.trace(TEXTS, WEIGHTS)
         assert torch.equal(run.context["tied"], one_process.lm_head.weight.detach())
+        steered = "for step in model.steps[1:3]:\n    model.layers[1].mlp.up_proj.output *= 3"
+        plain = four.generate(TEXTS, 3)
+        run = four.trace(TEXTS, steered, max_new_tokens=3)
+        four.hook("model.layers.1.mlp.up_proj", "x *= 3", name="same", step="1:3")
+        hooked = four.generate(TEXTS, 3)
+        assert relative(run.step(1).logits.torch(), plain.step(1).logits.torch()) > 1e-3
+        for n in range(3):
+            assert torch.equal(run.step(n).logits.torch(), hooked.step(n).logits.torch())
