@@ -75,12 +75,12 @@ class Notes:
         self,
         whole: Mapping[str, tuple[int, ...]],
         wholes: Checkpoint | Unsharded,
-        originals: Mapping[str, torch.Tensor],
+        originals: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.seen: dict[Site, Seen] = {}
         self.weights: dict[tuple[str, int], Found] = {}
         self.called: dict[str, list[str]] = {}
-        self._whole, self._wholes, self._originals = whole, wholes, originals
+        self._whole, self._wholes, self._originals = whole, wholes, originals or {}
         self._tensors: dict[Site, tuple[torch.Tensor, int]] = {}
 
     def enter(self, path: str, module: nn.Module) -> None:

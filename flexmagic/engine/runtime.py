@@ -250,7 +250,9 @@ class Runtime:
         groups = max(self.row_groups, default=0) + 1
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
-        instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
+        surveyed = probe_inputs(self.model, 1, 1) if self.guessable else None
+        extent = extent_of(prepared.arguments, shared_out=shared_out, surveyed=surveyed)
+        instrument = self.instrument(plan, extent)
         error, loss = "", None
         started = time.perf_counter()
         assert self.loaded is not None  # the client has a model

@@ -99,7 +99,7 @@ def survey(
         mine_at = data[groups.place.rank]
         more = rows_from(arguments, mine_at, rows[mine_at] + 1)
         arguments = copies_of_a_row(arguments, mine_at, rows[mine_at])
-    mine = _look(loaded, arguments, more, twin, originals or {})
+    mine = _look(loaded, arguments, more, twin, originals)
     parts: list[_Mine] = everyone(groups, mine)
     failed = {rank: part.error for rank, part in enumerate(parts) if part.error}
     if failed:
@@ -177,7 +177,7 @@ def _look(
     arguments: Mapping[str, Any],
     more: Mapping[str, Any] | None,
     twin: Twin | None,
-    originals: Mapping[str, torch.Tensor],
+    originals: Mapping[str, torch.Tensor] | None,
 ) -> _Mine:
     """Make one forward, and another with ``more`` rows where that is asked for, and return the notes."""
     wholes: Checkpoint | Unsharded = Checkpoint(loaded.folder)

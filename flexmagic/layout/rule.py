@@ -23,12 +23,14 @@ class Extent:
 
     ``shared_out``: whether the data groups have different rows of it, not all the same ones.
     ``past``: tokens per row that came before, of which the model keeps what it computed.
+    ``by_row``: what the run gives for each row that the survey did not.
     """
 
     rows: int | None = None
     seq: int | None = None
     shared_out: bool = True
     past: int = 0
+    by_row: tuple[str, ...] = ()
 
     def fits(self, dim: Dim, length: int) -> bool:
         """Whether a dim of a whole tensor may be so long; where nothing says it, it may.
@@ -158,6 +160,12 @@ class Rule:
         if absent:
             msg = f"{self.site}: rank {', '.join(absent)} never reached this site in this run"
             raise LayoutError(msg)
+        if extent.shared_out and extent.by_row and self._one_for_all:
+            msg = (
+                f"{self.site} is refused in this run: the survey saw one value for all rows here, and with "
+                f"{', '.join(extent.by_row)} each data group may have another."
+            )
+            raise LayoutError(msg)
         splits = [split for split in self.splits if extent.shared_out or not split.rows]
         shape = self._whole(local, splits, extent)
         if shape is None:
@@ -171,6 +179,11 @@ class Rule:
         )
         addends = self._addends(shared_out=extent.shared_out)
         return Layout(shape, names, self.dtype, self.mesh, blocks, addends, self.how)
+
+    @property
+    def _one_for_all(self) -> bool:
+        """Whether the survey saw one value here for all rows."""
+        return bool(self.dims) and self.dims[0].size == 1 and not any(split.rows for split in self.splits)
 
     def _whole(self, local: Sequence[Shape | None], splits: Sequence[Split], extent: Extent) -> Shape | None:
         """The whole's shape, ``None`` if the local shapes do not fit the rule."""

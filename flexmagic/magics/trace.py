@@ -14,6 +14,8 @@ from flexmagic.magics.generating import check_generating, generating, sampling, 
 from flexmagic.magics.inputs import inputs_of, value_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from flexmagic.client.run import Run
     from flexmagic.client.sweep import Sweep
 
@@ -85,8 +87,7 @@ class TraceMagics(DeskMagics):
         args = parse(self.flextrace, expanded(self.shell, line, local_ns))
         if args is None:
             return None
-        session = self._desk.session
-        _ = session.model  # without one, that is what to say first
+        _ = self._desk.session.model  # without one, that is what to say first
         check_generating(args, "backward")
         given, over = self._values("--given", args.given), self._values("--over", args.over)
         options: dict[str, Any] = {
@@ -102,19 +103,25 @@ class TraceMagics(DeskMagics):
             "first_line": 2,
         }
         inputs = inputs_of(self.shell, args, "%%flextrace")
-        what, quiet = ("Running", 1.0) if args.generate is None else ("Generating", 0.0)
-        with waiting(self._desk.shell, what, quiet=quiet) as status:
-            options["progress"] = status.tick if args.generate is None else telling(status.say)
-            made: Run | Sweep
-            if over:
-                made = session.sweep(inputs, cell, over, **options)
-            else:
-                made = session.trace(inputs, cell, **options)
-            status.done(repr(made))
+        made = self._made(inputs, cell, over, options)
         if args.name is None:
             return made
         self._desk.shell.user_ns[args.name] = made
         return None
+
+    def _made(self, inputs: Any, cell: str, over: Mapping[str, Any], options: dict[str, Any]) -> Run | Sweep:
+        """Run the cell, or sweep it over values; the text of a generation is shown as it comes."""
+        generates = options["max_new_tokens"] is not None
+        what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
+        made: Run | Sweep
+        with waiting(self._desk.shell, what, quiet=quiet) as status:
+            progress = telling(status.say) if generates else status.tick
+            if over:
+                made = self._desk.session.sweep(inputs, cell, over, progress=progress, **options)
+            else:
+                made = self._desk.session.trace(inputs, cell, progress=progress, **options)
+            status.done(repr(made))
+        return made
 
     def _values(self, option: str, words: list[str]) -> dict[str, Any]:
         """What ``NAME=EXPR`` words give, evaluated in the notebook."""
