@@ -21,8 +21,9 @@ from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
-from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
+from flexmagic.engine.site_value import SiteValue, gradient_at
 from flexmagic.engine.tensors import (
+    check_result,
     checksum,
     leaves,
     like_original,

@@ -109,6 +109,25 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise :class:`TypeError` or :class:`ValueError` for what cannot replace a tensor like this."""
+    if not isinstance(result, torch.Tensor):
+        what = "None" if result is None else type(result).__name__
+        msg = f"{what} was left in x, not a tensor: return the new tensor, or change x and return nothing"
+        raise TypeError(msg)
+    if result.shape != shape or result.dtype != dtype:
+        now = _kind(result.shape, result.dtype)
+        msg = f"x changed from {_kind(shape, dtype)} to {now}; shape and dtype must stay"
+        raise ValueError(msg)
+    if result.device != device:
+        msg = f"x moved from {device} to {result.device}; it must stay on its device"
+        raise ValueError(msg)
+
+
+def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{dtype_name(dtype)}{list(shape)}"
+
+
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor's memory as a flat uint8 view; the tensor must be contiguous."""
     return tensor.reshape(-1).view(torch.uint8)

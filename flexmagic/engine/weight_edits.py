@@ -16,9 +16,8 @@ from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.private import come_to_rest, gathered
-from flexmagic.engine.site_value import check_result
 from flexmagic.engine.surveying import everyone
-from flexmagic.engine.tensors import checksum
+from flexmagic.engine.tensors import check_result, checksum
 from flexmagic.engine.trainable import Trainables
 from flexmagic.engine.tree import modules_of, parameters_of, unit_gathered
 from flexmagic.errors import HookError, ModelError, RankFailure
