@@ -22,14 +22,7 @@ from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
 from flexmagic.engine.site_value import SiteValue, gradient_at
-from flexmagic.engine.tensors import (
-    check_result,
-    checksum,
-    leaves,
-    like_original,
-    local_of,
-    replace_leaf,
-)
+from flexmagic.engine.tensors import check_result, checksum, leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
 from flexmagic.layout.heads import Heads
@@ -214,6 +207,14 @@ class Instrument:
         changed = self._apply(hooks, site, module, local) if hooks else local
         self._captures.keep(self._run, site, changed)
         return None if changed is local else like_original(changed, gradient)
+
+    def at_parameter(self, site: Site, gradient: torch.Tensor) -> torch.Tensor:
+        """What hooks at a parameter's gradient leave of it; the model has no use for it."""
+        hooks = self._acting(site)
+        if not hooks:
+            return gradient
+        self.outcome.calls[site] += 1
+        return self._apply(hooks, site, modules_of(self._model)[site.path.rpartition(".")[0]], gradient)
 
     def _visit(self, module: nn.Module, path: str, port: str, value: Any) -> Any:
         if self._idle:

@@ -318,11 +318,12 @@ class Runtime:
             for name, gradient in taken().items():
                 site = Site(name, "grad")
                 scale = self.gradients.scale if instrument.exchange.extent.shared_out else 1.0
+                local = local_of(gradient).detach()
+                local = instrument.at_parameter(
+                    site, local * scale if site in self.gradients.reduced else local
+                )
                 if site in plan.capture:
-                    local = local_of(gradient).detach()
-                    self.captures.keep(
-                        plan.key, site, local * scale if site in self.gradients.reduced else local
-                    )
+                    self.captures.keep(plan.key, site, local)
         return float(loss.detach())
 
 

@@ -205,10 +205,34 @@ def hooked(tensor, hook):
     tensor.register_hook(hook)
 
 
+def check_parameters(session, truth):
+    """Hooks at parameters' gradients get them whole, and change what is captured, not the model."""
+    names = [f"model.layers.1.mlp.{part}_proj.weight:grad" for part in ("up", "down")]
+    before = session.model.parameter("model.layers.1.mlp.up_proj.weight")
+    session.hook(names, "ctx[site] = x.norm()\nx[:, -3:] = x.flip(0)[:, :3]", name="turn")
+    run = session.run(IDS, capture=names, backward=LOSS)
+    assert not run.warnings
+    for name in names:
+        want = truth[Site.parse(name)].clone()
+        assert float(run.context[name]) == pytest.approx(float(want.norm()), rel=1e-5)
+        plain = want.clone()
+        want[:, -3:] = want.flip(0)[:, :3]
+        assert relative(want, plain) > 1e-3
+        assert relative(run[name].torch(), want) <= 1e-5
+        assert run[name].after == ("turn v1",)
+    session.hooks["turn"].remove()
+    assert torch.equal(session.model.parameter("model.layers.1.mlp.up_proj.weight"), before)
+    session.hook(names[0], "x += rank", name="split")
+    with pytest.raises(HookError, match="left different values on the ranks"):
+        session.run(IDS, backward=LOSS)
+    session.hooks["split"].remove()
+
+
 @pytest.mark.parametrize("sizes", [{"tp": 2}, {"fsdp": 2}])
 def test_a_gradient_and_an_edited_one_are_the_measured_derivatives(session, one_process, truth, sizes):
     session.load(MODEL, attn="eager", **sizes)
     check_derivatives(session, one_process, truth)
+    check_parameters(session, truth)
 
 
 @pytest.mark.parametrize(

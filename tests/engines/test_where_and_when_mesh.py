@@ -8,7 +8,7 @@ import torch
 from flexmagic import Session
 
 from .conftest import MODEL, clear, relative
-from .test_gradients import check_derivatives, gradients_of
+from .test_gradients import check_derivatives, check_parameters, gradients_of
 from .test_modules import check_adapter, check_gradients
 from .test_where_and_when import check_noise
 
@@ -128,7 +128,9 @@ def test_noise_is_that_of_one_process(crossed, edited):
 
 @pytest.mark.full
 def test_gradients_edited_ones_and_modules_are_those_of_one_process(crossed, one_process):
-    check_derivatives(crossed, one_process, gradients_of(one_process))
+    truth = gradients_of(one_process)
+    check_derivatives(crossed, one_process, truth)
+    check_parameters(crossed, truth)
     check_gradients(crossed, one_process)
     clear(crossed)
     for name in list(crossed.modules):
