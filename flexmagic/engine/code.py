@@ -10,9 +10,9 @@ import ast
 import inspect
 import pickle
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -29,6 +29,10 @@ LEFT = "__left__"
 
 TRACE = "trace"
 """The name of the code of a run's trace, where hooks have theirs."""
+
+
+TRACEBACK = 8_000
+"""The most characters of a traceback that travel: its end."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +230,7 @@ def _compile(source: HookSource) -> Any:
     for node in ast.walk(end[0]):
         if isinstance(node, (ast.stmt, ast.expr)):
             node.lineno = node.end_lineno = _last_set(parsed)
+            node.col_offset = node.end_col_offset = -1  # all of the line
     body: list[ast.stmt] = [_Returns().visit(statement) for statement in parsed.body]
     return _compiled(source, (*NAMES, LEFT), [*body, *end])
 
@@ -247,12 +252,20 @@ def _compiled(source: HookSource, names: Sequence[str], body: list[ast.stmt]) ->
 
 
 def failure(
-    rank: int, error: BaseException, filename: str, *, site: str = "", source: HookSource | None = None
+    rank: int,
+    error: BaseException,
+    filename: str,
+    *,
+    site: str = "",
+    source: HookSource | None = None,
+    step: int | None = None,
 ) -> RankFailure:
     """An exception from user code as data: its kind, message and the user's own line."""
-    line = _user_line(error.__traceback__, filename)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == filename]
+    line = own[-1].lineno if own else None
     if line is None and source is not None and source.function is not None and source.text:
         line = source.first_line  # what it returned was wrong
+    text = source.line(line) if source else ""
     return RankFailure(
         rank=rank,
         kind=type(error).__name__,
@@ -260,18 +273,26 @@ def failure(
         site=site,
         hook=source.name if source else "",
         line=line,
-        text=source.line(line) if source else "",
+        text=text,
         cause=_portable(error),
+        columns=_columns(own[-1], text) if own and text else None,
+        step=step,
+        trace="".join(traceback.format_exception(error))[-TRACEBACK:],
     )
 
 
-def _user_line(traceback: TracebackType | None, filename: str) -> int | None:
-    line = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == filename:
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return line
+def _columns(frame: traceback.FrameSummary, text: str) -> tuple[int, int] | None:
+    """Which characters of the line failed; ``None`` if it is all of it, or not known."""
+    if frame.colno is None or frame.end_colno is None:
+        return None
+    raw = text.encode()  # Python counts bytes
+    start, end = (
+        len(raw[: frame.colno].decode(errors="replace")),
+        len(raw[: frame.end_colno].decode(errors="replace")),
+    )
+    if frame.end_lineno != frame.lineno:
+        end = len(text.rstrip())
+    return None if text[start:end].strip() == text.strip() or end <= start else (start, end)
 
 
 def _portable(error: BaseException) -> BaseException | None:
