@@ -58,7 +58,7 @@ class LossSource:
         """What went wrong, of a cell with the user's line: the last one if all lines went well."""
         said = f"{type(error).__name__}: {error}"
         if self.cell is None:
-            return f"\n    {self.text.strip()}\n{said}" if self.text else said
+            return said
         found = failure(0, error, self.cell.filename, source=self.cell)
         line = found.line or ast.parse(shifted(self.cell)).body[-1].lineno
         return f"line {line}:\n    {self.cell.line(line).strip()}\n{said}"

@@ -43,7 +43,7 @@ def test_a_generation_is_gone_through_and_modules_are_called(desk, loaded):  # n
     lens = typed(desk, f"{LINE}\nsave.lens = model.lm_head(model.norm(model.layers[3].output))")
     assert float((lens.context["lens"] - lens.logits.torch()).abs().max()) == 0
     said = failing(desk, f"{line}\nfor step in model.steps[2:9]:\n    pass")
-    assert "the trace failed, line 2, on every rank" in said
+    assert "the trace failed, step 3, line 2, on every rank" in said
     assert "step 4 was never reached" in said
     assert len(said.splitlines()) < 12
     assert "mean something with --generate" in failing(desk, f"{LINE} --top-k 3\nx = 1")
