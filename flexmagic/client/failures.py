@@ -74,7 +74,7 @@ def _raise_for_loss(said: Sequence[Sequence[str]]) -> None:
     texts = {rank: text for of_rank in said for rank, text in enumerate(of_rank) if text}
     if texts:
         where = "every rank" if len(texts) == len(said) else f"rank {_ranks(list(texts))}"
-        msg = f"the loss could not be differentiated, on {where}: {next(iter(texts.values()))}\n{READY}"
+        msg = f"the loss could not be differentiated, on {where}: {next(iter(texts.values()))}"
         raise HookError(msg)
 
 
