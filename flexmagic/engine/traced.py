@@ -199,11 +199,15 @@ class Steps:
     def __init__(self, trace: Trace, wanted: slice = slice(None)) -> None:
         self._trace, self._wanted = trace, wanted
 
-    def __getitem__(self, at: slice) -> Steps:
+    def __getitem__(self, at: slice | int) -> Steps:
         """Some of them; raises :class:`SiteError` for what is no slice counted from the start."""
-        if not isinstance(at, slice):
+        if isinstance(at, int) and at >= 0:
             raise SiteError(f"steps are gone through: for step in model.steps[{at}:{at + 1}]")
-        if any(n is not None and n < 0 for n in (at.start, at.stop, at.step)) or at.step == 0:
+        if (
+            not isinstance(at, slice)
+            or any(n is not None and n < 0 for n in (at.start, at.stop, at.step))
+            or at.step == 0
+        ):
             raise SiteError("steps are counted from the start of the generation: model.steps[2:4]")
         return Steps(self._trace, at)
 

@@ -72,6 +72,8 @@ class Whole:
     def parameter_name(self, path: str, name: str) -> str | None:
         """The full name of a module's own parameter, a shared one's first; ``None`` if it has none such."""
         own = dict(unwrapped(self.modules[path]).named_parameters(recurse=False)).get(name)
+        if own is None:
+            return None
         return next((known for known, each in parameters_of(self.model).items() if each is own), None)
 
     def parameter(self, name: str) -> torch.Tensor:
@@ -110,13 +112,12 @@ class Whole:
         same_request(self.groups, f"{path}({shown})", well=True, values=sums)
         for where, tensor in tensors:
             own = split(lies[where][1], self.groups.place.rank, tensor.detach())
-            if own is None:
-                raise AssertionError(f"this rank has no part of what {path} takes")
-            args, kwargs = (
-                (replace_leaf(args, where, own), kwargs)
-                if where.startswith("[")
-                else (args, replace_leaf(kwargs, where, own))
-            )
+            assert own is not None  # every rank took a part of it in the survey
+            own = own.clone()  # the module may write into what it gets
+            if where.startswith("["):
+                args = replace_leaf(args, where, own)
+            else:
+                kwargs = replace_leaf(kwargs, where, own)
         more = lies[tensors[0][0]][0]
         returned: Any = None
         problem: BaseException | None = None

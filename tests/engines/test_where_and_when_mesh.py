@@ -127,12 +127,28 @@ def test_noise_is_that_of_one_process(crossed, edited):
 
 
 @pytest.mark.full
-def test_gradients_edited_ones_and_modules_are_those_of_one_process(crossed, one_process):
+@pytest.mark.timeout(300)
+def test_gradients_and_edited_ones_are_those_of_one_process(crossed, one_process):
     truth = gradients_of(one_process)
     check_derivatives(crossed, one_process, truth)
     check_parameters(crossed, truth)
-    check_gradients(crossed, one_process)
+
+
+@pytest.fixture
+def without_modules(crossed):
+    yield crossed
     clear(crossed)
     for name in list(crossed.modules):
         del crossed.modules[name]
-    check_adapter(crossed, one_process)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_modules_are_trained_as_in_one_process(without_modules, one_process):
+    check_gradients(without_modules, one_process)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_an_adapter_is_trained_as_in_one_process(without_modules, one_process):
+    check_adapter(without_modules, one_process)

@@ -201,3 +201,35 @@ def test_on_four_ranks(one_process):
         assert relative(run.step(1).logits.torch(), plain.step(1).logits.torch()) > 1e-3
         for n in range(3):
             assert torch.equal(run.step(n).logits.torch(), hooked.step(n).logits.torch())
+
+
+TORCHS_PLAN = """
+import torch
+from torch import nn
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(6, 8), nn.Linear(8, 6), nn.LayerNorm(6)
+
+    def forward(self, x):
+        return self.norm(self.down(torch.relu(self.up(x))))
+
+torch.manual_seed(0)
+model = parallelize_module(Net(), mesh["tp"], {"up": ColwiseParallel(), "down": RowwiseParallel()})
+"""
+
+
+def test_what_takes_dtensors_is_not_called(session):
+    """A plain part would be taken for the whole, or for another part."""
+    session.load_cell(TORCHS_PLAN, tp=2)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    run = session.trace(
+        {"x": x}, "save.h = model.down.output\nsave.n = model.norm(2 * model.down.output + 1)"
+    )
+    want = torch.nn.functional.layer_norm(2 * run.context["h"] + 1, (6,))
+    assert relative(run.context["n"], want) <= 1e-5
+    for path in ("up", "down"):
+        with pytest.raises(HookError, match=f"{path} cannot be called: it takes DTensors"):
+            session.trace({"x": x}, f"model.{path}(model.{path}.input)")
