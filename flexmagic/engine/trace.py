@@ -41,13 +41,16 @@ class Trace:
 
     What the cell asked for in vain is raised in the coroutine, so that the error has the user's line.
     ``steps``: how many forwards a generation may have, ``None`` for a run of one.
+    ``line``: of a pipeline the ranks of its stages, one for each; else all ranks.
     """
 
     cell: Cell
     steps: int | None = None
 
-    def __init__(self, rules: Mapping[Site, Rule], world_size: int) -> None:
-        self._rules, self._everyone = rules, set(range(world_size))
+    def __init__(
+        self, rules: Mapping[Site, Rule], world_size: int, line: tuple[int, ...] | None = None
+    ) -> None:
+        self._rules, self._everyone, self._line = rules, set(range(world_size)), line
         self._coroutine: greenlet | None = None
         self._grad: bool | None = None
         self._over = False
@@ -66,7 +69,10 @@ class Trace:
     # --- the forward's side ---------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """Run the cell up to the first site it asks for; raises what the cell raises."""
+        """Run the cell up to the first thing that it waits for, or on from there; raises what it raises."""
+        if self._coroutine is not None:
+            self._switch(True)  # noqa: FBT003 - what the coroutine's own call returns
+            return
         self._coroutine, self._differentiates = greenlet(_body), torch.is_grad_enabled()
         self._switch(self)
 
@@ -83,16 +89,18 @@ class Trace:
         self._passed.clear()
         return self._next is not None and self._next[0] == step
 
-    def go_on(self) -> None:
-        """Let the cell go on in the step that it waits for; raises what the cell raises."""
-        self._switch(True)  # noqa: FBT003 - what the coroutine's own call returns
-
     def meets(self, site: Site) -> bool:
         """The forward is at a site: whether the cell waits for it."""
         if site == self.waits_for:
             return True
         self._passed.add(site)
         return False
+
+    def passed(self, rank: int) -> None:
+        """The turn of another pipeline stage is over, of which this is a rank."""
+        self._passed.update(
+            site for site, rule in self._rules.items() if tuple(self._at_stages(rule)) == (rank,)
+        )
 
     def arrive(self, x: torch.Tensor) -> torch.Tensor:
         """Let the cell go on with the tensor it waits for; returns what it left there, or ``x`` itself.
@@ -116,8 +124,12 @@ class Trace:
             left.clone() if changed else x
         )  # the model may write into what it gets, and the cell keeps its own
 
-    def end_step(self) -> None:
-        """A forward is over, and others may follow; raises if the cell still waits for a site of it."""
+    def end(self, *, over: bool = True) -> None:
+        """A forward is over, or with it the run; raises if the cell still waits for something in it.
+
+        At the end of the run also if it wrote into a tensor too late.
+        """
+        self._over = over
         if self.waits_for is not None:
             which = "this run" if self.steps is None else f"step {self._step}"
             msg = (
@@ -126,11 +138,7 @@ class Trace:
             )
             self._switch(SiteError(msg))
 
-    def end(self) -> None:
-        """The run is over; raises if the cell still waits for something, or wrote into a tensor too late."""
-        self._over = True
-        self.end_step()
-        if self._next is not None:
+        if over and self._next is not None:
             step, needed = self._next
             msg = (
                 f"step {step} was never reached: the generation had steps 0 to {self._step}. Generate more "
@@ -138,7 +146,8 @@ class Trace:
                 "those that there are."
             )
             self._switch(SiteError(msg) if needed else False)
-        self._check_left()
+        if over:
+            self._check_left()
 
     def close(self) -> None:
         """Let go of a cell that did not come to its end."""
@@ -205,6 +214,8 @@ class Trace:
         self._check_left()
         if self._over:
             raise SiteError(f"{what} was asked for after the forward was over. Ask for it before.")
+        if self._line is not None:
+            raise SiteError(f"no rank of a pipeline has {what} whole. Load the model with --tp or --fsdp.")
         if self._differentiates:
             raise SiteError(
                 f"a run with gradients cannot use {what}: the gradient through it would not be that of one "
@@ -277,7 +288,10 @@ class Trace:
             )
         if rule.refused:
             raise LayoutError(f"{site} is refused: {rule.refused}")
-        if set(rule.ranks) != self._everyone:
+        stages = self._at_stages(rule)
+        if self._line is not None and len(stages) > 1 and site.path:
+            raise LayoutError(f"{site} is on several pipeline stages, each of which comes there by itself")
+        if not stages or (self._line is None and set(stages) != self._everyone):
             ranks = ", ".join(map(str, rule.ranks))
             raise LayoutError(f"{site} is on rank {ranks} only, and a trace runs on all ranks together")
         if site in self._passed:
@@ -291,6 +305,14 @@ class Trace:
             )
             later = "" if self.steps is None else " In the next forward: for step in model.steps[1:]."
             raise SiteError(f"{site} was {done} after it had passed{now}. {how}{later}")
+
+    def everywhere(self, site: Site) -> bool:
+        """Whether all stages of a pipeline come to a site together."""
+        return len(self._at_stages(self._rules[site])) > 1
+
+    def _at_stages(self, rule: Rule) -> list[int]:
+        """The ranks that hold a site, of a pipeline one for each stage that does."""
+        return [rank for rank in self._line or sorted(self._everyone) if rank in rule.ranks]
 
     def _check_left(self) -> None:
         """Raise :class:`SiteError` for a tensor that was written into when that changes nothing any more."""

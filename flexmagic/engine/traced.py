@@ -24,9 +24,12 @@ class View:
     """What all names of one trace share: the coroutine, the whole model and the sites there are."""
 
     def __init__(self, trace: Trace, whole: Whole, sites: Collection[Site]) -> None:
-        self.trace, self.whole, self.modules = trace, whole, whole.modules
+        self.trace, self.whole = trace, whole
         self._parameters: dict[str, torch.Tensor] = {}
         self.sites = [site for site in sites if site.port in PORTS]
+        ends = [site.path.split(".") for site in self.sites]  # also modules that other pipeline stages have
+        known = [".".join(parts[:depth]) for parts in ends for depth in range(1, len(parts) + 1)]
+        self.modules: dict[str, nn.Module | None] = {**dict.fromkeys(known), **whole.modules}
         self._leaves: dict[tuple[str, str], list[str]] = {}
         for site in self.sites:
             self._leaves.setdefault((site.path, site.port), []).append(site.leaf)
@@ -125,15 +128,15 @@ class Traced:
             return Steps(view.trace)
         if (parameter := view.whole.parameter_name(path, name)) is not None:
             return view.parameter(parameter)
-        if name == "config" and hasattr(module, name):
+        if name == "config" and module is not None and hasattr(module, name):
             return module.config
         raise AttributeError(self._absent(name, module))
 
-    def _absent(self, name: str, module: nn.Module) -> str:
+    def _absent(self, name: str, module: nn.Module | None) -> str:
         shown, names = self._path or "the model", self._view.children(self._path)
         if name.startswith("grad"):
             return f"gradients are not read in a trace: give the run a loss and capture {shown}:grad_output"
-        if hasattr(module, name):
+        if module is not None and hasattr(module, name):
             return (
                 f"{shown} has a {name!r}, but a rank's own may be only a piece: a trace has the inputs, "
                 "outputs and parameters of modules, whole."
@@ -156,7 +159,7 @@ class Traced:
         if isinstance(key, str):
             site = one_of(key, self._view.sites)
             return self._view.value(site.path, site.port, site.leaf)
-        numbered = [name for name in self._view.children(self._path) if name.isdigit()]
+        numbered = sorted((name for name in self._view.children(self._path) if name.isdigit()), key=int)
         if isinstance(key, slice):
             return [self[int(name)] for name in numbered[key]]
         at = key + len(numbered) if key < 0 else key

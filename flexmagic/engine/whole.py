@@ -20,11 +20,10 @@ from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel
 
 from flexmagic.engine.agreement import numbers_of_all, same_request
 from flexmagic.engine.distributed import local_part
-from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.private import kept_whole
 from flexmagic.engine.probe import note
-from flexmagic.engine.shortcuts import RunEnds
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import checksum, dtype_name, hollow, leaves, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of, parameters_of, unwrapped
@@ -71,7 +70,8 @@ class Whole:
 
     def parameter_name(self, path: str, name: str) -> str | None:
         """The full name of a module's own parameter, a shared one's first; ``None`` if it has none such."""
-        own = dict(unwrapped(self.modules[path]).named_parameters(recurse=False)).get(name)
+        module = self.modules.get(path)
+        own = None if module is None else dict(unwrapped(module).named_parameters(recurse=False)).get(name)
         if own is None:
             return None
         return next((known for known, each in parameters_of(self.model).items() if each is own), None)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexmagic import HookError, Session
+from flexmagic import HookError, ModelError, Session
 from flexmagic.errors import FlexError
 
 from .conftest import MODEL, clear, relative
@@ -234,3 +234,13 @@ def test_what_takes_dtensors_is_not_called(session):
     for path in ("up", "down"):
         with pytest.raises(HookError, match=f"{path} cannot be called: "):
             session.trace({"x": x}, f"model.{path}(model.{path}.input)")
+
+
+def test_over_pipeline_stages_there_are_none_and_no_steps(session):
+    session.load(MODEL, pp=2)
+    for code in ("h = model.layers[3].output\nmodel.norm(h)", "model.layers[1].output\nmodel.lm_head.weight"):
+        with pytest.raises(HookError, match=r"(?s)line 2.*(no rank of a pipeline has|'weight')"):
+            session.trace(TEXTS, code)
+    with pytest.raises(ModelError, match="only where each rank has all layers"):
+        session.trace(TEXTS, "for step in model.steps: pass", max_new_tokens=2)
+    assert session.trace(TEXTS, "save.h = model.layers[3].output").context["h"].shape[0] == 2
