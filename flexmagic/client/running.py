@@ -63,6 +63,7 @@ class Running:
         run = Run(
             planned.run.key, self._calls, answers, model.rules,
             hooks=planned.all_hooks, warnings=said, end=end, standing_for=model.standing_for,
+            seed=planned.run.seed,
         )  # fmt: skip
         self._note(run)
         return run
@@ -85,7 +86,7 @@ class Running:
         key = planned.run.key
         run = Generation(
             key, self._calls, answers, model.rules,
-            hooks=planned.hooks, warnings=said, standing_for=model.standing_for,
+            hooks=planned.all_hooks, warnings=said, standing_for=model.standing_for, seed=planned.run.seed,
         )  # fmt: skip
         self._note(run)
         return run

@@ -20,12 +20,13 @@ from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
-from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
 from flexmagic.engine.kept import Kept
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
+from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.prints import Prints, Say
 from flexmagic.engine.private import come_to_rest
@@ -40,6 +41,7 @@ from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.trainable import taking_gradients
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.engine.weight_edits import WeightEdits
+from flexmagic.engine.whole import Whole
 from flexmagic.errors import ModelError
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
@@ -117,6 +119,7 @@ class Runtime:
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
     weights: tuple[WeightSplit, ...] = ()
+    taken: dict[Site, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     surveyed: tuple[Any, ...] = ()
     guessable: bool = False
     mates: frozenset[int] | None = None
@@ -171,7 +174,7 @@ class Runtime:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)
         self.loaded = self.origin = self.gradients = None
-        self.rules, self.whole, self.weights = {}, {}, ()
+        self.rules, self.whole, self.weights, self.taken = {}, {}, (), {}
         self.row_groups, self.surveyed = (), ()
         self.forms = {}
         self.captures.clear()
@@ -180,12 +183,12 @@ class Runtime:
         """Measure every site's layout; ``inputs``: the user's, ``None`` to make some up."""
         assert self.loaded is not None  # adopt() and the verbs come here with a model
         with forms_kept(self.model) as forms:
-            found = survey(self.loaded, self.groups, inputs)
+            found = survey(self.loaded, self.groups, inputs, self.edits.originals())
         self.forms = forms
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
-        self.weights = found.weights
+        self.weights, self.taken = found.weights, found.taken
         self.surveyed = self._form(inputs)
 
     def _form(self, arguments: Mapping[str, Any] | None) -> tuple[Any, ...]:
@@ -239,8 +242,13 @@ class Runtime:
         return instrument
 
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
+        assert self.loaded is not None  # the client has a model
+        whole = Whole(
+            self.model, self.loaded.mesh, self.groups, self.rules, self.taken, self.whole, self.weights,
+            instrument.paused,
+        )  # fmt: skip
         return trace_hook(
-            source, self.model, self.rules, self.groups, namespace=self.namespace, context=instrument.context
+            source, whole, self.rules, self.groups, namespace=self.namespace, context=instrument.context
         )
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
@@ -248,7 +256,9 @@ class Runtime:
         groups = max(self.row_groups, default=0) + 1
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
-        instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
+        surveyed = probe_inputs(self.model, 1, 1) if self.guessable else None
+        extent = extent_of(prepared.arguments, shared_out=shared_out, surveyed=surveyed)
+        instrument = self.instrument(plan, extent)
         instrument.at_once = plan.backward is not None  # a loss is one of all rows
         error, loss = "", None
         started = time.perf_counter()
@@ -318,11 +328,12 @@ class Runtime:
             for name, gradient in taken().items():
                 site = Site(name, "grad")
                 scale = self.gradients.scale if instrument.exchange.extent.shared_out else 1.0
+                local = local_of(gradient).detach()
+                local = instrument.at_parameter(
+                    site, local * scale if site in self.gradients.reduced else local
+                )
                 if site in plan.capture:
-                    local = local_of(gradient).detach()
-                    self.captures.keep(
-                        plan.key, site, local * scale if site in self.gradients.reduced else local
-                    )
+                    self.captures.keep(plan.key, site, local)
         return float(loss.detach())
 
 
