@@ -327,19 +327,20 @@ def test_what_hooks_print_is_shown_while_the_run_goes_on(desk, tmp_path):
 
 
 def test_plain_cells_run_on_the_engines_until_they_are_asked_back(desk):
-    typed(desk, "mine = 1")
+    typed(desk, "plain_cell = 1")
     typed(desk, "%flexcells engines")
     try:
-        assert typed(desk, "mine = 2\nmodel.training") is False
-        assert typed(desk, "print('once')\nmine") == 2  # the engines' own
+        assert typed(desk, "plain_cell = 2\nmodel.training") is False
+        assert typed(desk, "print('once')\nplain_cell") == 2  # the engines' own
         assert typed.said.count("once") == 1
         assert typed(desk, "rank * 10") == {0: 0, 1: 10}
         assert "line 2, on every rank" in failing(desk, "a = 1\nmissing + a")
         assert "ZeroDivisionError" in failing(desk, "1 / 0")
         assert len(typed(desk, "%flexhook").rows) == 0  # magics stay here
     finally:
+        desk.run_cell("del plain_cell")  # on the engines, where other tests go on
         typed(desk, "%flexcells notebook")
-    assert typed(desk, "mine") == 1
+    assert typed(desk, "plain_cell") == 1
 
 
 def test_the_whole_traceback_is_there_when_asked_for(desk):
