@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from flexmagic.view.words import ranks as name_ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flexmagic.view.plane import Plane
     from flexmagic.view.source import Info, Piece, Span
 
@@ -25,18 +27,36 @@ _BRIGHT = 0.36
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one dim with the ranks that own it; ``color`` counts the distinct owners."""
+    """A stretch of one dim with the ranks that own it; ``color`` counts the distinct owners.
+
+    ``copies``: how many ranks hold every value of it (or every summand, where ``summed``).
+    """
 
     start: int
     stop: int
     ranks: tuple[int, ...]
     color: int
     missing: bool = False
+    copies: int = 1
+    summed: bool = False
 
     @property
     def text(self) -> str:
-        """What is printed on the stretch."""
-        return name_ranks(self.ranks) + (" missing" if self.missing else "")
+        """What is printed on the stretch: ``ranks 0, 1 ×2`` for replicas."""
+        name = f"sum of {name_ranks(self.ranks)}" if self.summed else name_ranks(self.ranks)
+        many = f" ×{self.copies}" if self.copies > 1 else ""
+        return name + many + (" missing" if self.missing else "")
+
+    @property
+    def short(self) -> str:
+        """What is printed where there is no room for :attr:`text`."""
+        many = f"×{self.copies}" if self.copies > 1 else ""
+        return ("+" if self.summed else ",").join(str(rank) for rank in self.ranks) + many
+
+    @property
+    def hatched(self) -> bool:
+        """Whether the colour has been used before, so that a pattern tells the two apart."""
+        return self.color >= len(OKABE_ITO)
 
 
 @dataclass(frozen=True)
@@ -85,27 +105,47 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
     if dim < 0 or not pieces:
         return ()
     # One sweep along the dim: a rank may own thousands of stretches of it.
-    edges: dict[int, list[tuple[int, int]]] = {}
-    for (start, stop), rank in {(piece.spans[dim], piece.rank) for piece in pieces}:
-        edges.setdefault(start, []).append((rank, 1))
-        edges.setdefault(stop, []).append((rank, -1))
-    now: Counter[int] = Counter()
-    stretches: list[tuple[int, tuple[int, ...]]] = []
+    edges: dict[int, list[tuple[Piece, int]]] = {}
+    for piece in pieces:
+        start, stop = piece.spans[dim]
+        edges.setdefault(start, []).append((piece, 1))
+        edges.setdefault(stop, []).append((piece, -1))
+    ranks: Counter[int] = Counter()
+    boxes: Counter[tuple[tuple[Span, ...], int]] = Counter()
+    stretches: list[tuple[int, _Owned]] = []
     for cut in sorted(edges):
-        for rank, change in edges[cut]:
-            now[rank] += change
-        group = tuple(sorted(rank for rank, boxes in now.items() if boxes))
-        if not stretches or stretches[-1][1] != group:
-            stretches.append((cut, group))
-    groups = sorted({group for _, group in stretches if group})
+        for piece, change in edges[cut]:
+            ranks[piece.rank] += change
+            boxes[piece.spans, piece.addend] += change
+        ranks, boxes = +ranks, +boxes
+        owned = _Owned(tuple(sorted(ranks)), _equal(boxes.values()), len({addend for _, addend in boxes}) > 1)
+        if not stretches or stretches[-1][1] != owned:
+            stretches.append((cut, owned))
+    groups = sorted({owned.ranks for _, owned in stretches if owned.ranks})
     alone = all(len(group) == 1 for group in groups)
     known = {group: group[0] if alone else n for n, group in enumerate(groups)}
     lost = set(info.missing_ranks)
     return tuple(
-        Segment(start, stop, group, known[group], missing=lost.issuperset(group))
-        for (start, group), (stop, _) in pairwise(stretches)
-        if group
+        Segment(
+            start, stop, owned.ranks, known[owned.ranks], lost.issuperset(owned.ranks), owned.copies, owned.summed
+        )
+        for (start, owned), (stop, _) in pairwise(stretches)
+        if owned.ranks
     )
+
+
+class _Owned(NamedTuple):
+    """Who owns a stretch, how many hold each value of it, and whether they hold summands."""
+
+    ranks: tuple[int, ...]
+    copies: int
+    summed: bool
+
+
+def _equal(counts: Iterable[int]) -> int:
+    """Return the count that all have in common, else 1."""
+    found = set(counts)
+    return found.pop() if len(found) == 1 else 1
 
 
 def ribbons(info: Info, plane: Plane) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
