@@ -52,7 +52,8 @@ BELOW["flexmagic"] = BELOW["flexmagic.magics"] | {"flexmagic.magics"}
 
 LAZILY = {
     # a handle shows itself when it is displayed or written, and only then is the viewer needed
-    "flexmagic.client.activation": {"flexmagic.view.display", "flexmagic.view.html"},
+    "flexmagic.client.activation": {"flexmagic.view.display"},
+    "flexmagic.client.looks": {"flexmagic.view.html", "flexmagic.view.png", "flexmagic.view.table"},
 }
 
 NOTEBOOK = {"IPython", "ipykernel", "ipywidgets", "anywidget", "jupyter_client"}
@@ -207,6 +208,10 @@ EXPORTED = [
     "Session",
     "SiteError",
     "StuckError",
+    "compare",
+    "grid",
+    "lines",
+    "strip",
 ]
 
 

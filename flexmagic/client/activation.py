@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmagic.client.looks import Looks
 from flexmagic.errors import SiteError
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -40,7 +39,7 @@ class Origin:
     warnings: tuple[str, ...] = ()
 
 
-class Activation:
+class Activation(Looks):
     """One whole tensor that a run left on the engines in pieces.
 
     Holding it costs nothing; indexing, :meth:`numpy` and the viewer fetch what they show and no
@@ -267,12 +266,6 @@ class Activation:
 
     # display
 
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One self-contained HTML page with picture, header and numbers; written to ``path`` if given."""
-        from flexmagic.view.html import to_html
-
-        return to_html(self, path)
-
     def __repr__(self) -> str:
         """Site, shape, dtype, layout and the hooks that acted before: no data is fetched."""
         places = ", ".join(self.layout.describe_placements())
@@ -307,5 +300,5 @@ def _pieces(layout: Layout) -> tuple[Any, ...]:
             continue
         starts = [list(itertools.accumulate((b - a for a, b in spans), initial=0))[:-1] for spans in block]
         for spans, local in zip(itertools.product(*block), itertools.product(*starts), strict=True):
-            out.append(Piece(rank, tuple(spans), tuple(local)))
+            out.append(Piece(rank, tuple(spans), tuple(local), layout.addend(rank)))
     return tuple(out)

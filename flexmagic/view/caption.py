@@ -21,8 +21,8 @@ from flexmagic.view.words import number, plural, ranks, short, span, visible
 
 if TYPE_CHECKING:
     from flexmagic.view.picture import Picture
-    from flexmagic.view.sheet import Pane, Sheet
     from flexmagic.view.plane import Plane
+    from flexmagic.view.sheet import Pane, Sheet
     from flexmagic.view.source import Peak, Source
 
 
@@ -127,8 +127,7 @@ def sheet_caption(sheet: Sheet) -> tuple[str, ...]:
         by_scale.setdefault(pane.picture.scale, []).append(pane)
     for scale, panes in by_scale.items():
         totals = {
-            name: sum(getattr(pane.picture.counts, name) for pane in panes)
-            for name in vars(lead.counts)
+            name: sum(getattr(pane.picture.counts, name) for pane in panes) for name in vars(lead.counts)
         }
         whole = replace(panes[0].picture, counts=replace(lead.counts, **totals))
         which = "" if len(by_scale) == 1 else f"{' and '.join(pane.title for pane in panes)}: "

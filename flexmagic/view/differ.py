@@ -16,11 +16,13 @@ from flexmagic.view.pieces import present
 from flexmagic.view.reduce import (
     compare_values,
     compute_stats,
+    difference_dtype,
     merge_changes,
     merge_overviews,
     merge_stats,
     reduce_overview,
     same_bits,
+    subtract,
 )
 from flexmagic.view.source import Change, Comparable, Info
 
@@ -160,22 +162,3 @@ class Difference:
     def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
         """Return B's labels."""
         return self.b.labels(dim, fixed)
-
-
-def difference_dtype(a: str, b: str) -> str:
-    """Return the dtype of a difference, by torch's name: wide enough that nothing is lost in storing it."""
-    kinds = {a, b}
-    if any(kind.startswith("complex") for kind in kinds):
-        return "complex128" if kinds & {"complex128", "float64"} else "complex64"
-    if all(kind == "bool" or kind.startswith(("int", "uint")) for kind in kinds):
-        return "int64"
-    return "float64" if kinds & {"float64", "int64"} else "float32"
-
-
-def subtract(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    """Return ``b - a`` in the dtype that :func:`difference_dtype` names."""
-    wide = np.dtype(difference_dtype(a.dtype.name, b.dtype.name))
-    with np.errstate(over="ignore", invalid="ignore"):
-        out: NDArray[Any] = b.astype(wide) - a.astype(wide)
-    return out
-

@@ -67,7 +67,9 @@ def line_caption(picture: Picture) -> tuple[str, ...]:
     """Return what is said under lines: how many, the extremes, and what is not finite."""
     rows, cols = picture.grid.shape
     finite = picture.values[np.isfinite(picture.values)]
-    ends = f"from {short(float(finite.min()))} to {short(float(finite.max()))}" if finite.size else "none finite"
+    ends = (
+        f"from {short(float(finite.min()))} to {short(float(finite.max()))}" if finite.size else "none finite"
+    )
     name = visible(picture.info.dims[picture.plane.cols], 40)
     counts = picture.counts
     odd = f"NaN {counts.nan_values:,}, +Inf {counts.posinf_values:,}, -Inf {counts.neginf_values:,}"

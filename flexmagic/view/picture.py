@@ -126,9 +126,10 @@ class Gathered:
 class Picture:
     """A composed picture. ``codes`` is ``(R, C)`` uint8, one per cell of ``grid``.
 
-    ``values`` is what is drawn, as numbers; ``tile`` holds the values of an exact picture, ``overview`` the bins of any other; ``mask`` is
-    False in holes. Labels are for every position of their dim, or None. ``peaks`` are the outliers of
-    an overview, each exact and in its place, and ``texts`` what stands in the cells, if anything.
+    ``values`` is what is drawn, as numbers; ``tile`` holds the values of an exact picture, ``overview``
+    the bins of any other; ``mask`` is False in holes. Labels are for every position of their dim, or
+    None. ``peaks`` are the outliers of an overview, each exact and in its place, and ``texts`` what
+    stands in the cells, if anything.
     """
 
     info: Info

@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from flexmagic.view.picture import Picture
     from flexmagic.view.ribbon import Segment
     from flexmagic.view.sheet import Pane, Sheet
-    from flexmagic.view.table import RankTable
     from flexmagic.view.source import Info, Source, Span, Stats
+    from flexmagic.view.table import RankTable
 
 NARROWEST, WIDEST = 240, 2400
 _PAIR = 2

@@ -237,7 +237,7 @@ def bin_edges(low: float, high: float, bins: int = 40) -> NDArray[np.float64]:
 
 
 def count_between(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return how many finite values lie in each bin: ``edges[i] <= x < edges[i + 1]``, the last one closed."""
+    """Return how many finite values each bin has: ``edges[i] <= x < edges[i + 1]``, the last one closed."""
     counts = np.zeros(max(len(edges) - 1, 0), dtype=np.int64)
     if not counts.size:
         return counts
@@ -292,3 +292,21 @@ def same_bits(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
 def digest_of(raw: Any) -> str:
     """Return a digest of some bytes: equal ones mean equal bits, as far as anybody can tell."""
     return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def difference_dtype(a: str, b: str) -> str:
+    """Return the dtype of a difference, by torch's name: wide enough that nothing is lost in storing it."""
+    kinds = {a, b}
+    if any(kind.startswith("complex") for kind in kinds):
+        return "complex128" if kinds & {"complex128", "float64"} else "complex64"
+    if all(kind == "bool" or kind.startswith(("int", "uint")) for kind in kinds):
+        return "int64"
+    return "float64" if kinds & {"float64", "int64"} else "float32"
+
+
+def subtract(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Return ``b - a`` in the dtype that :func:`difference_dtype` names."""
+    wide = np.dtype(difference_dtype(a.dtype.name, b.dtype.name))
+    with np.errstate(over="ignore", invalid="ignore"):
+        out: NDArray[Any] = b.astype(wide) - a.astype(wide)
+    return out

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -80,7 +79,12 @@ def fill(color: int) -> tuple[int, int, int]:
 
 def ink(color: int) -> tuple[int, int, int]:
     """Return black or white, whichever is readable on the n-th owner's colour."""
-    red, green, blue = (c / 255 for c in fill(color))
+    return ink_on(fill(color))
+
+
+def ink_on(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return black or white, whichever is readable on a colour."""
+    red, green, blue = (c / 255 for c in color)
     bright = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
     return (0, 0, 0) if bright > _BRIGHT / 2 else (255, 255, 255)
 
@@ -110,14 +114,13 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
         start, stop = piece.spans[dim]
         edges.setdefault(start, []).append((piece, 1))
         edges.setdefault(stop, []).append((piece, -1))
-    ranks: Counter[int] = Counter()
-    boxes: Counter[tuple[tuple[Span, ...], int]] = Counter()
+    ranks: dict[int, int] = {}
+    boxes: dict[tuple[tuple[Span, ...], int], int] = {}
     stretches: list[tuple[int, _Owned]] = []
     for cut in sorted(edges):
         for piece, change in edges[cut]:
-            ranks[piece.rank] += change
-            boxes[piece.spans, piece.addend] += change
-        ranks, boxes = +ranks, +boxes
+            _add(ranks, piece.rank, change)
+            _add(boxes, (piece.spans, piece.addend), change)
         owned = _Owned(tuple(sorted(ranks)), _equal(boxes.values()), len({addend for _, addend in boxes}) > 1)
         if not stretches or stretches[-1][1] != owned:
             stretches.append((cut, owned))
@@ -127,7 +130,13 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
     lost = set(info.missing_ranks)
     return tuple(
         Segment(
-            start, stop, owned.ranks, known[owned.ranks], lost.issuperset(owned.ranks), owned.copies, owned.summed
+            start,
+            stop,
+            owned.ranks,
+            known[owned.ranks],
+            lost.issuperset(owned.ranks),
+            owned.copies,
+            owned.summed,
         )
         for (start, owned), (stop, _) in pairwise(stretches)
         if owned.ranks
@@ -140,6 +149,18 @@ class _Owned(NamedTuple):
     ranks: tuple[int, ...]
     copies: int
     summed: bool
+
+
+Counted = TypeVar("Counted")
+
+
+def _add(counts: dict[Counted, int], what: Counted, change: int) -> None:
+    """Count up or down, keeping only what there is."""
+    now = counts.get(what, 0) + change
+    if now:
+        counts[what] = now
+    else:
+        del counts[what]
 
 
 def _equal(counts: Iterable[int]) -> int:

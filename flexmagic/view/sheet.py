@@ -61,8 +61,10 @@ class Pane:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures side by side. ``facet`` says along what (:data:`~flexmagic.view.picture.ALONE` for a single
-    picture), ``first`` and ``count`` which of how many.
+    """Pictures side by side.
+
+    ``facet`` says along what (:data:`~flexmagic.view.picture.ALONE` for a single picture), ``first`` and
+    ``count`` which of how many.
     """
 
     panes: tuple[Pane, ...]
@@ -121,7 +123,8 @@ def _page(first: int, count: int) -> int:
 
 
 def _sheet(each: Sequence[Wanted], look: Look, facet: int = ALONE, positions: range = range(0)) -> Sheet:
-    looks = [replace(wanted.look, **_room(look, len(each))) for wanted in each]
+    wide, tall = _room(look, len(each))
+    looks = [replace(wanted.look, width=wide, tall=tall) for wanted in each]
     block = _block(each[0].source, looks[0], facet, positions) if positions else None
     found = [
         gather(wanted.source, own, None if block is None else block[i])
@@ -143,14 +146,13 @@ def _common(found: Sequence[Gathered], look: Look) -> colors.Scale:
     return colors.fit(np.concatenate([one.known for one in found]), look.scale, look.limits)
 
 
-def _room(look: Look, count: int) -> dict[str, int]:
-    """Return the room of each of ``count`` pictures."""
+def _room(look: Look, count: int) -> tuple[int, int]:
+    """Return width and greatest height of the map of each of ``count`` pictures."""
     if count == 1:
-        return {}
+        return look.width, look.tall
     least = LEAST_WIDE_OF_FEW if count <= FEW else LEAST_WIDE
     beside = min(count, max((look.width + GAP) // (least + GAP), 1))
-    wide = (look.width - (beside - 1) * GAP) // beside
-    return {"width": wide} | ({"tall": TALL_OF_MANY} if count > FEW else {})
+    return (look.width - (beside - 1) * GAP) // beside, look.tall if count <= FEW else TALL_OF_MANY
 
 
 def _block(source: Source, look: Look, facet: int, positions: range) -> NDArray[np.generic] | None:

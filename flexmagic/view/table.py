@@ -79,10 +79,8 @@ def rank_table(source: Source) -> RankTable:
     summed = source.read((slice(None),) * len(info.shape)) if info.partial else None
     whole = merge_stats([first[rank] for rank in chosen]) if summed is None else compute_stats(summed)
     some = [stats for stats in (whole, *first.values()) if stats.n > stats.nan + stats.posinf + stats.neginf]
-    edges = bin_edges(
-        min((stats.min for stats in some), default=np.nan), max((stats.max for stats in some), default=np.nan),
-        BINS,
-    )  # fmt: skip
+    low = min((stats.min for stats in some), default=np.nan)
+    edges = bin_edges(low, max((stats.max for stats in some), default=np.nan), BINS)
     shares = {share.rank: share for share in source.shares(edges)}
     if summed is not None:
         counts = count_between(summed, edges)

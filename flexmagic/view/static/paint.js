@@ -36,6 +36,11 @@ class Painter {
     const [r, g, b] = this.palette.subarray(4 * code, 4 * code + 3);
     return `rgb(${r},${g},${b})`;
   }
+  /** Black or white, whichever is readable on the colour of a code. */
+  inkOn(code) {
+    const [red, green, blue] = [...this.palette.subarray(4 * code, 4 * code + 3)].map((part) => (part / 255) ** 2.2);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "#000" : "#fff";
+  }
   /** Pixel of a position along rows (y) or columns (x), in CSS pixels of the canvas. */
   pixel(along, at) {
     const [start, stop] = this.window[along];
@@ -137,8 +142,7 @@ class Painter {
     context.textBaseline = "middle";
     texts.forEach((row, r) => row.forEach((text, c) => {
       const code = this.codes[r * this.picture.cells[1] + c];
-      const [red, green, blue] = this.palette.subarray(4 * code, 4 * code + 3);
-      context.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000" : "#fff";
+      context.fillStyle = this.inkOn(code);
       const x = this.pixel("cols", drawn.cols[0] + c + 0.5), y = this.pixel("rows", drawn.rows[0] + r + 0.5);
       context.fillText(this.fit(context, text, wide - 4), x, y);
     }));

@@ -56,9 +56,8 @@ class Pane {
     this.strip.replaceChildren(...words.map((text, i) => {
       const code = this.painter.codes[i];
       const node = make("span", { class: "fxm-token", "data-at": i, onpointerenter: () => this.view.move({ rows: 0.5, cols: picture.window.cols[0] + i + 0.5 }, this) }, text);
-      const [red, green, blue] = this.painter.palette.subarray(4 * code, 4 * code + 3);
       node.style.background = this.painter.color(code);
-      node.style.color = 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000" : "#fff";
+      node.style.color = this.painter.inkOn(code);
       const mark = { [NAN]: "NaN", [POSINF]: "+Inf", [NEGINF]: "-Inf" }[code];
       if (mark) node.append(make("sub", {}, mark));
       return node;
