@@ -96,7 +96,8 @@ def ringed(picture: Picture) -> str:
 def caption(picture: Picture) -> tuple[str, ...]:
     """Return the lines under the picture."""
     if picture.info.form == LINES:
-        return line_caption(picture)
+        how = "" if picture.overview is None else f"An {method(picture)}."
+        return tuple(text for text in (line_caption(picture), how) if text)
     how = method(picture)
     place = where(picture)
     lines = (

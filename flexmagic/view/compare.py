@@ -170,9 +170,7 @@ class Comparison:
     @property
     def openers(self) -> dict[str, Callable[[], Source]]:
         """What can be looked at, by site, the most changed first."""
-        return {
-            row.site: (lambda s=row.site: self.open_one(s)) for row in self.rows if row.change is not None
-        }
+        return {row.site: partial(self.open_one, row.site) for row in self.rows if row.change is not None}
 
     def __str__(self) -> str:
         """The table as text."""

@@ -111,13 +111,14 @@ class Difference:
 
     @property
     def info(self) -> Info:
-        """Facts of B, with what is missing in either; no layout is shared, so no rank is named."""
+        """Facts of B, with what is missing in either; ranks are named if both lie in the same way."""
         a, b = self.a.info, self.b.info
         lost = [f"{which}: rank {', '.join(map(str, i.missing_ranks))} cannot answer, left out"
                 for which, i in (("A", a), ("B", b)) if i.missing_ranks]  # fmt: skip
+        alike = a.pieces == b.pieces and not lost and not (a.partial or b.partial)
         return replace(
-            b, site=b.site, dtype=difference_dtype(a.dtype, b.dtype), mesh="", placements=(), pieces=(),
-            hook="", run="B - A", step=None, nbytes=0, partial=False, warnings=tuple(lost), missing_ranks=(),
+            b, dtype=difference_dtype(a.dtype, b.dtype), mesh="", placements=(), hook="", run="B - A", step=None,
+            pieces=b.pieces if alike else (), nbytes=0, partial=False, warnings=tuple(lost), missing_ranks=(),
         )  # fmt: skip
 
     @property

@@ -80,6 +80,7 @@ def lay_out(
     if col_labels is not None and wide / max(cols, 1) >= LINE - 2:
         top = int(min(max(len(text) for text in col_labels) * CHAR + 6, TALLEST_LABEL, highest // 2))
     col_room = top
+    top = top or (0 if col_ribbon else LINE // 2)  # or the first row's number would be cut off
     top += (RIBBON + GAP) if col_ribbon else 0
     return Layout(
         left=left,

@@ -63,7 +63,7 @@ def round_ticks(low: float, high: float, most: int = 6) -> tuple[float, ...]:
     return tuple(float(f"{i * step:.12g}") for i in range(first, last + 1))
 
 
-def line_caption(picture: Picture) -> tuple[str, ...]:
+def line_caption(picture: Picture) -> str:
     """Return what is said under lines: how many, the extremes, and what is not finite."""
     rows, cols = picture.grid.shape
     finite = picture.values[np.isfinite(picture.values)]
@@ -73,4 +73,4 @@ def line_caption(picture: Picture) -> tuple[str, ...]:
     name = visible(picture.info.dims[picture.plane.cols], 40)
     counts = picture.counts
     odd = f"NaN {counts.nan_values:,}, +Inf {counts.posinf_values:,}, -Inf {counts.neginf_values:,}"
-    return (f"{plural(rows, 'line')} over {name}, {plural(cols, 'point')} each; values {ends}; {odd}.",)
+    return f"{plural(rows, 'line')} over {name}, {plural(cols, 'point')} each; values {ends}; {odd}."

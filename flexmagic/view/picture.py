@@ -27,6 +27,7 @@ from flexmagic.view.plane import (
 )
 from flexmagic.view.reduce import as_real
 from flexmagic.view.ribbon import Hole, Segment, holes, ribbons
+from flexmagic.view.source import STRIP
 from flexmagic.view.words import token
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ REDUCER_TEXT = {
 }
 OUTLIER = 6.0
 """Times the root mean square beyond which a value is ringed in an overview."""
+SHORT, LONG = 18, 80
+"""Characters of a label beside a map, and of a token in a text."""
 BIN_PIXELS = 3
 """Size of an overview's cell: smaller ones are seen by nobody and travel all the same."""
 
@@ -271,14 +274,14 @@ def _labels(source: Source, plane: Plane, dim: int) -> tuple[str, ...] | None:
     texts = source.labels(dim, plane.fixed) if dim >= 0 else None
     if texts is None or len(texts) != source.info.shape[dim]:
         return None
-    return tuple(token(text, 18) for text in texts)
+    return tuple(token(text, LONG if source.info.form == STRIP else SHORT) for text in texts)
 
 
 def _grid(info: Info, plane: Plane, look: Look, layout: Layout) -> Grid:
     rows, cols = extent(info, plane)
     row_window = clamp_window(look.row_window, rows)
     col_window = clamp_window(look.col_window, cols)
-    room = (layout.map_height, layout.map_width)
+    room = (layout.map_height, cols if info.form == STRIP else layout.map_width)
     itemsize = 16 if info.dtype.startswith(("complex", "float64", "int64")) else 4
     grid = cut(row_window, col_window, room, itemsize)
     if grid.exact:

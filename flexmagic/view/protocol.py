@@ -24,7 +24,7 @@ from flexmagic.view.picture import ALONE, LAYERS, REDUCERS, Look
 from flexmagic.view.pieces import copies
 from flexmagic.view.plane import extent
 from flexmagic.view.scale import SCALES, palette
-from flexmagic.view.source import LINES, ByRank
+from flexmagic.view.source import LINES, STRIP, ByRank
 from flexmagic.view.table import HEAD, binned, texts
 from flexmagic.view.words import size, token, visible
 
@@ -185,7 +185,9 @@ def _describe_pane(pane: Pane) -> Message:
         "texts": None if picture.texts is None else [[token(t, 12) for t in row] for row in picture.texts],
         "labels": {
             "rows": _visible_part(picture.row_labels, grid.rows, layout.map_height),
-            "cols": _visible_part(picture.col_labels, grid.cols, layout.map_width),
+            "cols": _visible_part(
+                picture.col_labels, grid.cols, grid.shape[1] if info.form == STRIP else layout.map_width
+            ),
         },
         "ticks": {
             "rows": ticks(grid.rows, layout.map_height, LINE) if plane.rows >= 0 else (),

@@ -244,8 +244,9 @@ def count_between(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[n
     flat = values.reshape(-1)
     for start in range(0, flat.size, CHUNK):
         x = as_real(flat[start : start + CHUNK])
-        at = np.searchsorted(edges, x[np.isfinite(x)], side="right") - 1
-        at[at == len(counts)] -= 1  # the upper edge itself
+        x = x[np.isfinite(x)]
+        at = np.searchsorted(edges, x, side="right") - 1
+        at[x == edges[-1]] = len(counts) - 1
         counts += np.bincount(at[(at >= 0) & (at < len(counts))], minlength=len(counts))
     return counts
 

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from flexmagic.view.source import Info, Source, Stats
 
 BINS = 40
-HEAD = ("", "n", "min", "max", "mean", "std", "zeros", "NaN", "+Inf", "-Inf")
+REACH = 6.0
+"""Standard deviations from the mean beyond which a value is counted outside all bins."""
+HEAD = ("", "n", "min", "max", "mean", "std", "zeros", "NaN", "+Inf", "-Inf", "outside bins")
 _BARS = " \N{LOWER ONE EIGHTH BLOCK}\N{LOWER ONE QUARTER BLOCK}\N{LOWER THREE EIGHTHS BLOCK}"
 _BARS += "\N{LOWER HALF BLOCK}\N{LOWER FIVE EIGHTHS BLOCK}\N{LOWER THREE QUARTERS BLOCK}"
 _BARS += "\N{LOWER SEVEN EIGHTHS BLOCK}\N{FULL BLOCK}"
@@ -35,6 +37,12 @@ class Row:
     name: str
     stats: Stats
     counts: NDArray[np.int64]
+
+    @property
+    def outside(self) -> int:
+        """How many finite values lie beyond the bins."""
+        s = self.stats
+        return s.n - s.nan - s.posinf - s.neginf - int(self.counts.sum())
 
 
 @dataclass(frozen=True)
@@ -68,19 +76,17 @@ def rank_table(source: Source) -> RankTable:
     The whole's row is merged from one rank of each set of replicas. Raises what the source raises.
     """
     info = source.info
-    if not isinstance(source, ByRank):
+    if not isinstance(source, ByRank) or not info.pieces:
         values = [source.read(index) for index in tiles(info.shape)]
         stats = merge_stats([compute_stats(part) for part in values])
-        edges = bin_edges(stats.min, stats.max, BINS)
+        edges = edges_for([stats])
         counts = np.sum([count_between(part, edges) for part in values], axis=0)
         return RankTable(edges, (Row("whole", stats, counts),))
     first = {share.rank: share.stats for share in source.shares(np.zeros(1))}
     chosen = [next(r for r in group if r in first) for group in copies(info) if first.keys() & set(group)]
     summed = source.read((slice(None),) * len(info.shape)) if info.partial else None
     whole = merge_stats([first[rank] for rank in chosen]) if summed is None else compute_stats(summed)
-    some = [stats for stats in (whole, *first.values()) if stats.n > stats.nan + stats.posinf + stats.neginf]
-    low = min((stats.min for stats in some), default=np.nan)
-    edges = bin_edges(low, max((stats.max for stats in some), default=np.nan), BINS)
+    edges = edges_for([whole, *first.values()])
     shares = {share.rank: share for share in source.shares(edges)}
     if summed is not None:
         counts = count_between(summed, edges)
@@ -95,6 +101,14 @@ def rank_table(source: Source) -> RankTable:
         ),
         (*lost(info), *agreement(source)),
     )
+
+
+def edges_for(each: Sequence[Stats]) -> NDArray[np.float64]:
+    """Return bins for all rows: over everything, but not further out than six standard deviations."""
+    some = [s for s in each if s.n > s.nan + s.posinf + s.neginf]
+    low = min((max(s.min, s.mean - REACH * s.std) for s in some), default=np.nan)
+    high = max((min(s.max, s.mean + REACH * s.std) for s in some), default=np.nan)
+    return bin_edges(low, high, BINS)
 
 
 def lost(info: Info) -> tuple[str, ...]:
@@ -147,7 +161,7 @@ def texts(row: Row) -> tuple[str, ...]:
     share = f"{s.zeros:,}" + (f" ({s.zeros / s.n:.1%})" if s.n else "")
     return (
         row.name, f"{s.n:,}", short(s.min), short(s.max), short(s.mean), short(s.std), share,
-        f"{s.nan:,}", f"{s.posinf:,}", f"{s.neginf:,}",
+        f"{s.nan:,}", f"{s.posinf:,}", f"{s.neginf:,}", f"{row.outside:,}",
     )  # fmt: skip
 
 

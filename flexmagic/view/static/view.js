@@ -37,19 +37,20 @@ class View {
     this.notes = make("div", { class: "fxm-notes" });
     this.choices = make("span", { class: "fxm-choices" });
     this.hold = make("input", { type: "checkbox", onchange: () => this.holdLimits() });
+    this.pageText = make("span", {});
+    this.pages = make("span", { class: "fxm-zoom", role: "group", "aria-label": "Pages" },
+      button("‹", "Earlier ones", () => this.page(-1)), this.pageText, button("›", "Later ones", () => this.page(1)));
     this.bar = make("div", { class: "fxm-bar" }, this.choices,
       make("label", { title: "Keep the present colour limits" }, this.hold, " hold limits"),
       make("span", { class: "fxm-zoom", role: "group", "aria-label": "Zoom" },
         button("−", "Zoom out", () => this.zoom(2)), button("+", "Zoom in", () => this.zoom(0.5)),
         button("Whole", "Show all of it", () => this.whole())), this.pages);
-    this.pageText = make("span", {});
-    this.pages.append(button("‹", "Earlier ones", () => this.page(-1)), this.pageText, button("›", "Later ones", () => this.page(1)));
     this.stage = make("div", { class: "fxm-stage" });
-    this.pages = make("span", { class: "fxm-zoom", role: "group", "aria-label": "Pages" });
     this.read = make("div", { class: "fxm-read", role: "status", "aria-live": "polite" });
     this.legend = make("div", { class: "fxm-legend" });
     this.caption = make("div", { class: "fxm-caption" });
     this.owners = make("ul");
+    this.owned = make("details", {}, make("summary", {}, "Who owns what"), this.owners);
     this.stats = make("div", { class: "fxm-stats" });
     this.error = make("div", { class: "fxm-error", role: "alert" });
     this.again = button("Try again", "Ask once more", () => this.look());
@@ -57,7 +58,7 @@ class View {
     this.table = new RankTable(() => this.asker.ask("table", { layer: this.state.layer, part: this.state.part }));
     this.help = make("div", { class: "fxm-help" });
     this.body = make("div", { class: "fxm-body" }, this.bar, this.stage, this.read, this.legend, this.caption,
-      make("details", {}, make("summary", {}, "Who owns what"), this.owners), this.table.node, this.help);
+      this.owned, this.table.node, this.help);
     // The notebook's own shortcuts (0 0 restarts a kernel) must not fire from within.
     this.root = make("section", { class: "fxm", "data-lm-suppress-shortcuts": "true" },
       make("header", {}, this.title, this.facts), this.notes, this.stats, this.error, this.body, this.status);
@@ -173,6 +174,7 @@ class View {
     this.facts.replaceChildren(...message.facts.map((text) => make("li", {}, text)));
     if (this.message?.layer !== message.layer) this.found = [];
     this.notes.replaceChildren(...[...message.warnings, ...(this.found ?? [])].map((text) => make("p", { role: "note" }, text)));
+    this.owned.hidden = !message.owners.length;
     this.owners.replaceChildren(...message.owners.map((text) => make("li", {}, text)));
     const marked = new Set(["NaN", "+Inf", "-Inf"]);
     this.stats.replaceChildren(...message.stats.map(([name, text]) =>
@@ -211,12 +213,13 @@ class View {
     if (p.layers.length > 1) {
       nodes.push(select("layer", "layer", p.layers.map((text, i) => [i, text]), (v) => this.change({ layer: Number(v) })));
     }
-    if (p.dims.length > 1) {
+    const { form } = p.panes[0], map = form === "map";
+    if (p.dims.length > 1 && map) {
       nodes.push(select("rows", "rows", dims, (v) => this.turn("rows", Number(v))),
         select("cols", "columns", dims, (v) => this.turn("cols", Number(v))));
     }
     if (p.parts.length > 1) {
-      nodes.push(select("part", "of", p.parts, (v) => this.change({ part: Number(v) })));
+      nodes.push(select("part", "show", p.parts, (v) => this.change({ part: Number(v) })));
     }
     if (p.facets.length > 1) {
       nodes.push(select("facet", "side by side", p.facets, (v) => this.change({ facet: Number(v), first: 0 }, false)));
@@ -232,27 +235,33 @@ class View {
     const named = { extremum: "signed extremum", mean: "mean", rms: "rms" };
     const reducer = select("reducer", "overview by", p.reducers.map((r) => [r, named[r]]), (v) => this.change({ reducer: v }, false));
     if (p.exact) reducer.append(" (not needed: 1:1)");
-    nodes.push(reducer, select("scale", "scale", p.scales.map((s) => [s, s]), (v) => this.change({ scale: v }, false)));
+    if (map || !p.exact) nodes.push(reducer);
+    if (form !== "lines") nodes.push(select("scale", "scale", p.scales.map((s) => [s, s]), (v) => this.change({ scale: v }, false)));
     return nodes;
   }
   colorBar() {
     this.legend.hidden = this.picture.form === "lines";
-    const colors = this.painter, stops = [];
-    for (let i = 0; i <= 16; i++) stops.push(colors.color(Math.round(FIRST + ((LAST - FIRST) * i) / 16)));
-    const ramp = make("div", { class: "fxm-ramp" });
-    ramp.style.background = `linear-gradient(to right, ${stops.join(",")})`;
     const swatch = (color) => {
       const node = make("span", { class: "fxm-swatch" });
       node.style.background = color;
       return node;
     };
+    const scale = ({ painter, picture, title }, named) => {
+      const stops = [];
+      for (let i = 0; i <= 16; i++) stops.push(painter.color(Math.round(FIRST + ((LAST - FIRST) * i) / 16)));
+      const ramp = make("div", { class: "fxm-ramp" });
+      ramp.style.background = `linear-gradient(to right, ${stops.join(",")})`;
+      return make("div", { class: "fxm-scale" }, ...(named ? [make("div", {}, title.textContent)] : []),
+        make("div", { class: "fxm-line" }, swatch(painter.color(UNDER)), ramp, swatch(painter.color(OVER))),
+        make("div", { class: "fxm-numbers" }, ...picture.bar.map(([, text]) => make("span", {}, text))));
+    };
     const stripes = (angle, a, b, width) =>
       `repeating-linear-gradient(${angle}deg, ${a} 0 ${width}px, ${b} ${width}px ${2 * width}px)`;
     const key = (color, text) => make("span", { class: "fxm-key" }, swatch(color), text);
+    const colors = this.painter;
+    const bars = new Map(this.panes.map((pane) => [JSON.stringify(pane.picture.bar), pane]));
     this.legend.replaceChildren(
-      make("div", { class: "fxm-scale" },
-        make("div", { class: "fxm-line" }, swatch(colors.color(UNDER)), ramp, swatch(colors.color(OVER))),
-        make("div", { class: "fxm-numbers" }, ...this.picture.bar.map(([, text]) => make("span", {}, text)))),
+      ...[...bars.values()].map((pane) => scale(pane, bars.size > 1)),
       make("span", { class: "fxm-key" }, "ends: clipped"),
       key(stripes(135, "#000", "rgb(255,221,51)", 2), "NaN"),
       key(stripes(90, colors.color(POSINF), "#fff", 2), "+Inf"),
