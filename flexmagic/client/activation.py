@@ -247,7 +247,8 @@ class Activation(Looks):
             index = tuple(fixed[d] if d in fixed else slice(*bounds[d]) for d in range(len(self.shape)))
             values = self[index]
             values = values[None] if rows < 0 else values.T if rows > cols else values
-            return reduce_overview(values, row_edges - row_edges[0], col_edges - col_edges[0])
+            origin = int(row_edges[0]), int(col_edges[0])
+            return reduce_overview(values, row_edges - origin[0], col_edges - origin[1], origin)
         reads = self._reads(bounds, holes=True)
         parts = self._ask("overview", reads, [(read.local, read.result) for read in reads], window)
         self._moved += sum(part.mean.nbytes * 7 for part in parts)

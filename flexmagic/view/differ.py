@@ -117,8 +117,9 @@ class Difference:
                 for which, i in (("A", a), ("B", b)) if i.missing_ranks]  # fmt: skip
         alike = a.pieces == b.pieces and not lost and not (a.partial or b.partial)
         return replace(
-            b, dtype=difference_dtype(a.dtype, b.dtype), mesh="", placements=(), hook="", run="B - A", step=None,
-            pieces=b.pieces if alike else (), nbytes=0, partial=False, warnings=tuple(lost), missing_ranks=(),
+            b, dtype=difference_dtype(a.dtype, b.dtype), mesh="", placements=(), hook="", run="B - A",
+            step=None, pieces=b.pieces if alike else (), nbytes=0, partial=False, warnings=tuple(lost),
+            missing_ranks=(),
         )  # fmt: skip
 
     @property
