@@ -69,7 +69,9 @@ BANNED = {
 }
 """Libraries that a room must not know, however late it imports them."""
 
-WIDGETS = {"flexmagic.view.display", "flexmagic.view.widget"}
+WIDGETS = {
+    "flexmagic.view.display", "flexmagic.view.panel", "flexmagic.view.panels", "flexmagic.view.widget",
+}  # fmt: skip
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 
 

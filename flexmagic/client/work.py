@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flexmagic.client.calls import Calls
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hooks import Hook
@@ -26,6 +27,7 @@ class Work(ABC):
     losses: Losses
     modules: Modules
     _running: Running
+    _calls: Calls
 
     @property
     @abstractmethod
@@ -69,6 +71,10 @@ class Work(ABC):
         return self.hooks.register(
             self.model, sites, code, name=name, local=local, limits=limits, group=group, first_line=first_line
         )
+
+    def cancel(self) -> None:
+        """End what the ranks are asked to do at the moment, as an interrupt would; from any thread."""
+        self._calls.waiting.cancel()
 
     def adapter(
         self,

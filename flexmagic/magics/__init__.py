@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flexmagic.magics.cluster import ClusterMagics
+from flexmagic.magics.compare import CompareMagics
 from flexmagic.magics.desk import Desk
 from flexmagic.magics.empty_body import allow_empty_body
 from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.panel import PanelMagics
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
 from flexmagic.magics.trace import TraceMagics
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
+    CompareMagics, PanelMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 
