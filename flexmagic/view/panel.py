@@ -23,19 +23,17 @@ def escaped(text: str) -> str:
 
 
 class Panel(ipywidgets.VBox):
-    """A box with a line for messages; ``title`` is what a screen reader says of it.
+    """A box with a line for messages.
 
     A click while a cell runs is answered at once where the front end asks on a channel of its own,
     else after the cell. Nothing is published but in answer to somebody's click.
     """
 
-    def __init__(self, title: str) -> None:
+    def __init__(self) -> None:
         self.said = ipywidgets.HTML()
         self.said.layout.display = "none"
         super().__init__()
-        self.box_style = ""
         self.add_class("flexmagic-panel")
-        self.tooltip = title
 
     def say(self, text: str) -> None:
         """Show a message, or take it away."""

@@ -33,7 +33,7 @@ class ModelPanel(Panel):
     """The model's sites with shapes, layouts and the hooks that sit there; a click writes a hook's cell."""
 
     def __init__(self, session: Any) -> None:
-        super().__init__("The model's sites")
+        super().__init__()
         self._session = session
         self.search = ipywidgets.Text(
             placeholder="part of a site or layout", description="Search", layout=WIDE
@@ -116,7 +116,7 @@ class HooksPanel(Panel):
     """The hooks: on and off, versions, going back, and editing with a check of the syntax."""
 
     def __init__(self, session: Any) -> None:
-        super().__init__("The hooks")
+        super().__init__()
         self._session = session
         self.which = ipywidgets.Select(rows=6, layout=WIDE)
         self.on = ipywidgets.Checkbox(description="acts", indent=False)
@@ -211,7 +211,7 @@ class ClusterPanel(Panel):
     """The ranks: where they sit, memory, what they do; bringing them back, and ending what runs."""
 
     def __init__(self, session: Any) -> None:
-        super().__init__("The cluster")
+        super().__init__()
         self._session = session
         self.table = ipywidgets.HTML()
         buttons = [

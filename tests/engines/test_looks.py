@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from flexmagic import compare
-from flexmagic.view.picture import Look
+from flexmagic.view.caption import probe
+from flexmagic.view.picture import Look, compose
 from flexmagic.view.reduce import compute_stats, reduce_overview
 from flexmagic.view.sheet import compose_sheet
 from flexmagic.view.table import agreement, rank_table
@@ -126,3 +127,31 @@ def test_summands_of_a_sum_are_looked_at_one_by_one(session):
     assert [row.name for row in table.rows] == ["whole", "summand of rank 0", "summand of rank 1"]
     assert table.rows[0].stats.max == pytest.approx(3 * x.max())
     assert table.rows[2].stats.max == pytest.approx(2 * x.max())
+
+
+def test_a_needle_among_four_million_values_is_found_by_its_index_and_rank(session):
+    session.load_cell(
+        "import torch\n"
+        "from torch.distributed.tensor import DTensor, Shard\n"
+        "class Hay(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        whole = torch.randn(1024, 4096, generator=torch.Generator().manual_seed(0))\n"
+        "        whole[:, :2048] += 2.5\n"
+        "        whole[777, 3001] = 1000\n"
+        "        half = whole.bfloat16()[:, 2048 * rank : 2048 * (rank + 1)] + 0 * x.sum().bfloat16()\n"
+        "        return DTensor.from_local(half.contiguous(), mesh, [Shard(1)])\n"
+        "model = Hay()"
+    )
+    hay = session.run({"x": np.zeros(3, np.float32)})[":output"]
+    assert (hay.dtype, hay.shape) == ("bfloat16", (1024, 4096))
+    assert hay.bytes_moved == 0
+    picture = compose(hay, Look())
+    assert [(p.row, p.col, p.value) for p in picture.peaks] == [(777, 3001, 1000.0)]
+    row = int(np.searchsorted(picture.grid.row_edges, 777, side="right")) - 1
+    col = int(np.searchsorted(picture.grid.col_edges, 3001, side="right")) - 1
+    name = f"{hay.dims[0]} 777, {hay.dims[1]} 3001"
+    assert f"with 1000 at {name} (rank 1 at [777, 953])" in probe(hay, picture, row, col)
+    half = picture.codes.shape[1] // 2
+    codes = picture.codes.astype(int)
+    assert codes[:, : half - 1].mean() - codes[:, half + 1 :].mean() > 40
+    assert hay.bytes_moved < 2_000_000
