@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from flexmagic import compare
 from flexmagic.errors import InputError, SiteError
@@ -148,8 +149,16 @@ def test_from_zero_to_something_is_an_infinite_change():
     assert compare(np.zeros(3), np.zeros(3)).rows[0].relative == 0
 
 
+def test_tensors_are_compared_by_their_values():
+    a = torch.arange(6, dtype=torch.bfloat16)
+    b = a.clone()
+    b[3] = 3.5
+    assert compare(a, b).rows[0].change.same == 5
+    assert compare(a, a).rows[0].texts[-1] == "bit-equal"
+
+
 def test_what_is_no_tensor_is_refused():
-    with pytest.raises(InputError, match="neither a run, an activation nor an array"):
+    with pytest.raises(InputError, match="no array of numbers"):
         compare(object(), np.zeros(3))
 
 

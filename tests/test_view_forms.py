@@ -112,7 +112,7 @@ def test_every_form_is_written_as_page_and_picture(made, tmp_path):
         (lambda: strip(np.zeros(2), ["a"]), "1 labels for 2"),
         (lambda: lines({"a": [1], "b": [1, 2]}), "one length"),
         (lambda: lines([]), "shape"),
-        (lambda: lines(["a"]), "no numbers"),
+        (lambda: lines(["a"]), "no array of numbers"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(make, why):

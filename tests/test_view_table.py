@@ -98,7 +98,7 @@ def test_a_perturbed_replica_is_reported_with_the_pair_of_ranks():
     other[5, 5] += np.float32(0.25)
     (said,) = disagreements(replicas(x, x.copy(), other))
     assert said.startswith("3 replicas on ranks 0\u20132 differ: ranks 0, 2 by up to 0.25.")
-    assert "Shown is rank 0." in said
+    assert "The whole shows rank 0." in said
 
 
 def test_replicas_that_differ_in_a_bit_or_in_a_nan_are_reported_too():

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmagic.errors import InputError
 from flexmagic.view.pieces import gather_piece, present
 from flexmagic.view.reduce import (
     compute_stats,
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flexmagic.view.source import Index, Overview, Stats
+
+_NUMPYS = ("torch.float16", "torch.float32", "torch.float64")
 
 Labels = dict[int, "Sequence[str] | Sequence[Sequence[str]]"]
 
@@ -172,3 +175,21 @@ class ArraySource:
             and all(start <= fixed[d] < stop for d, (start, stop) in enumerate(piece.spans) if d in fixed)
         }
         return sorted(boxes)
+
+
+def numbers_of(values: Any) -> NDArray[Any]:
+    """Return an array of a tensor (bf16 and fp8 as float32 of the same values), a list or an array.
+
+    Raises :class:`InputError` for what is no array of numbers.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        narrow = values.dtype.is_floating_point and str(values.dtype) not in _NUMPYS
+        values = (values.float() if narrow else values).numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        raise InputError(f"These are no array of numbers: {error}") from None
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"{type(values).__name__} is no array of numbers.")
+    return array

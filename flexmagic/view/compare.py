@@ -7,10 +7,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-import numpy as np
-
 from flexmagic.errors import FlexError, InputError
-from flexmagic.view.arrays import ArraySource, info_of
+from flexmagic.view.arrays import ArraySource, info_of, numbers_of
 from flexmagic.view.differ import change_between, difference, relative, verdict
 from flexmagic.view.sheet import Wanted
 from flexmagic.view.source import Source
@@ -19,6 +17,7 @@ from flexmagic.view.words import plural, short, visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from flexmagic.view.picture import Look
@@ -201,9 +200,7 @@ def compare(a: Any, b: Any) -> Comparison:
 def _source(value: Any) -> Source:
     if isinstance(value, Source):
         return value
-    array = np.asarray(value)
-    if array.dtype == object:
-        raise InputError(f"{type(value).__name__} is neither a run, an activation nor an array of numbers.")
+    array = numbers_of(value)
     return ArraySource(array, info_of(array))
 
 

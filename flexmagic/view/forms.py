@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmagic.errors import InputError
-from flexmagic.view.arrays import ArraySource, info_of
+from flexmagic.view.arrays import ArraySource, info_of, numbers_of
 from flexmagic.view.source import LINES, STRIP
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def grid(
     likeliest token; ``notes`` (the same shape) are read out with the value, such as the likeliest five
     with their probabilities: texts, or lists of ``(token, value)``. Raises :class:`InputError`.
     """
-    array = _numbers(values)
+    array = numbers_of(values)
     if array.ndim != MAP_DIMS:
         raise InputError(f"A grid has rows and columns; these values have {array.ndim} dims.")
     labels: Labels = {d: [str(t) for t in found] for d, found in ((0, rows), (1, cols)) if found is not None}
@@ -86,7 +86,7 @@ def grid(
 
 def strip(values: Any, tokens: Sequence[str], *, title: str = "tokens") -> Shown:
     """Show a text with one value per token, ``values [seq]``, as colours. Raises :class:`InputError`."""
-    array = _numbers(values)
+    array = numbers_of(values)
     if array.ndim != 1:
         raise InputError(f"A text has one value per token; these values have {array.ndim} dims.")
     labels: Labels = {0: [str(token) for token in tokens]}
@@ -108,12 +108,12 @@ def lines(
     names: list[str] | None = None
     if hasattr(values, "items"):
         names = [str(name) for name in values]
-        each = [_numbers(series).astype(np.float64) for series in values.values()]
+        each = [numbers_of(series).astype(np.float64) for series in values.values()]
         if len({series.shape for series in each}) != 1:
             raise InputError("Lines share their points: give series of one length.")
         array = np.stack(each)
     else:
-        array = np.atleast_2d(_numbers(values))
+        array = np.atleast_2d(numbers_of(values))
     if array.ndim != MAP_DIMS or 0 in array.shape:
         raise InputError(f"Lines need series of numbers; these have the shape {list(array.shape)}.")
     labels: Labels = {} if names is None else {0: names}
@@ -122,18 +122,6 @@ def lines(
     _check_labels(array.shape, labels)
     info = replace(info_of(array, site=title, dims=("series", over), form=LINES), pieces=())
     return Shown(ArraySource(array, info, labels))
-
-
-def _numbers(values: Any) -> np.ndarray[Any, Any]:
-    """Return an array of what may be a tensor (bf16 as float32 of the same values), a list or an array."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        values = values.float() if "float" in str(values.dtype) and values.dtype.itemsize < 4 else values
-        return np.asarray(values.numpy())
-    array = np.asarray(values.numpy() if hasattr(values, "numpy") else values)
-    if array.dtype.kind not in "biufc":
-        raise InputError(f"These are no numbers but {array.dtype}.")
-    return array
 
 
 def _check_labels(shape: tuple[int, ...], labels: Labels) -> None:

@@ -141,7 +141,9 @@ def agreement(source: Source) -> tuple[str, ...]:
         far, who, odd = max(pairs, key=lambda pair: (pair[2] > 0, np.nan_to_num(pair[0], nan=-1.0)))
         not_finite = f", and {odd:,} values are not finite in only one of them" if odd else ""
         far_text = "only in bits" if far == 0 else f"by up to {short(far)}"
-        found.append(f"{name} differ: {ranks(who)} {far_text}{not_finite}. Shown is {ranks(group[:1])}.")
+        found.append(
+            f"{name} differ: {ranks(who)} {far_text}{not_finite}. The whole shows {ranks(group[:1])}."
+        )
     return tuple(found)
 
 

@@ -246,12 +246,12 @@ class View {
       node.style.background = color;
       return node;
     };
-    const scale = ({ painter, picture, title }, named) => {
+    const scale = ([{ painter, picture }], text) => {
       const stops = [];
       for (let i = 0; i <= 16; i++) stops.push(painter.color(Math.round(FIRST + ((LAST - FIRST) * i) / 16)));
       const ramp = make("div", { class: "fxm-ramp" });
       ramp.style.background = `linear-gradient(to right, ${stops.join(",")})`;
-      return make("div", { class: "fxm-scale" }, ...(named ? [make("div", {}, title.textContent)] : []),
+      return make("div", { class: "fxm-scale" }, ...(text ? [make("div", {}, text)] : []),
         make("div", { class: "fxm-line" }, swatch(painter.color(UNDER)), ramp, swatch(painter.color(OVER))),
         make("div", { class: "fxm-numbers" }, ...picture.bar.map(([, text]) => make("span", {}, text))));
     };
@@ -259,9 +259,14 @@ class View {
       `repeating-linear-gradient(${angle}deg, ${a} 0 ${width}px, ${b} ${width}px ${2 * width}px)`;
     const key = (color, text) => make("span", { class: "fxm-key" }, swatch(color), text);
     const colors = this.painter;
-    const bars = new Map(this.panes.map((pane) => [JSON.stringify(pane.picture.bar), pane]));
+    const bars = new Map();
+    for (const pane of this.panes) {
+      const numbers = JSON.stringify(pane.picture.bar);
+      bars.set(numbers, [...(bars.get(numbers) ?? []), pane]);
+    }
+    const names = (panes) => panes.map((pane) => pane.picture.title).join(" and ");
     this.legend.replaceChildren(
-      ...[...bars.values()].map((pane) => scale(pane, bars.size > 1)),
+      ...[...bars.values()].map((panes) => scale(panes, bars.size > 1 ? names(panes) : "")),
       make("span", { class: "fxm-key" }, "ends: clipped"),
       key(stripes(135, "#000", "rgb(255,221,51)", 2), "NaN"),
       key(stripes(90, colors.color(POSINF), "#fff", 2), "+Inf"),
