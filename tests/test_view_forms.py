@@ -11,7 +11,7 @@ from flexmagic import grid, lines, strip
 from flexmagic.errors import InputError
 from flexmagic.view import protocol
 from flexmagic.view.caption import caption, probe
-from flexmagic.view.lines import curves_of, round_ticks
+from flexmagic.view.lines import INKS, curves_of, round_ticks
 from flexmagic.view.picture import Look, compose
 from flexmagic.view.sheet import compose_sheet
 
@@ -118,3 +118,15 @@ def test_every_form_is_written_as_page_and_picture(made, tmp_path):
 def test_what_does_not_fit_is_refused_in_a_sentence(make, why):
     with pytest.raises(InputError, match=why):
         make()
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#111111"])
+def test_lines_are_seen_on_light_and_dark_paper(paper):
+    def light(color):
+        parts = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        parts = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+    for ink in INKS:
+        low, high = sorted((light(ink), light(paper)))
+        assert (high + 0.05) / (low + 0.05) >= 3, ink

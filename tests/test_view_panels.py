@@ -24,7 +24,14 @@ def hook(name="damp", text="x *= 0.5"):
     source = SimpleNamespace(text=text, local=True, limits="limits")
     current = SimpleNamespace(source=source, patterns=())
     return SimpleNamespace(
-        name=name, version=1, state="enabled", enabled=True, sites=["m.*"], group="A", current=current
+        name=name,
+        version=1,
+        last_error=f"rank 0, m, line 1: ValueError: {HOSTILE}",
+        state="enabled",
+        enabled=True,
+        sites=["m.*"],
+        group="A",
+        current=current,
     )
 
 
@@ -46,6 +53,7 @@ def test_an_edit_keeps_what_else_the_hook_is_and_wrong_ones_are_not_sent():
     session = SimpleNamespace(hooks=Hooks([hook()]), model=None, world_size=4)
     panel = HooksPanel(session)
     assert panel.source.value == "x *= 0.5"
+    assert "last error: rank 0, m, line 1: ValueError: &lt;/script&gt;" in panel.failed.value
     apply = panel.children[-2].children[0]
     panel.source.value = "x *="
     assert "invalid syntax" in panel.syntax.value
@@ -56,7 +64,7 @@ def test_an_edit_keeps_what_else_the_hook_is_and_wrong_ones_are_not_sent():
     apply.click()
     sites, code, options = session.hooks.sent
     assert (sites, code) == (["m.*"], "x *= 3")
-    assert options == {"name": "damp", "local": True, "limits": "limits", "group": "A", "first_line": 2}
+    assert options == {"name": "damp", "local": True, "limits": "limits", "group": "A", "first_line": 1}
     assert "damp v2 is on all 4 ranks" in panel.said.value
     panel.source.value = "refuse"
     apply.click()

@@ -13,7 +13,7 @@ from flexmagic.view.words import plural, short, visible
 if TYPE_CHECKING:
     from flexmagic.view.picture import Picture
 
-INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8f6400", "#1a1a8c", "#7f7f7f")
+INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8f6400", "#6a5acd", "#7f7f7f")
 """Colours of lines on light and dark paper alike, after Okabe and Ito; then the same again, dashed."""
 _MARGIN = 0.05
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)

@@ -19,13 +19,13 @@ WIDE = ipywidgets.Layout(width="100%")
 MOST_SITES = 500
 
 
-def syntax_of(code: str) -> str:
+def syntax_of(code: str, first_line: int = 1) -> str:
     """Return what is wrong with a hook's body and in which line; nothing if it can be compiled."""
     body = textwrap.indent(code, " ") if code.strip() else " pass"
     try:
         ast.parse(f"def hook():\n{body}\n pass")
     except SyntaxError as error:
-        return f"line {max((error.lineno or 2) - 1, 1)}: {error.msg}"
+        return f"line {max((error.lineno or 2) - 1, 1) + first_line - 1}: {error.msg}"
     return ""
 
 
@@ -104,8 +104,8 @@ class ModelPanel(Panel):
         head, _, body = self.cell.value.partition("\n")
         words = head.replace("%%flexhook", "").split()
         name = words[words.index("--name") + 1] if "--name" in words[:-1] else None
-        if wrong := syntax_of(body):
-            return wrong
+        if wrong := syntax_of(body, 2):
+            return f"Nothing was sent. {wrong}"
         sites = words[: next((i for i, word in enumerate(words) if word.startswith("--")), len(words))]
         hook = self._session.hook(sites, body, name=name, first_line=2)
         self.read()
@@ -121,14 +121,15 @@ class HooksPanel(Panel):
         self.which = ipywidgets.Select(rows=6, layout=WIDE)
         self.on = ipywidgets.Checkbox(description="acts", indent=False)
         self.source = ipywidgets.Textarea(rows=6, layout=WIDE)
-        self.syntax = ipywidgets.HTML()
+        self.syntax, self.failed = ipywidgets.HTML(), ipywidgets.HTML()
         buttons = [
             self.button("Apply to all ranks", self.apply, "On every engine, or on none"),
             self.button("Undo", self.undo, "Go back to the version before"),
             self.button("Remove", self.remove),
             self.button("Read again", self.read),
         ]
-        self.children = (self.which, self.on, self.source, self.syntax, ipywidgets.HBox(buttons), self.said)
+        shown = (self.which, self.on, self.failed, self.source, self.syntax)
+        self.children = (*shown, ipywidgets.HBox(buttons), self.said)
         self.which.observe(lambda _: self.chosen(), "value")
         self.on.observe(lambda change: self.switch(on=change["new"]), "value")
         self.source.observe(lambda _: self.check(), "value")
@@ -157,7 +158,10 @@ class HooksPanel(Panel):
         """Show the chosen hook's state and source."""
         hook = self.hook
         self.on.disabled = self.source.disabled = hook is None
+        self.failed.value = ""
         if hook is not None:
+            last = f"<code>last error: {escaped(hook.last_error)}</code>" if hook.last_error else ""
+            self.failed.value = last
             self.on.value = hook.enabled
             self.source.value = hook.current.source.text
 
@@ -183,7 +187,7 @@ class HooksPanel(Panel):
         now = hook.current.source
         made = self._session.hooks.register(
             self._session.model, hook.sites, self.source.value, name=hook.name, local=now.local,
-            limits=now.limits, group=hook.group, first_line=2,
+            limits=now.limits, group=hook.group, first_line=1,
         )  # fmt: skip
         self.read()
         return f"{made.name} v{made.version} is on all {self._session.world_size} ranks."

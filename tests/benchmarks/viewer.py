@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from selenium.common.exceptions import TimeoutException
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "browser"))
 
@@ -45,6 +46,12 @@ class Large(torch.nn.Module):
         return DTensor.from_local(part + 0 * x.sum(), mesh, [Shard(1)])
 model = Large()
 """
+LIMIT = 180
+"""Seconds that a page gets to be painted."""
+DRAWN = """(function drawn(root) {
+  return [...root.querySelectorAll('*')].some((n) =>
+    (n.tagName === 'CANVAS' && n.width > 0) || (n.shadowRoot && drawn(n.shadowRoot)));
+})(document)"""
 PEERS = {
     "plotly": (
         "import plotly.graph_objects as go, plotly.io as pio; import plotly.express",
@@ -53,8 +60,8 @@ PEERS = {
     ),
     "treescope": (
         "import treescope",
-        "text = treescope.render_to_html(treescope.render_array(x), compressed=False)",
-        "[...document.querySelectorAll('*')].some((n) => (n.shadowRoot ?? n).querySelector('canvas'))",
+        "figure = treescope.render_array(x, truncate=False)\ntext = '<!doctype html>' + figure._repr_html_()",
+        DRAWN,
     ),
 }
 PAGE = """<!doctype html><meta charset="utf-8"><style>{css}</style>
@@ -161,8 +168,8 @@ def peer(name: str, python: Path, folder: Path) -> tuple[float, Path] | str:
     )
 
 
-def painted(browser: Any, page: Path, ready: str) -> float:
-    """Seconds from asking for a page until its picture has been painted."""
+def painted(browser: Any, page: Path, ready: str) -> float | None:
+    """Seconds from asking for a page until its picture has been painted; None if it never is."""
     began = time.perf_counter()
     browser.driver.get(page.as_uri())
     script = (
@@ -171,7 +178,10 @@ def painted(browser: Any, page: Path, ready: str) -> float:
         "if (found) requestAnimationFrame(() => requestAnimationFrame(() => done(true)));"
         "else setTimeout(look, 5); }; look();"
     )
-    browser.driver.execute_async_script(script)
+    try:
+        browser.driver.execute_async_script(script)
+    except TimeoutException:
+        return None
     return time.perf_counter() - began
 
 
@@ -181,6 +191,7 @@ def beside(rows: int, cols: int, repeat: int, peers: Path | None) -> None:
 
     array = np.random.default_rng(0).normal(size=(rows, cols)).astype(np.float32)
     browser = lab.Browser()
+    browser.driver.set_script_timeout(LIMIT)
     print(f"{rows} x {cols} float32, medians of {repeat}")
     totals: dict[str, list[float]] = {}
     try:
@@ -201,6 +212,9 @@ def beside(rows: int, cols: int, repeat: int, peers: Path | None) -> None:
                     took, page = made
                     ready = PEERS[name][2] if name in PEERS else "document.querySelector('.fxm[data-look]')"
                     shown = painted(browser, page, ready)
+                    if shown is None:
+                        print(f"  {name}: not measured, nothing was painted within the limit")
+                        continue
                     totals.setdefault(name, []).append(took + shown)
                     print(f"  {name}: {took:.2f} s in Python, {shown:.2f} s to the first paint, "
                           f"{page.stat().st_size / 1e6:.2f} MB")  # fmt: skip
@@ -237,6 +251,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--peers", type=Path, help="a virtual environment that has plotly and treescope")
     options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
     large(options.ranks, *options.large)
     beside(*options.small, options.repeat, options.peers)
 

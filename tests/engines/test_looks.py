@@ -12,6 +12,7 @@ from flexmagic.view.picture import Look, compose
 from flexmagic.view.reduce import compute_stats, reduce_overview
 from flexmagic.view.sheet import compose_sheet
 from flexmagic.view.table import agreement, rank_table
+from flexmagic.view.widget import TensorView
 
 from .conftest import PROMPT
 
@@ -155,3 +156,17 @@ def test_a_needle_among_four_million_values_is_found_by_its_index_and_rank(sessi
     codes = picture.codes.astype(int)
     assert codes[:, : half - 1].mean() - codes[:, half + 1 :].mean() > 40
     assert hay.bytes_moved < 2_000_000
+
+
+def test_a_view_of_a_capture_that_is_gone_says_so_and_lives_on(loaded):
+    run = loaded.run(PROMPT, capture=UP)
+    view, answers = TensorView(run[UP]), []
+    view.send = lambda content, buffers=None: answers.append(content)
+    view._answer(view, {"kind": "look", "view": "v", "id": 1, "width": 800}, [])
+    assert answers[-1]["kind"] == "picture"
+    run.release()
+    view._answer(view, {"kind": "look", "view": "v", "id": 2, "width": 800}, [])
+    assert answers[-1]["kind"] == "error"
+    assert f"run {run.number} has no capture of {UP}:output on this rank" in answers[-1]["text"]
+    view._answer(view, {"kind": "table", "view": "v", "id": 3}, [])
+    assert answers[-1]["kind"] == "error"

@@ -455,6 +455,14 @@ def test_panels_work_on_the_session(desk, loaded):
     hooks.source.value = "x[:, -1] *="
     apply.click()
     assert "Nothing was sent. line 1" in hooks.said.value
+    hooks.source.value = "x[:, 10_000] += 1"
+    apply.click()
+    failing(desk, f'%flexrun "{PROMPT}"')
+    hooks.children[-2].children[-1].click()
+    assert "last error: rank 0, model.layers.1.mlp:output, line 1: IndexError" in hooks.failed.value
+    undo.click()
+    loaded.run(PROMPT)
+    assert loaded.hooks["damp"].last_error == ""
     undo.click()
     assert loaded.hooks["damp"].version == 1
     hooks.on.value = False
