@@ -69,9 +69,7 @@ BANNED = {
 }
 """Libraries that a room must not know, however late it imports them."""
 
-WIDGETS = {
-    "flexmagic.view.display", "flexmagic.view.panel", "flexmagic.view.panels", "flexmagic.view.widget",
-}  # fmt: skip
+WIDGETS = {f"flexmagic.view.{name}" for name in ("display", "inserter", "panel", "panels", "widget")}
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import ipywidgets
 
 from flexmagic.errors import FlexError
+from flexmagic.view.inserter import CellInserter
 from flexmagic.view.panel import Panel, escaped
 from flexmagic.view.words import visible
 
@@ -42,11 +43,17 @@ class ModelPanel(Panel):
         self.about = ipywidgets.HTML()
         self.cell = ipywidgets.Textarea(description="Cell", rows=4, layout=WIDE)
         again = self.button("Read again", self.read, "Read the model's sites and hooks again")
+        self.inserter = CellInserter(
+            lambda done: self.say(
+                "" if done else "This front end takes no cells from a panel: copy the text."
+            )
+        )
+        insert = self.button("Insert this cell", self.insert, "Put it below this panel, to be edited and run")
         register = self.button("Register this hook", self.register, "On every engine, or on none")
         self.search.observe(lambda _: self.fill(), "value")
         self.sites.observe(lambda _: self.chosen(), "value")
         self.title = ipywidgets.HTML()
-        buttons = ipywidgets.HBox([register, again])
+        buttons = ipywidgets.HBox([insert, register, again, self.inserter])
         self.children = (self.title, self.search, self.sites, self.about, self.cell, buttons, self.said)
         self._rows: list[tuple[str, str]] = []
         self.does(self.read)(None)
@@ -98,6 +105,10 @@ class ModelPanel(Panel):
             how = f"refused: {rule.refused}" if rule.refused else f"{rule.describe()}. Known by: {rule.how}"
             self.about.value = f"<code>{escaped(site)}</code> {escaped(how)}"
         self.cell.value = f"%%flexhook {site} --name look\n"
+
+    def insert(self) -> None:
+        """Put the cell into the notebook."""
+        self.inserter.insert(self.cell.value)
 
     def register(self) -> str:
         """Register the cell's hook."""

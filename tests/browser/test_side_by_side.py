@@ -53,6 +53,14 @@ table = SimpleNamespace(_repr_html_=lambda: f"<table><tr><td>asked {len(asked)}<
 status = lambda: asked.append(1) or table
 ClusterPanel(SimpleNamespace(status=status, cancel=lambda: None, recover=lambda say: ""))
 """,
+    """
+from flexmagic.view.panels import ModelPanel
+rule = SimpleNamespace(refused="", describe=lambda: "[seq, 256] tp: Replicate", how="equal")
+model = SimpleNamespace(surveyed=True, rules={"m.0.mlp:output": rule}, standing_for=lambda p: [(p, None)])
+panel = ModelPanel(SimpleNamespace(hooks=[], model=model, world_size=2))
+panel.sites.value = "m.0.mlp:output"
+panel
+""",
     "import time; print('started'); time.sleep(60)",
 ]
 
@@ -172,14 +180,25 @@ def test_lines_are_read_by_pointer_and_keyboard(notebook):
 
 
 def test_a_panel_answers_while_a_cell_runs(notebook):
-    notebook.start(8)
-    notebook.wait_output(8, "started")
+    notebook.start(9)
+    notebook.wait_output(9, "started")
     area = notebook.area(7)
     assert "asked 1" in area.text
     next(b for b in notebook.browser.all("button", area) if b.text == "Refresh").click()
     lab.wait_for(lambda: "asked 2" in notebook.area(7).text, message="the panel's answer")
-    assert not notebook.executed(8)
+    assert not notebook.executed(9)
     notebook.interrupt()
+
+
+def test_a_panel_puts_a_hooks_cell_below_itself(notebook):
+    area = notebook.area(8)
+    count = notebook.count()
+    next(b for b in notebook.browser.all("button", area) if b.text == "Insert this cell").click()
+    lab.wait_for(lambda: notebook.count() == count + 1, message="a new cell")
+    source = "return window.jupyterapp.shell.currentWidget.content.widgets[9].model.sharedModel.source"
+    lab.wait_for(
+        lambda: notebook.browser.js(source) == "%%flexhook m.0.mlp:output --name look\n", message="its text"
+    )
 
 
 def test_nothing_was_fetched_nothing_ran_and_nothing_complained(notebook, browser, server):

@@ -475,7 +475,7 @@ def test_panels_work_on_the_session(desk, loaded):
     model.sites.value = site
     assert model.cell.value.startswith("%%flexhook model.layers.2.mlp:output --name look")
     model.cell.value += "x *= 0"
-    model.children[-2].children[0].click()
+    model.children[-2].children[1].click()
     assert "look v1" in model.sites.options[0][0]
     assert not loaded.run(PROMPT)["model.layers.2.mlp"].numpy().any()
     cluster = typed(desk, "%flexpanel cluster")
