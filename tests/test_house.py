@@ -69,7 +69,9 @@ BANNED = {
 }
 """Libraries that a room must not know, however late it imports them."""
 
-WIDGETS = {f"flexmagic.view.{name}" for name in ("display", "inserter", "panel", "panels", "widget")}
+WIDGETS = {
+    f"flexmagic.view.{name}" for name in ("display", "inserter", "panel", "panels", "rank_tabs", "widget")
+}
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from flexmagic.client import reaper
+from flexmagic.client.restart import Offer, take
 from flexmagic.client.turns import Turns
 from flexmagic.errors import ClusterError
 
@@ -278,6 +279,24 @@ class Cluster:
             engine_args=[f"--IPEngine.id={rank}"],
         )
 
+    def outlive(self, kernel: str, holds: str) -> None:
+        """Stay for a while when this process ends, for the kernel that comes in its place.
+
+        Nothing for a cluster that others started or that stays anyway.
+        """
+        if self._reaper is None:
+            return
+        path = Offer(self.name, kernel, holds).write(self._security)
+        reaper.offer(self._reaper, path)
+        self._cluster.shutdown_atexit = False
+        self._reaper, self.keep = None, True
+
+    def adopt(self, kernel: str) -> None:
+        """Take a cluster that an earlier process of this kernel has left: it ends with this one."""
+        if take(self._security, self.name, kernel):
+            self.owned, self.keep = True, False
+            self._reaper = reaper.start(self._cluster.cluster_file)
+
     def disconnect(self) -> None:
         """Close the connection; the engines stay."""
         self._dismiss_reaper()
@@ -298,9 +317,14 @@ class Cluster:
         self._dismiss_reaper()
 
     def _remove_connection_files(self) -> None:
-        security = Path(self._cluster.profile_dir) / "security"
+        security = self._security
         for path in [*security.glob(f"*{self.name}*.json"), security / f"{self.name}.turn"]:
             path.unlink(missing_ok=True)
+
+    @property
+    def _security(self) -> Path:
+        """Where the connection files are."""
+        return Path(self._cluster.profile_dir) / "security"
 
     def _dismiss_reaper(self) -> None:
         if self._reaper is not None:

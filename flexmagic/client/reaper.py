@@ -18,6 +18,11 @@ from typing import Any
 
 import psutil
 
+from flexmagic.client.restart import taken
+
+OFFERED = "offered in "
+"""What a reaper hears, with a path, of a cluster that the next kernel may take."""
+
 GRACE = 5.0
 """Seconds between asking a process to end and ending it."""
 
@@ -40,6 +45,13 @@ def dismiss(reaper: subprocess.Popen[bytes]) -> None:
             reaper.stdin.write(b"done")
             reaper.stdin.close()
     reaper.wait(GRACE)
+
+
+def offer(reaper: subprocess.Popen[bytes], path: Path) -> None:
+    """Have a reaper wait, when this process has ended, for someone to take the cluster's offer."""
+    assert reaper.stdin is not None  # it was started with one
+    reaper.stdin.write(f"{OFFERED}{path}".encode())
+    reaper.stdin.flush()
 
 
 def process_ids(cluster: dict[str, Any]) -> list[int]:
@@ -89,7 +101,9 @@ def main() -> None:
     for pid in process_ids(json.loads(path.read_text())):
         with contextlib.suppress(psutil.NoSuchProcess):
             processes.append(psutil.Process(pid))
-    if not sys.stdin.buffer.read():
+    word = sys.stdin.buffer.read().decode()
+    offered = word.startswith(OFFERED)
+    if not word or (offered and not taken(Path(word.removeprefix(OFFERED)))):
         reap(path, processes)
 
 

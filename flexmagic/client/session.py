@@ -17,6 +17,7 @@ from flexmagic.client.cells import Cells
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.hooks import Hook
+from flexmagic.client.known import Known
 from flexmagic.client.loading import Loading
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
@@ -55,6 +56,7 @@ class Session(Work, Cells):
         self._world = World(self._calls, self._id)
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
         self.hooks.on_change = self._note_hook
+        self.known = Known(self._calls, lambda: self._id, self.hooks, lambda: self._model)
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self._id, self)
         self.persistent = Persistent(self._calls, lambda: self._id)
@@ -83,15 +85,17 @@ class Session(Work, Cells):
         return cls._joined(cluster, lambda: say(n, "connecting the ranks"))
 
     @classmethod
-    def attach(cls, name: str | None = None, *, hooks: bool = False) -> Session:
+    def attach(cls, name: str | None = None, *, hooks: bool = False, kernel: str = "") -> Session:
         """Use a running cluster: by its id or profile, or the only one there is.
 
         A model that it holds is found again, and the hooks and :attr:`runs` of a notebook that has
         ended, the latest if there are several; what a dead one was still running is ended. Hooks of
         notebooks that are at work are copied only with ``hooks``. The engines stay when this
-        session ends.
+        session ends, unless they were left by an earlier process of this ``kernel`` (see :meth:`outlive`).
         """
         session = cls._joined(Cluster.attach(name), lambda: None)
+        if kernel:
+            session._cluster.adopt(kernel)  # noqa: SLF001 - its own class
         session._take_over(others=hooks)  # noqa: SLF001 - its own class
         return session
 
@@ -307,6 +311,11 @@ class Session(Work, Cells):
         """End the engines whoever started them."""
         _OPEN.discard(self)
         self._cluster.stop()
+
+    def outlive(self, kernel: str) -> None:
+        """Leave the engines to the next process of a kernel that restarts; they wait two minutes for it."""
+        model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
+        self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
 
     def leave(self) -> None:
         """What the end of the process does: stop the engines unless they shall be kept."""

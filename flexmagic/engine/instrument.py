@@ -351,7 +351,8 @@ class Instrument:
     def _failure(self, hook: ActiveHook, site: Site | None, error: BaseException) -> RankFailure:
         """An exception as data; it lets go of its frames, which hold tensors."""
         source, where = hook.source, "" if site is None else str(site)
-        found = failure(self.exchange.rank, error, source.filename, site=where, source=source)
+        step = self.step if self.generates else None
+        found = failure(self.exchange.rank, error, source.filename, site=where, source=source, step=step)
         error.__traceback__ = None
         return found
 
