@@ -135,6 +135,16 @@ def test_every_kind_of_data_has_a_table(array):
     assert "histogram" in str(table)
 
 
+def test_the_table_is_read_as_text():
+    _, one = sharded()
+    text = repr(rank_table(one))
+    assert text.splitlines()[0].split() == [
+        "n", "min", "max", "mean", "std", "zeros", "NaN", "+Inf", "-Inf", "outside", "bins", "histogram",
+    ]  # fmt: skip
+    assert text.splitlines()[4].startswith("rank 2")
+    assert "equal bins from" in text
+
+
 def test_bars_show_whatever_is_not_zero():
     assert bars([0, 1, 1_000_000]) == " \u2581\u2588"
     assert bars([]) == ""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from flexmagic.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
@@ -48,8 +50,16 @@ class Looks:
         return [rank for rank in self.layout.ranks if rank not in gone]
 
     def held(self, rank: int) -> Derived:
-        """What one rank holds as a tensor of its own: its summand, its copy or its piece."""
+        """What one rank holds as a tensor of its own: its summand, its copy or its piece.
+
+        Raises :class:`~flexmagic.errors.InputError` for a rank that holds nothing of it.
+        """
         from flexmagic.client.derived import held
+
+        if rank not in self.layout.ranks:
+            ranks = ", ".join(map(str, self.layout.ranks))
+            msg = f"Rank {rank} holds nothing of {self._origin.site}; it is on rank {ranks}."
+            raise InputError(msg)
 
         return held(self._calls, self._origin, self.layout, rank)
 

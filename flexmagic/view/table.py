@@ -45,7 +45,7 @@ class Row:
         return s.n - s.nan - s.posinf - s.neginf - int(self.counts.sum())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class RankTable:
     """Rows, the whole first, and the ``edges`` of the bins that their histograms share.
 
@@ -68,6 +68,10 @@ class RankTable:
             for line in cells
         ]
         return "\n".join([*lines, *binned(self.edges), *self.notes])
+
+    def __repr__(self) -> str:
+        """As :meth:`__str__`: what a notebook and a terminal show."""
+        return str(self)
 
 
 def rank_table(source: Source) -> RankTable:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flexmagic import compare
+from flexmagic import InputError, compare
 from flexmagic.view.caption import probe
 from flexmagic.view.picture import Look, compose
 from flexmagic.view.reduce import compute_stats, reduce_overview
@@ -45,6 +45,8 @@ def test_the_table_by_rank_is_that_of_the_pieces(pair):
         assert (held.numpy() == part).all()
         assert held.info.placements == (f"own part of rank {rank}, in its own positions",)
         assert list(held.labels(1)) == list(up.labels(1))
+    with pytest.raises(InputError, match=r"Rank 2 holds nothing of .*up_proj:output; it is on rank 0, 1"):
+        fresh.held(2)
 
 
 def test_replicas_are_compared_by_digest_and_a_perturbed_one_is_named(loaded, pair):
