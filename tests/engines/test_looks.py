@@ -172,3 +172,32 @@ def test_a_view_of_a_capture_that_is_gone_says_so_and_lives_on(loaded):
     assert f"run {run.number} has no capture of {UP}:output on this rank" in answers[-1]["text"]
     view._answer(view, {"kind": "table", "view": "v", "id": 3}, [])
     assert answers[-1]["kind"] == "error"
+
+
+def test_pieces_that_lie_in_many_stretches_are_reduced_on_their_rank(session):
+    session.load_cell(
+        "import torch\n"
+        "class Cut(torch.nn.Module):\n"
+        "    def __init__(self, cut):\n"
+        "        super().__init__()\n"
+        "        draws = torch.Generator().manual_seed(0)\n"
+        "        whole = torch.randn(96, 5, generator=draws)\n"
+        "        self.linear = torch.nn.Linear(5, 48 if cut else 96, bias=False)\n"
+        "        self.linear.weight = torch.nn.Parameter(whole[rank::2].contiguous() if cut else whole)\n"
+        "    def forward(self, x):\n"
+        "        return self.linear(x)\n"
+        "model = Cut(True)\n"
+        "unsharded = lambda: Cut(False)\n"
+    )
+    x = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+    made = session.run({"x": x}, capture="linear")["linear"]
+    whole = made.numpy()
+    assert whole.shape == (7, 96)
+    assert len(made.info.pieces) == 96
+    rows, cols = np.array([0, 3, 7]), np.array([0, 10, 50, 96])
+    fresh = session.run({"x": x}, capture="linear")["linear"]
+    seen, truth = fresh.overview(0, 1, {}, rows, cols), reduce_overview(whole, rows, cols)
+    np.testing.assert_allclose(seen.mean, truth.mean, rtol=1e-5)
+    np.testing.assert_array_equal(seen.extremum, truth.extremum)
+    assert [(p.row, p.col) for p in seen.peaks] == [(p.row, p.col) for p in truth.peaks]
+    assert fresh.bytes_moved <= 2 * 7 * seen.mean.nbytes  # one overview per rank
