@@ -176,6 +176,7 @@ def test_the_view_reads_all_three_where_one_points():
     view._answer(view, {"kind": "look", "view": "v", "id": 1, "width": 900}, [])
     content, buffers = answers[-1]
     assert len(buffers) == 6
+    assert content["facets"] == []
     assert [pane["title"] for pane in content["panes"]] == ["A", "B", "B - A"]
     view._answer(
         view, {"kind": "probe", "view": "v", "id": 2, "picture": 1, "pane": 2, "row": 1, "col": 2}, []

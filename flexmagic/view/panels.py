@@ -16,7 +16,7 @@ from flexmagic.view.inserter import CellInserter
 from flexmagic.view.panel import Panel, escaped
 from flexmagic.view.words import visible
 
-WIDE = ipywidgets.Layout(width="100%")
+WIDE = ipywidgets.Layout(width="auto")
 MOST_SITES = 500
 
 

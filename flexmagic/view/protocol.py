@@ -139,6 +139,8 @@ def describe(sheet: Sheet, layers: int) -> Message:
     facets = [[ALONE, "one picture"], *([d, visible(info.dims[d], 40)] for d in free)]
     if layers > 1:
         facets.append([LAYERS, "layer"])
+    if sheet.facet == ALONE and len(sheet.panes) > 1:
+        facets = []  # it is several pictures by nature, and there is nothing to choose
     return {
         "rows": plane.rows,
         "cols": plane.cols,
