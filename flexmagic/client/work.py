@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from flexmagic.client.calls import Calls
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
+from flexmagic.client.hook_errors import noted
 from flexmagic.client.hooks import Hook
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
@@ -29,6 +31,7 @@ class Work(ABC):
     cancel: Callable[[], None]
     """Ends what is being waited for, as an interrupt would; from any thread."""
     _running: Running
+    _calls: Calls
 
     @property
     @abstractmethod
@@ -72,6 +75,10 @@ class Work(ABC):
         return self.hooks.register(
             self.model, sites, code, name=name, local=local, limits=limits, group=group, first_line=first_line
         )
+
+    def cancel(self) -> None:
+        """End what the ranks are asked to do at the moment, as an interrupt would; from any thread."""
+        self._calls.waiting.cancel()
 
     def adapter(
         self,
@@ -131,10 +138,11 @@ class Work(ABC):
 
         Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
-        return self._running.run(
-            self.model, inputs, capture, progress=progress, only=only, without=without,
-            seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
-        )  # fmt: skip
+        with noted(self.hooks):
+            return self._running.run(
+                self.model, inputs, capture, progress=progress, only=only, without=without,
+                seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
+            )  # fmt: skip
 
     def repeat(
         self,
@@ -182,7 +190,8 @@ class Work(ABC):
         Raises :class:`InputError`, :class:`HookError`, or :class:`ModelError` for a model that has no
         ``generate``, or whose FSDP1 wrappers it does not reach.
         """
-        return self._running.generate(
-            self.model, inputs, capture, max_new_tokens, options,
-            progress=progress, only=only, without=without, seed=seed, skip=skip,
-        )  # fmt: skip
+        with noted(self.hooks):
+            return self._running.generate(
+                self.model, inputs, capture, max_new_tokens, options,
+                progress=progress, only=only, without=without, seed=seed, skip=skip,
+            )  # fmt: skip

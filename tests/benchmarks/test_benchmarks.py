@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,3 +39,17 @@ def test_captures_add_no_collective():
     assert len(counts) == 2
     assert all(int(none) > 0 and none == plain == captured for none, plain, captured in counts)
     assert len(re.findall(r"captured / plain: \d", said)) == 2
+
+
+@pytest.mark.full
+def test_opening_a_view_sends_what_is_visible():
+    pytest.importorskip("selenium")
+    if not all(any(map(shutil.which, names)) for names in (["chromium", "google-chrome"], ["chromedriver"])):
+        pytest.skip("needs Chromium and its driver")
+    options = ("--ranks", "2", "--large", "1024", "4096", "--small", "64", "128", "--repeat", "1")
+    said = printed("viewer.py", *options)
+    sent = [int(text.replace(",", "")) for text in re.findall(r": ([\d,]+) bytes to the browser", said)]
+    assert len(sent) == 2
+    assert 0 < max(sent) < 1_000_000
+    assert int(re.search(r"saved: ([\d,]+)", said)[1].replace(",", "")) <= 1_000_000
+    assert len(re.findall(r"(plotly|treescope): not run", said)) == 2
