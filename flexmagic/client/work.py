@@ -76,10 +76,6 @@ class Work(ABC):
             self.model, sites, code, name=name, local=local, limits=limits, group=group, first_line=first_line
         )
 
-    def cancel(self) -> None:
-        """End what the ranks are asked to do at the moment, as an interrupt would; from any thread."""
-        self._calls.waiting.cancel()
-
     def adapter(
         self,
         sites: str | Sequence[str],

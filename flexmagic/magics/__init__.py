@@ -17,6 +17,7 @@ from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.panel import PanelMagics
+from flexmagic.magics.recipes import RecipeMagics
 from flexmagic.magics.restart import Restart
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
-    CompareMagics, PanelMagics,
+    CompareMagics, PanelMagics, RecipeMagics,
     CellsMagics, ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""

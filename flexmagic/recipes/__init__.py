@@ -1,0 +1,26 @@
+"""Methods of interpretability, each built on :class:`flexmagic.Session`'s public functions alone.
+
+Each is one function that takes a session, works on any model with standard names however it is split, and
+returns a result that is displayed as a grid, has named dims, and gives tidy rows for a table.
+"""
+
+from __future__ import annotations
+
+from flexmagic.recipes.induction import Induction, induction
+from flexmagic.recipes.lens import Lens, logit_lens
+from flexmagic.recipes.named import Named
+from flexmagic.recipes.patching import Patching, patching
+from flexmagic.recipes.steering import Steering, steering, steering_vector
+
+__all__ = [
+    "Induction",
+    "Lens",
+    "Named",
+    "Patching",
+    "Steering",
+    "induction",
+    "logit_lens",
+    "patching",
+    "steering",
+    "steering_vector",
+]
