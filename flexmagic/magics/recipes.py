@@ -98,8 +98,9 @@ class RecipeMagics(DeskMagics):
         return self._done(
             f"Patching {args.site}",
             lambda progress: patching(
-                self._desk.session, prompts[0], prompts[1], unquoted(args.metric), site=args.site, denoising=not args.noise,
-                tokens=_tokens(args.tokens), progress=progress, **options,
+                self._desk.session, prompts[0], prompts[1], unquoted(args.metric),
+                site=args.site, denoising=not args.noise, tokens=_tokens(args.tokens),
+                progress=progress, **options,
             ),
         )  # fmt: skip
 
