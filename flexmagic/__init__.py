@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.client.session import Session
     from flexmagic.view.compare import compare
-    from flexmagic.view.forms import grid, lines, strip
+    from flexmagic.view.forms import Shown, grid, lines, strip
 
 __version__ = _version("flexmagic")
 
@@ -49,6 +49,7 @@ __all__ = [
     "ModelError",
     "Run",
     "Session",
+    "Shown",
     "SiteError",
     "StuckError",
     "compare",
@@ -63,6 +64,7 @@ _LAZY = {
     "Model": "flexmagic.client.model",
     "Run": "flexmagic.client.run",
     "Session": "flexmagic.client.session",
+    "Shown": "flexmagic.view.forms",
     "compare": "flexmagic.view.compare",
     "grid": "flexmagic.view.forms",
     "lines": "flexmagic.view.forms",

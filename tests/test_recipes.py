@@ -24,10 +24,18 @@ def test_a_place_is_taken_by_name():
     assert EFFECT.at(position=2).labels == {}
 
 
-@pytest.mark.parametrize(("place", "said"), [({"head": 0}, "no dim 'head'"), ({"layer": 2}, "has 2")])
+@pytest.mark.parametrize(("place", "said"), [({"head": 0}, "no dim 'head'"), ({"layer": 2}, "has 0 to 1")])
 def test_a_place_that_is_not_there_is_said(place, said):
     with pytest.raises(InputError, match=said):
         EFFECT.at(**place)
+
+
+def test_places_have_the_numbers_that_they_were_given():
+    some = Named(np.arange(2.0), ("layer",), "effect", numbers={"layer": (2, 5)})
+    assert some.rows() == [{"layer": 2, "effect": 0.0}, {"layer": 5, "effect": 1.0}]
+    assert some.at(layer=5).values == 1
+    with pytest.raises(InputError, match="layer 0 is not there"):
+        some.at(layer=0)
 
 
 def test_a_grid_has_two_dims():

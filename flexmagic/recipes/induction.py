@@ -12,8 +12,8 @@ from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import TOKENIZER, depth, place
 
 if TYPE_CHECKING:
+    from flexmagic import Shown
     from flexmagic.client.session import Session
-    from flexmagic.view.forms import Shown
 
 LOGITS = ":output.logits"
 MEASURED = """\

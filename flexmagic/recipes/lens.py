@@ -14,9 +14,9 @@ from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import depth, module, pipelined, place, texts_of, token_of
 
 if TYPE_CHECKING:
+    from flexmagic import Shown
     from flexmagic.client.run import Run
     from flexmagic.client.session import Session
-    from flexmagic.view.forms import Shown
 
 KEEP = """\
 import torch

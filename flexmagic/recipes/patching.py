@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flexmagic.errors import InputError
 from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import depth, ids_of, place, texts_of, token_of
 
 if TYPE_CHECKING:
+    from flexmagic import Shown
     from flexmagic.client.session import Session
     from flexmagic.layout.heads import Heads
-    from flexmagic.view.forms import Shown
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 HEADS = ("attn.z", "attn.q", "attn.k", "attn.v")
 """What is patched whole, and what head by head."""
+Target = tuple[str, tuple[int, int] | None]
+"""A site of the model, and the columns of a head in it."""
 PATCH = """\
 (site, columns), places = target, list(places)
 x = model[site]
@@ -47,7 +50,8 @@ save.corrupt = {metric}
 class Patching:
     """How far patching one place takes a prompt to the other: 0 changes nothing, 1 is the other's metric.
 
-    ``effect``: ``[layer, position]``, or ``[layer, head, position]``; ``metric``: the same, as measured.
+    ``effect``: ``[layer, position]``; of heads ``[layer, head]``; with groups of positions their dim
+    ``group`` is the last. ``metric``: the same, as measured. ``tokens``: the ids of the names in the metric.
     ``clean`` and ``corrupt``: the metric of both prompts unpatched. ``denoising``: clean values went into the
     corrupt prompt, and not the reverse.
     """
@@ -58,6 +62,7 @@ class Patching:
     corrupt: float
     denoising: bool
     site: str
+    tokens: dict[str, int]
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict for each place with its effect and metric: what a data frame takes."""
@@ -70,10 +75,10 @@ class Patching:
         """The places with the largest effects of either sign, first the largest."""
         return sorted(self.rows(), key=lambda row: -abs(row["effect"]))[:count]
 
-    def grid(self, position: int = 0) -> Shown:
-        """Layers by positions, or layers by heads at one of the ``positions`` that were patched."""
+    def grid(self, group: int = 0) -> Shown:
+        """Layers by positions, or layers by heads, of several groups of positions for one of them."""
         how = "clean into corrupt" if self.denoising else "corrupt into clean"
-        effect = self.effect if "head" not in self.effect.dims else self.effect.at(position=position)
+        effect = self.effect.at(group=group) if len(self.effect.dims) > 2 else self.effect
         return effect.grid(f"patching {self.site}, {how}: effect")
 
     def _ipython_display_(self) -> None:
@@ -136,25 +141,30 @@ def patching(
     groups = _groups(len(ids[0]), positions, together=site in HEADS)
     targets, shape = _targets([place(model, f"blocks.{n}.{site}") for n in layers])
     given = {**named, "row": int(denoising), "other": int(not denoising)}
-    sweep = session.sweep(
-        ids, PATCH.format(metric=metric), {"target": targets, "places": list(groups.values())},
-        given=given, progress=progress,
-    )  # fmt: skip
-    values = np.asarray(sweep["value"], dtype=np.float64).reshape(*shape, len(groups))
-    changed = np.asarray(sweep["changed"]).reshape(values.shape)
-    for run in sweep.runs:
-        run.release()
+    over: dict[str, list[Any]] = {"target": targets, "places": list(groups.values())}
+    values, changed = _swept(session, ids, metric, over, given=given, progress=progress)
     start, end = (corrupt_value, clean_value) if denoising else (clean_value, corrupt_value)
     effect = np.where(changed, (values - start) / (end - start), 0.0)
-    dims = ("layer", *(("head",) if len(shape) > 1 else ()), "position")
-    labels = {
-        "layer": ("block", tuple(f"layer {n}" for n in layers)),
-        "position": ("token", tuple(groups) if positions or site in HEADS else tuple(texts)),
-    }
-    return Patching(
-        Named(effect, dims, "effect", labels), Named(values, dims, "metric", labels),
-        clean_value, corrupt_value, denoising, site,
+    along = None if site in HEADS and positions is None else "group" if positions else "position"
+    labels = {"group": ("positions", tuple(groups)), "position": ("token", tuple(texts))}
+    shown = Named(
+        effect.reshape(*shape, *effect.shape[1:] * (along is not None)),
+        (*("layer", "head")[: len(shape)], *([along] if along else [])),
+        "effect", {along: labels[along]} if along else {}, {"layer": tuple(layers)},
     )  # fmt: skip
+    measured = replace(shown, values=values.reshape(shown.values.shape), name="metric")
+    return Patching(shown, measured, clean_value, corrupt_value, denoising, site, named)
+
+
+def _swept(
+    session: Session, ids: list[list[int]], metric: str, over: dict[str, list[Any]], **options: Any
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """``[target, places]``: the metric with each patched there, and whether that changed anything there."""
+    sweep = session.sweep(ids, PATCH.format(metric=metric), over, **options)
+    values, changed = sweep["value"].astype(np.float64), sweep["changed"].astype(np.bool_)
+    for run in sweep.runs:
+        run.release()
+    return values, changed
 
 
 def _prompts(session: Session, clean: Any, corrupt: Any) -> tuple[list[list[int]], list[str]]:
@@ -206,9 +216,9 @@ def _groups(
 
 def _targets(
     places: Sequence[tuple[Any, Heads | None]],
-) -> tuple[list[tuple[str, tuple[int, int] | None]], tuple[int, ...]]:
+) -> tuple[list[Target], tuple[int, ...]]:
     """The sites to be patched, with the columns of each head where there are heads; and how many of each."""
-    out: list[tuple[str, tuple[int, int] | None]] = []
+    out: list[Target] = []
     counts = {0 if heads is None else len(heads.starts) for _, heads in places}
     if len(counts) > 1:
         raise InputError("The layers have different numbers of heads: give layers that are alike.")

@@ -14,8 +14,8 @@ from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import place, token_of
 
 if TYPE_CHECKING:
+    from flexmagic import Shown
     from flexmagic.client.session import Session
-    from flexmagic.view.forms import Shown
 
 STEER = """\
 for step in model.steps:
@@ -102,7 +102,8 @@ def steering(
     those of the prompt ``[seq, vocab]``, and the names of ``tokens``, as in :func:`patching`. With scale 0
     the model does what it does without. Enabled hooks act.
 
-    Raises :class:`InputError`, or :class:`SiteError` for a site that the model has not.
+    Raises :class:`InputError`, :class:`SiteError` for a site that the model has not, or :class:`ModelError`
+    over pipeline stages, through which a trace does not generate.
     """
     if not len(scales):
         raise InputError("Give a scale or more, such as scales=(0, 1, 2).")

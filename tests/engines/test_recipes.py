@@ -100,6 +100,8 @@ def check_patching(session, one_process, tokenizer):
             assert found.metric.values[row, column] == pytest.approx(truth, rel=1e-5, abs=1e-5)
     assert found.effect.values[:, 3] == pytest.approx([1, 1], abs=1e-5)
     assert found.effect.values[0, 1] == pytest.approx(1, abs=1e-5)
+    assert found.effect.at(layer=2, group=0).values == 0
+    assert {row["layer"] for row in found.rows()} == {0, 2}
     assert abs(found.effect.values[1, 1]) < 0.1 < found.effect.values[1, 2]
     return found
 
@@ -132,7 +134,7 @@ def test_heads_are_patched_one_by_one_and_noise_is_the_reverse(loaded, one_proce
     found = patching(
         loaded, PROMPT, CORRUPT, METRIC, tokens=TOKENS, site="attn.z", layers=[0], denoising=False
     )
-    assert found.effect.dims == ("layer", "head", "position")
+    assert found.effect.dims == ("layer", "head")
     truth = [
         metric_of(
             one_process,
@@ -142,7 +144,7 @@ def test_heads_are_patched_one_by_one_and_noise_is_the_reverse(loaded, one_proce
         )
         for h in range(8)
     ]
-    assert found.metric.values[0, :, 0] == pytest.approx(truth, rel=1e-5, abs=1e-5)
+    assert found.metric.values[0] == pytest.approx(truth, rel=1e-5, abs=1e-5)
     best = found.largest(1)[0]
     assert (best["layer"], best["head"]) == (0, 2)
     assert best["effect"] > 0.5

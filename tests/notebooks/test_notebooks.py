@@ -82,6 +82,16 @@ def test_it_reads_well_as_html_and_markdown_with_default_settings(executed):
     assert any(name.endswith(".png") for name in resources["outputs"])
 
 
+@pytest.mark.parametrize("name", [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
+def test_each_notebook_is_short_has_pictures_and_asserts_what_it_says(executed, name):
+    notebook = executed[name]
+    assert len(notebook.cells) < 25
+    assert "assert " in notebook.cells[-1].source
+    html, _ = HTMLExporter().from_notebook_node(notebook)
+    assert "data:image/png;base64," in html
+    assert len(nbformat.writes(notebook)) < 1_000_000
+
+
 def test_no_notebook_is_shipped_with_outputs():
     for path in NOTEBOOKS.glob("*.ipynb"):
         for cell in nbformat.read(path, as_version=4).cells:
