@@ -70,7 +70,8 @@ BANNED = {
 """Libraries that a room must not know, however late it imports them."""
 
 WIDGETS = {
-    f"flexmagic.view.{name}" for name in ("display", "inserter", "panel", "panels", "rank_tabs", "widget")
+    f"flexmagic.view.{name}"
+    for name in ("cancel", "display", "inserter", "panel", "panels", "rank_tabs", "widget")
 }
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 

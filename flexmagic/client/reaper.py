@@ -62,6 +62,15 @@ def process_ids(cluster: dict[str, Any]) -> list[int]:
     return [state["pid"] for state in states if state.get("pid", -1) > 0]
 
 
+def named_in(path: Path) -> list[psutil.Process]:
+    """The processes that a cluster's file names and that are there."""
+    found = []
+    for pid in process_ids(json.loads(path.read_text())):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
+
+
 def family_of(pids: Collection[int]) -> list[psutil.Process]:
     """The processes that these started, also those of one that has ended: they are in its session."""
     found = []
@@ -97,10 +106,7 @@ def main() -> None:
     """Wait for the notebook's end, then reap; a word on standard input means there is nothing to do."""
     path = Path(sys.argv[1])
     # looked up now, so that a process id that is used again later is never mistaken for ours
-    processes = []
-    for pid in process_ids(json.loads(path.read_text())):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
+    processes = named_in(path)
     word = sys.stdin.buffer.read().decode()
     offered = word.startswith(OFFERED)
     if not word or (offered and not taken(Path(word.removeprefix(OFFERED)))):

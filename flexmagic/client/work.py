@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flexmagic.client.calls import Calls
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hook_errors import noted
@@ -19,6 +18,7 @@ from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.waiting import Progress
 from flexmagic.engine.limits import Limits, Picked
+from flexmagic.errors import InputError
 
 
 class Work(ABC):
@@ -27,8 +27,9 @@ class Work(ABC):
     hooks: HookBook
     losses: Losses
     modules: Modules
+    cancel: Callable[[], None]
+    """Ends what is being waited for, as an interrupt would; from any thread."""
     _running: Running
-    _calls: Calls
 
     @property
     @abstractmethod
@@ -72,10 +73,6 @@ class Work(ABC):
         return self.hooks.register(
             self.model, sites, code, name=name, local=local, limits=limits, group=group, first_line=first_line
         )
-
-    def cancel(self) -> None:
-        """End what the ranks are asked to do at the moment, as an interrupt would; from any thread."""
-        self._calls.waiting.cancel()
 
     def adapter(
         self,
@@ -141,6 +138,28 @@ class Work(ABC):
                 seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
             )  # fmt: skip
 
+    def repeat(
+        self,
+        inputs: Any,
+        times: int | Sequence[int],
+        *,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        **options: Any,
+    ) -> list[Run]:
+        """Several runs that differ in their seeds only: ``seed``, ``seed + 1`` and so on, ``times`` of them.
+
+        ``times`` may also be a list of the seeds themselves. With ``max_new_tokens`` each is a generation.
+        Options and errors are those of :meth:`run`, or of :meth:`generate`; ``run.seed`` is a run's seed.
+        """
+        seeds = range(seed, seed + times) if isinstance(times, int) else list(times)
+        if not seeds:
+            msg = f"Repeating {times} times makes no run: give a number, 1 or more, or a list of seeds."
+            raise InputError(msg)
+        if max_new_tokens is None:
+            return [self.run(inputs, seed=each, **options) for each in seeds]
+        return [self.generate(inputs, max_new_tokens, seed=each, **options) for each in seeds]
+
     def generate(
         self,
         inputs: Any,
@@ -163,7 +182,7 @@ class Work(ABC):
         in :meth:`run`.
 
         Raises :class:`InputError`, :class:`HookError`, or :class:`ModelError` for a model that has no
-        ``generate``, or whose pipeline stages or FSDP1 wrappers it does not reach.
+        ``generate``, or whose FSDP1 wrappers it does not reach.
         """
         with noted(self.hooks):
             return self._running.generate(

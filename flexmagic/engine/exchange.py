@@ -32,6 +32,10 @@ class RunStopped(Exception):  # noqa: N818 - a signal between ranks, not an erro
         self.reason = reason
 
 
+class RunEnds(BaseException):
+    """A run has reached the site at which it was to end: on all ranks alike, and no error."""
+
+
 @dataclass(frozen=True)
 class Exchange:
     """Exchanges over one group: every rank that holds a site must call at the same places.

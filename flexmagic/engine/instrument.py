@@ -7,7 +7,7 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -21,14 +21,10 @@ from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
-from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
-from flexmagic.engine.tensors import (
-    checksum,
-    leaves,
-    like_original,
-    local_of,
-    replace_leaf,
-)
+from flexmagic.engine.outcome import Edit, Outcome
+from flexmagic.engine.prints import Prints
+from flexmagic.engine.site_value import SiteValue, gradient_at
+from flexmagic.engine.tensors import check_result, checksum, leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
 from flexmagic.layout.heads import Heads
@@ -55,41 +51,14 @@ class ActiveHook:
         """After it ran on a whole tensor: what all ranks have to agree on, given that this one is well."""
 
 
-@dataclass(frozen=True)
-class Edit:
-    """One body that ran: whether it changed its tensor, and exact sums over what it left.
-
-    ``local``: it had the rank's own piece, so that ranks may differ. ``ran``: its condition held and
-    there was something for it to act on.
-    """
-
-    site: str
-    hook: str
-    edited: bool
-    sums: tuple[int, int] = (0, 0)
-    local: bool = False
-    ran: bool = True
-
-
-@dataclass
-class Outcome:
-    """What one rank reports of a run: plain data."""
-
-    failures: list[RankFailure] = field(default_factory=list)
-    stopped: str = ""
-    edits: list[Edit] = field(default_factory=list)
-    printed: list[tuple[str, str, str]] = field(default_factory=list)
-    calls: Counter[Site] = field(default_factory=Counter)
-    loss_failures: tuple[str, ...] = ()
-    refused: dict[Site, str] = field(default_factory=dict)
-
-
 class Instrument:
     """Attaches hooks and captures to a model for the length of a ``with`` block.
 
     Outside the block the model has no hook of ours. Inside, user code never lets an exception
     escape into the forward: it is recorded, the original value passes on, and all ranks end the run
     together at their next exchange, so that every started collective is completed.
+
+    ``skipped``: modules that do not run. ``at_once``: no pipeline may cut the batch, whatever the hooks.
     """
 
     def __init__(
@@ -120,14 +89,18 @@ class Instrument:
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
+        self._idle = False
+        self.at_once = False
         self._handles: list[Any] = []
-        self._visits: Counter[Site] = Counter()
+        self._visits: Counter[Site | None] = Counter()
         self.context: dict[str, Any] = {}
         self.outcome = Outcome()
+        self.prints = Prints()
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
-        whole = any(not (hook.source.local or hook.source.captures_only) for hook in self.hooks)
+        code = [hook.source for hook in self.hooks if not hook.source.captures_only]
+        whole = self.at_once or any(not source.local for source in code)
         self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
         wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self.hooks))
         modules = modules_of(self._model)
@@ -138,6 +111,15 @@ class Instrument:
             module = modules[path]
             self._handles.append(self._attach(module, path, port))
         return self
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is hooked or captured in a block: what runs there is not the run's own forward."""
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
 
     def begin_step(self, step: int, extent: Extent) -> None:
         """A generation's next forward begins: with captures, counts and a report of its own."""
@@ -204,7 +186,17 @@ class Instrument:
         self._captures.keep(self._run, site, changed)
         return None if changed is local else like_original(changed, gradient)
 
+    def at_parameter(self, site: Site, gradient: torch.Tensor) -> torch.Tensor:
+        """What hooks at a parameter's gradient leave of it; the model has no use for it."""
+        hooks = self._acting(site)
+        if not hooks:
+            return gradient
+        self.outcome.calls[site] += 1
+        return self._apply(hooks, site, modules_of(self._model)[site.path.rpartition(".")[0]], gradient)
+
     def _visit(self, module: nn.Module, path: str, port: str, value: Any) -> Any:
+        if self._idle:
+            return value
         for where, tensor in list(leaves(value)):
             site = Site(path, port, where)
             if not self._holds(site):
@@ -317,9 +309,11 @@ class Instrument:
                 return None
             part = window.cut(x)
             before = part._version  # noqa: SLF001 - torch's documented counter
-            with contextlib.redirect_stdout(printed), self._draws(hook, site):
+            with self.prints.taken(printed), self._draws(hook, site):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
+        except RunStopped:  # all ranks end here, in what a trace had them do together
+            raise
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
             self.outcome.failures.append(self._failure(hook, site, error))
             return None
@@ -336,17 +330,23 @@ class Instrument:
         return result if edited else None
 
     @contextlib.contextmanager
-    def contained(self, hook: ActiveHook) -> Iterator[None]:
-        """Code of a hook that runs at no site: what it raises or prints becomes data, as at a site."""
-        printed = io.StringIO()
+    def contained(self, hook: ActiveHook, site: Site | None = None) -> Iterator[None]:
+        """Code of a hook that runs at no site of this rank: what it raises or prints is data, as at one.
+
+        ``site``: that of another pipeline stage at which it is.
+        """
+        printed, where = io.StringIO(), "" if site is None else str(site)
+        self._visits[site] += site is not None
         try:
-            with contextlib.redirect_stdout(printed), self._draws(hook, None):
+            with self.prints.taken(printed), self._draws(hook, site):
                 yield
+        except RunStopped:
+            raise
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
-            self.outcome.failures.append(self._failure(hook, None, error))
+            self.outcome.failures.append(self._failure(hook, site, error))
         finally:
             if printed.getvalue():
-                self.outcome.printed.append(("", hook.source.name, printed.getvalue()))
+                self.outcome.printed.append((where, hook.source.name, printed.getvalue()))
 
     def _failure(self, hook: ActiveHook, site: Site | None, error: BaseException) -> RankFailure:
         """An exception as data; it lets go of its frames, which hold tensors."""
@@ -372,11 +372,6 @@ class Instrument:
         which = "" if hook.heads is None else str(hook.heads.starts)
         call = 0 if site is None else self._visits[site]
         return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{call}")
-
-
-def _layer(site: Site) -> int | None:
-    """The number of the layer that a site is in."""
-    return next((int(part) for part in site.path.split(".") if part.isdigit()), None)
 
 
 def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:

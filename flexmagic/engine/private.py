@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -51,6 +52,23 @@ def come_to_rest(model: nn.Module) -> None:
             module.reshard()
 
 
+@contextlib.contextmanager
+def kept_whole(units: Sequence[FSDPModule]) -> Iterator[None]:
+    """Units of ``fully_shard``, the first whole in a block, all as they were after it; all ranks enter."""
+    groups: list[Any] = [unit._get_fsdp_state()._fsdp_param_group for unit in units]  # noqa: SLF001
+    before = [group is not None and bool(group.is_unsharded) for group in groups]
+    try:
+        for unit in units[:1]:
+            unit.unshard()
+        yield
+    finally:
+        for unit, whole in zip(units, before, strict=True):
+            if whole:
+                unit.unshard()
+            else:
+                unit.reshard()
+
+
 def gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:
     """The whole of one parameter that DeepSpeed has shared out, on all ranks, which enter it together.
 
@@ -76,3 +94,9 @@ def schedule_plan(schedule: PipelineScheduleSingle) -> SchedulePlan:
     """The stage, number of micro-batches, chunk and merge specs of a schedule with one stage per rank."""
     own = schedule._args_chunk_spec is not None or schedule._kwargs_chunk_spec is not None  # noqa: SLF001
     return SchedulePlan(schedule._stage, schedule._n_microbatches, own, schedule._output_merge_spec)  # noqa: SLF001
+
+
+def cut_by_transformers(model: nn.Module) -> tuple[dist.ProcessGroup, int, int] | None:
+    """The stages' group, this stage's place among them and their number, of a model that transformers cut."""
+    stage: Any = getattr(model, "_pp_stage", None)
+    return None if stage is None else (stage.pp_group, stage.pp_rank, stage.pp_size)

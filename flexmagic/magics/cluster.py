@@ -40,6 +40,9 @@ class ClusterMagics(DeskMagics):
     @argument(
         "--alone", type=float, metavar="SECONDS", help="limit: user code while the other ranks wait for it"
     )
+    @argument(
+        "--recover", choices=("on", "off"), help="limit: start an engine again that had to be ended (on)"
+    )
     @argument("--captures", metavar="SIZE", help="limit: what each rank keeps of runs, e.g. 4GB")
     @argument(
         "--force",
@@ -115,7 +118,8 @@ class ClusterMagics(DeskMagics):
 
     def _limit(self, args: Any) -> None:
         captures = None if args.captures is None else bytes_of(args.captures)
-        self._desk.session.limit(run=args.run, alone=args.alone, captures=captures)
+        recover = None if args.recover is None else args.recover == "on"
+        self._desk.session.limit(run=args.run, alone=args.alone, captures=captures, recover=recover)
 
     def _stop(self, args: Any) -> None:
         session = self._desk.drop()

@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from flexmagic.client.session import Session
     from flexmagic.client.waiting import Waited
     from flexmagic.magics.cells import EngineCells
+    from flexmagic.view.cancel import CancelButton
 
 
-TICK = 0.2
-"""Seconds between two looks at the clock in a status line."""
+TICK, OFFER = 0.2, 1.0
+"""Seconds between two looks at the clock in a status line, and after which it can be cancelled."""
 
 
 class Helper(Protocol):
@@ -161,9 +162,21 @@ def in_notebook(shell: InteractiveShell) -> bool:
 
 
 class StatusLine:
-    """One line that says what is being waited for, rewritten in place where that is possible."""
+    """One line that says what is being waited for, rewritten in place where that is possible.
 
-    def __init__(self, shell: InteractiveShell, text: str, *, quiet: float = 0.0) -> None:
+    Once that takes longer, with a button that calls ``cancel``, where a button can work.
+    """
+
+    def __init__(
+        self,
+        shell: InteractiveShell,
+        text: str,
+        *,
+        quiet: float = 0.0,
+        cancel: Callable[[], None] | None = None,
+    ) -> None:
+        self._shell, self._cancel = shell, cancel
+        self._button: CancelButton | None = None
         self._started = time.perf_counter()
         self._last = 0.0
         self._text = text
@@ -176,12 +189,14 @@ class StatusLine:
 
     def say(self, text: str) -> None:
         """Replace the line."""
+        self._offer()
         if text != self._text:
             self._text = text
             self._show(f"{text} …")
 
     def tick(self, waited: Waited | None = None) -> None:
         """Show how long it has taken by now and how far it is, a few times a second; not in a plain log."""
+        self._offer()
         passed = time.perf_counter() - self._started
         if passed > self._quiet and passed - self._last > TICK and (self._in_notebook or self._in_terminal):
             self._last = passed
@@ -195,6 +210,20 @@ class StatusLine:
         self._show(f"{text} ({time.perf_counter() - self._started:.1f} s)")
         if self._in_terminal:
             sys.stdout.write("\n")
+
+    def close(self) -> None:
+        """There is nothing to be waited for any more, so nothing to cancel."""
+        if self._button is not None:
+            self._button.close()
+
+    def _offer(self) -> None:
+        """Show the button, once, when it is time."""
+        if self._cancel is None or not self._in_notebook or time.perf_counter() - self._started < OFFER:
+            return
+        from flexmagic.view.cancel import cancel_button
+
+        cancel, self._cancel = self._cancel, None
+        self._button = cancel_button(self._shell, cancel)
 
     def _show(self, line: str) -> None:
         if self._in_terminal:
@@ -211,14 +240,18 @@ class StatusLine:
 
 
 @contextlib.contextmanager
-def waiting(shell: InteractiveShell, text: str, *, quiet: float = 0.0) -> Iterator[StatusLine]:
+def waiting(
+    shell: InteractiveShell, text: str, *, quiet: float = 0.0, cancel: Callable[[], None] | None = None
+) -> Iterator[StatusLine]:
     """A status line for the length of a block; an error ends the line before it is shown.
 
-    ``quiet``: seconds in which nothing is said, for what is usually over by then.
+    ``quiet``: seconds in which nothing is said, for what is usually over by then. ``cancel``: ends it.
     """
-    line = StatusLine(shell, text, quiet=quiet)
+    line = StatusLine(shell, text, quiet=quiet, cancel=cancel)
     try:
         yield line
     except BaseException:
         line.done(f"{text}: not done")
         raise
+    finally:
+        line.close()

@@ -73,11 +73,13 @@ class ModelMagics(DeskMagics):
             if args.path:
                 msg = "A %%flexmodel cell builds the model itself and takes no path."
                 raise InputError(msg)
-            with waiting(self._desk.shell, "Building the model") as status:
+            with waiting(self._desk.shell, "Building the model", cancel=self._desk.session.cancel) as status:
                 model = self._desk.session.load_cell(cell, first_line=2, progress=status.tick, **sizes)
                 status.done(str(model))
         elif args.path:
-            with waiting(self._desk.shell, f"Loading {args.path}") as status:
+            with waiting(
+                self._desk.shell, f"Loading {args.path}", cancel=self._desk.session.cancel
+            ) as status:
                 status.done(str(_load(self._desk.session, args, progress=status.tick)))
         elif args.unwrap:
             left = self._desk.session.model.unwrap()

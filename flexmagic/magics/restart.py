@@ -59,5 +59,5 @@ class Restart:
     def _do_shutdown(self, restart: bool) -> Any:  # noqa: FBT001 - as ipykernel calls it
         """The kernel's own method, for which a session has prepared if the kernel will be back."""
         if restart and self._desk.has_session:
-            self._desk.session.outlive(self._name)
+            self._desk.session.leave(kernel=self._name)
         return type(self._kernel).do_shutdown(self._kernel, restart)
