@@ -32,6 +32,8 @@ from flexmagic.engine.tensors import (
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
 from flexmagic.layout.heads import Heads
+from flexmagic.layout.layout import Layout
+from flexmagic.layout.part import Places
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site, layer_of
 
@@ -46,6 +48,11 @@ class ActiveHook:
     call: Callable[[dict[str, Any]], Any]
     sites: frozenset[Site]
     heads: Heads | None = None
+
+    @property
+    def limited(self) -> bool:
+        """Whether its body sees only a part of the tensor."""
+        return not self.source.limits.whole or self.heads is not None
 
     def acts_at(self, site: Site) -> bool:
         """Whether it runs at a site that the forward has reached."""
@@ -271,6 +278,7 @@ class Instrument:
         A hook that only captures keeps what the hooks before it have left.
         """
         value = SiteValue(self._rules[site], self.exchange, local, gradient)
+        parts = all(hook.limited or hook.source.local or hook.source.captures_only for hook in hooks)
         for hook in hooks:
             if hook.source.captures_only:
                 if self._batches.part is None:  # the hooks after this one may write into what it keeps
@@ -284,23 +292,30 @@ class Instrument:
             else:
                 well = not self.outcome.failures and not self.outcome.stopped
                 try:
-                    x = value.whole(well=well)
+                    x, cut = (
+                        value.part(functools.partial(self._places, hook, site), well=well)
+                        if parts
+                        else (value.whole(well=well), False)
+                    )
                 except RunStopped as stop:
                     if len(self._rules[site].ranks) == self._rules[site].mesh.size:
                         raise
                     # ranks of other stages wait for what this forward will send them
                     self.outcome.stopped = stop.reason or OTHER_FAILED
                     return local
-                changed = self._guarded(hook, site, module, x)
+                changed = self._guarded(hook, site, module, x, cut=cut)
                 hook.settle(well=not self.outcome.failures)
                 if changed is not None:
-                    value.put_whole(changed)
+                    (value.put_part if cut else value.put_whole)(changed)
         return local if self.outcome.failures else value.piece()
 
     def _guarded(
-        self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor
+        self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor, *, cut: bool = False
     ) -> torch.Tensor | None:
-        """What the body left of ``x``, or ``None`` if it changed nothing or failed."""
+        """What the body left of ``x``, or ``None`` if it changed nothing or failed.
+
+        ``cut``: ``x`` is no more than what it is limited to.
+        """
         if self.outcome.failures:
             return None
         known = site.is_gradient or gradient_at(site, None, self._rules) is not None
@@ -309,7 +324,7 @@ class Instrument:
         names = {name: names[name] for name in NAMES if name != "x"}
         printed = io.StringIO()
         try:
-            window = self._window(hook, site, x)
+            window = self._window(hook, site, x, cut=cut)
             if window is None:
                 self.outcome.edits.append(
                     Edit(str(site), hook.source.name, edited=False, local=hook.source.local, ran=False)
@@ -355,11 +370,17 @@ class Instrument:
         error.__traceback__ = None
         return found
 
-    def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor) -> Window | None:
+    def _places(self, hook: ActiveHook, site: Site, whole: Layout) -> Places | None:
+        dims, past = self._rules[site].dims, self.exchange.extent.past
+        return hook.source.limits.places(dims, whole.shape, past, hook.heads)
+
+    def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor, *, cut: bool) -> Window | None:
         """The part of the tensor that the body sees; ``None`` if its condition fails or there is none."""
         limits = hook.source.limits
         if limits.asks_hooks and not limits.holds(self._condition_names(site)):
             return None
+        if cut:
+            return Window((), hook.heads and hook.heads.packed())
         if limits.whole:
             return Window((), hook.heads)
         past = self.exchange.extent.past
@@ -371,11 +392,6 @@ class Instrument:
         which = "" if hook.heads is None else str(hook.heads.starts)
         call = 0 if site is None else self._visits[site]
         return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{call}")
-
-
-def _layer(site: Site) -> int | None:
-    """The number of the layer that a site is in."""
-    return next((int(part) for part in site.path.split(".") if part.isdigit()), None)
 
 
 def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:

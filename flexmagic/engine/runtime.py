@@ -221,7 +221,7 @@ class Runtime:
             ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites), heads)
             for name, version, sites, heads in plan.hooks
         ]
-        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
+        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates, self.groups.outboxes)
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from flexmagic.engine import cell, generation, look
+from flexmagic.engine import cell, generation, look, segments
 from flexmagic.engine.captures import RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
@@ -21,12 +21,14 @@ from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
+from flexmagic.engine.segments import Segment
 from flexmagic.engine.slot import Slot, verb
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
 
 Spans = tuple[Span, ...]
+WriteTo = tuple[tuple[slice, ...], tuple[slice, ...]]
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,27 @@ def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, 
     """Raw bytes of slices of a captured piece."""
     piece = runtime.captures.get(run_id, site)
     return [look.slice_bytes(piece, part) for part in parts]
+
+
+@verb
+def write(  # noqa: PLR0917 - the places of one call that is sent as a tuple
+    runtime: Runtime,
+    run_id: RunKey,
+    site: Site,
+    parts: list[WriteTo],
+    segment: Segment,
+    shape: tuple[int, ...],
+) -> list[str | None]:
+    """Write slices of a captured piece to their places in the notebook's memory, a tensor of a shape.
+
+    Per slice nothing if it was done; else why not, ``None`` on another machine.
+    """
+    piece = runtime.captures.get(run_id, site)
+    memory = segments.opened(segment)
+    if not isinstance(memory, torch.Tensor):
+        return [memory] * len(parts)
+    segments.fill(memory, piece, shape, parts)
+    return [""] * len(parts)
 
 
 @verb
