@@ -1,23 +1,24 @@
-"""Pieces come whole and bit for bit, by shared memory or by messages, and leave nothing behind."""
+"""Pieces come whole and bit for bit, read from where they are or by messages, and leave nothing behind."""
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 import warnings
-from dataclasses import replace
-from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from flexmagic.client import segments, wire
-from flexmagic.client.wire import fetch, nbytes, stretches
-from flexmagic.engine import look
-from flexmagic.engine.segments import Segment, fill, machine, opened
+from flexmagic.client import reading, wire
+from flexmagic.client.wire import Line, fetch, nbytes, stretches
+from flexmagic.engine import lending, look
+from flexmagic.engine.captures import Captures
+from flexmagic.engine.lending import Lent
 from flexmagic.layout.assemble import Read, plan_read, split
 from flexmagic.layout.layout import Layout, contiguous_spans
 from flexmagic.layout.mesh import Mesh
+from flexmagic.layout.sites import Site
 
 SHAPE = (3, 40, 24)
 INTERLEAVED = [((0, 4), (12, 20)), ((4, 12), (20, 24))]
@@ -35,36 +36,58 @@ def values(dtype):
     return torch.cat([bits] * dtype.itemsize, -1).view(dtype)
 
 
+RUN, SITE = ("session", 1), Site("made")
+
+
 class Ranks:
-    """Ranks in this process that answer as engines do; ``machines``: where each says it is."""
+    """Ranks in this process that answer as engines do; ``machines``: where each believes to be asked from."""
 
     def __init__(self, layout, whole, machines=(None, None)):
-        self.pieces = {rank: split(layout, rank, whole) for rank in layout.ranks}
+        self.captures = {rank: Captures() for rank in layout.ranks}
+        for rank, captures in self.captures.items():
+            captures.keep(RUN, SITE, split(layout, rank, whole))
         self.machines = machines
-        self.sent = 0
+        self.sent = self.given_back = self.turns = 0
+
+    def piece(self, rank):
+        return self.captures[rank].get(RUN, SITE)
 
     def ask(self, verb, reads, parts, *more):
-        if verb == "read":
-            raw = [look.slice_bytes(self.pieces[r.rank], part) for r, part in zip(reads, parts, strict=True)]
-            self.sent += sum(part.nbytes for part in raw)
-            return raw
-        segment, shape = more
-        return [self._write(r.rank, part, segment, shape) for r, part in zip(reads, parts, strict=True)]
+        out = {}
+        for rank in {read.rank for read in reads}:  # one call for each rank, as of engines
+            mine = [at for at, read in enumerate(reads) if read.rank == rank]
+            answers = getattr(self, verb)(rank, [parts[at] for at in mine], *more)
+            out |= zip(mine, answers, strict=True)
+        return [out[at] for at in range(len(reads))]
 
-    def _write(self, rank, part, segment, shape):
-        memory = opened(replace(segment, machine=self.machines[rank] or segment.machine))
-        if not isinstance(memory, torch.Tensor):
-            return memory
-        fill(memory, self.pieces[rank], shape, [part])
-        return ""
+    def read(self, rank, parts):
+        raw = [look.slice_bytes(self.piece(rank), part) for part in parts]
+        self.sent += sum(part.nbytes for part in raw)
+        return raw
+
+    def lend(self, rank, parts, reader):
+        assert self.turns == 1
+        where, pid = reader
+        asked = (self.machines[rank] or where, pid)
+        return lending.lend(self.captures[rank], RUN, SITE, parts, asked)
+
+    def give_back(self, rank, pid):
+        self.given_back += 1
+        assert self.captures[rank].lent.pop(pid)
+
+    @contextlib.contextmanager
+    def turn(self):
+        self.turns += 1
+        yield
+        self.turns -= 1
+
+    @property
+    def line(self):
+        return Line(self.ask, self.give_back, self.turn)
 
 
 def bits(tensor):
     return tensor.contiguous().view(torch.uint8)
-
-
-def shared_here():
-    return "memfd:flexmagic" in Path("/proc/self/maps").read_text()
 
 
 @pytest.fixture
@@ -72,7 +95,7 @@ def small(monkeypatch):
     """Small tensors take the ways of large ones."""
     monkeypatch.setattr(wire, "WORTH", 1)
     monkeypatch.setattr(wire, "MESSAGE", 700)
-    monkeypatch.setattr(wire, "STRETCH", 900)
+    monkeypatch.setattr(wire, "STRETCH", 90)
 
 
 def came(cut, dtype, machines=(None, None), **options):
@@ -81,7 +104,7 @@ def came(cut, dtype, machines=(None, None), **options):
     ranks = Ranks(layout, whole, machines)
     told = []
     reads = plan_read(layout, tuple((0, n) for n in SHAPE))
-    out = fetch(ranks.ask, reads, SHAPE, dtype, progress=lambda n, total: told.append((n, total)), **options)
+    out = fetch(ranks.line, reads, SHAPE, dtype, progress=lambda n, total: told.append((n, total)), **options)
     assert torch.equal(bits(out), bits(whole))
     assert [n for n, _ in told] == sorted(n for n, _ in told)
     assert told[-1] == (whole.nbytes, whole.nbytes)
@@ -103,39 +126,43 @@ def test_every_dtype_keeps_its_bits_both_ways(small, cut, dtype):
 
 def test_each_rank_comes_the_way_it_can(small):
     _, ranks = came("columns", torch.float32, (None, "elsewhere"))
-    assert ranks.sent == ranks.pieces[1].nbytes
+    assert ranks.sent == ranks.piece(1).nbytes
 
 
-def test_what_came_is_the_memory_itself_and_goes_with_the_tensor(small):
-    fds = len(list(Path("/proc/self/fd").iterdir()))
-    out, _ = came("columns", torch.float32)
-    assert shared_here()
-    assert len(list(Path("/proc/self/fd").iterdir())) == fds
-    part = out[1]
-    part += 1
-    del out
-    assert shared_here()
-    del part
-    assert not shared_here()
+def test_what_is_lent_is_held_until_it_is_given_back(small):
+    _, ranks = came("columns", torch.float32)
+    assert ranks.given_back == 2
+    assert not any(captures.lent for captures in ranks.captures.values())
 
 
-def test_a_system_without_such_memory_says_so_and_sends_messages(small, monkeypatch):
-    def full(*_):
-        raise OSError(28, "No space left on device")
+def test_a_system_that_does_not_let_it_is_told_of_and_messages_are_sent(small, monkeypatch):
+    def refused(*_):
+        raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr(os, "memfd_create", full)
-    with pytest.warns(UserWarning, match=r"No space left on device.*through the controller"):
+    monkeypatch.setattr(reading, "_fill", refused)
+    with pytest.warns(UserWarning, match=r"Operation not permitted.*through the controller"):
         _, ranks = came("rows", torch.float32)
     assert ranks.sent == values(torch.float32).nbytes
+    assert ranks.given_back == 2
 
 
-def test_another_file_than_was_meant_is_never_written_into():
-    with segments.offered(8) as memory:
-        assert opened(replace(memory.segment, token=b"!" * 16)) == "it is another file"
-        assert opened(replace(memory.segment, nbytes=4)) == "it is another file"
-        assert opened(replace(memory.segment, machine="elsewhere")) is None
-        opened(memory.segment).fill_(3)
-        assert memory.tensor().tolist() == [3] * 8
+def test_a_process_that_is_gone_is_an_error_not_zeros():
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    out = np.empty(8, np.uint8)
+    with pytest.raises(OSError, match="No such process"):
+        reading.read(out, (slice(0, 8),), Lent(child.pid, 4096, 8), 0, 8)
+    with pytest.raises(OSError, match="Bad address"):
+        reading.read(out, (slice(0, 8),), Lent(os.getpid(), 4096, 8), 0, 8)
+
+
+def test_values_where_none_is_read_are_zero(small):
+    layout = layout_of("rows", torch.float32)
+    whole = values(torch.float32)
+    reads = [r for r in plan_read(layout, tuple((0, n) for n in SHAPE)) if r.rank == 0]
+    out = fetch(Ranks(layout, whole).line, reads, SHAPE, torch.float32)
+    assert torch.equal(bits(out[:2]), bits(whole[:2]))
+    assert not out[2:].any()
 
 
 def test_addends_are_added(small):
@@ -143,8 +170,23 @@ def test_addends_are_added(small):
     everything = tuple(slice(0, n) for n in SHAPE)
     reads = [Read(rank, everything, everything) for rank in (0, 1)]
     ranks = Ranks(layout_of("nothing", torch.float32), one)
-    ranks.pieces = {0: one, 1: two}
-    assert torch.equal(fetch(ranks.ask, reads, SHAPE, torch.float32, add=True), one + two)
+    ranks.captures[1].keep(RUN, SITE, two)
+    assert torch.equal(fetch(ranks.line, reads, SHAPE, torch.float32, add=True), one + two)
+
+
+@pytest.mark.parametrize(
+    "index", [(slice(0, 3), slice(5, 40), slice(2, 24)), (slice(1, 2), slice(0, 40), slice(0, 24))]
+)
+@pytest.mark.parametrize("short", [1, 256])
+def test_rows_of_a_box_are_filled_where_they_belong(index, short, monkeypatch):
+    monkeypatch.setattr(reading, "SHORT", short)
+    monkeypatch.setattr(reading, "AT_ONCE", 5)
+    out = np.zeros(SHAPE, np.uint32)
+    source = np.arange(out[index].size, dtype=np.uint32) + 1
+    reading.read(out, index, Lent(os.getpid(), source.ctypes.data, source.nbytes), 0, source.nbytes)
+    truth = np.zeros(SHAPE, np.uint32)
+    truth[index] = source.reshape(truth[index].shape)
+    assert (out == truth).all()
 
 
 @pytest.mark.parametrize("most", [1, 7, 64, 1000, 10**9])
@@ -160,39 +202,3 @@ def test_stretches_hold_everything_once_and_never_more_than_they_may(most):
             assert list(count[read.result].shape) == shape
             count[read.result] += 1
     assert (count == 1).all()
-
-
-OFFER = """
-import sys
-from flexmagic.client.segments import offered
-with offered(1 << 20) as memory:
-    s = memory.segment
-    print(s.machine, s.pid, s.fd, s.token.hex(), sep="|", flush=True)
-    sys.stdin.read()
-"""
-
-
-def test_nothing_is_left_of_the_memory_of_a_process_that_was_killed():
-    child = subprocess.Popen([sys.executable, "-c", OFFER], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        said = child.stdout.readline().decode().strip().split("|")
-        segment = segment_of(said)
-        memory = opened(segment)
-        assert memory.shape == (1 << 20,)
-        memory[:] = 7
-        assert shared_here()
-    finally:
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdin.close()
-        child.stdout.close()
-    assert "cannot be opened" in opened(segment)
-    assert int(memory.sum()) == 7 << 20  # what was opened stays until it is let go of
-    del memory
-    assert not shared_here()
-
-
-def segment_of(said):
-    where, pid, fd, token = said
-    assert where == machine()
-    return Segment(where, int(pid), int(fd), 1 << 20, bytes.fromhex(token))

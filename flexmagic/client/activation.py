@@ -141,11 +141,13 @@ class Activation:
     ) -> Tensor:
         import torch
 
-        from flexmagic.client.wire import fetch, nbytes
+        from flexmagic.client.wire import Line, fetch, nbytes
 
         dtype, shape = getattr(torch, self.dtype), tuple(stop - start for start, stop in window)
         reads = self._reads(window, holes=holes)
-        out = fetch(self._ask, reads, shape, dtype, add=self.layout.partial, progress=progress)
+        turn = self._calls.ranks.cluster.turns.turn
+        line = Line(self._ask, lambda rank, pid: self._calls.post(rank, "give_back", pid), turn)
+        out = fetch(line, reads, shape, dtype, add=self.layout.partial, progress=progress)
         self._moved += sum(nbytes(read.local, dtype.itemsize) for read in reads)
         return out
 

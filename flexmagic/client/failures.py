@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexmagic.engine.code import TRACE
-from flexmagic.engine.instrument import Edit, Outcome
+from flexmagic.engine.outcome import Edit, Outcome
 from flexmagic.engine.runtime import RunReply
 from flexmagic.errors import CellError, FlexError, HookError, ModelError, RankFailure, StuckError
 from flexmagic.layout.rule import Rule

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexmagic.client.planning import Acting
-    from flexmagic.engine.instrument import Outcome
+    from flexmagic.engine.outcome import Outcome
     from flexmagic.layout.sites import Site
 
 

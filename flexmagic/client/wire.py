@@ -1,41 +1,56 @@
 """How the pieces of an activation come to the notebook.
 
-From ranks of the notebook's own machine through memory that it shares with them: each writes its piece
-to its place, once, and the notebook's tensor is that memory. From others in messages of a bounded size,
-one after the other, so that neither side nor the controller between them ever holds more.
+From ranks of its own machine by one copy that the kernel makes, out of their memory into the notebook's
+array. From others in messages of a bounded size, one after the other, so that neither side nor the
+controller between them ever holds more.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
+import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from flexmagic.client.segments import WORTH, offered
+import numpy as np
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
     from flexmagic.layout.assemble import Index, Read
+
+WORTH = 1 << 20
+"""Bytes from which on memory is read where it is: below, a message is as fast."""
 
 MESSAGE = 32 << 20
 """Bytes that one rank sends in one message."""
 
-STRETCH = 512 << 20
-"""Bytes that one rank writes into shared memory between two times that progress is told."""
+STRETCH = 16 << 20
+"""Bytes that one thread reads at a time."""
 
 Ask = Callable[..., list[Any]]
 """Sends each read's part to its rank with a verb; answers in the order of the reads."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A capture's ranks: to ``ask`` them, to ``tell`` one that all is read, and to have them for oneself."""
+
+    ask: Ask
+    tell: Callable[[int, int], None]
+    turn: Callable[[], AbstractContextManager[Any]]
+
 
 Arriving = Callable[[int, int], None]
 """Hears how many bytes have come, of how many."""
 
 
 def fetch(
-    ask: Ask,
+    line: Line,
     reads: Sequence[Read],
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -46,54 +61,67 @@ def fetch(
     """A tensor out of what ranks hold; places that no read covers are zero. ``add``: reads are addends."""
     import torch
 
-    total = sum(nbytes(read.local, dtype.itemsize) for read in reads)
-    here, tell = 0, progress or (lambda _here, _total: None)
-    out, left = None, list(reads)
+    size = dtype.itemsize
+    total = sum(nbytes(read.local, size) for read in reads)
+    tell = progress or (lambda _here, _total: None)
+    array = np.empty(math.prod(shape) * size, np.uint8)  # numpy takes large pages, which cost far less
+    out = torch.from_numpy(array).view(dtype).reshape(shape)
+    if add or total < array.nbytes:
+        out.zero_()
+    left = list(reads)
     if not add and total >= WORTH:
-        out, left = _shared(ask, left, shape, dtype, lambda n: tell(n, total))
-        here = total - sum(nbytes(read.local, dtype.itemsize) for read in left)
-    if out is None:
-        out = torch.zeros(shape, dtype=dtype)
-    for stretch in stretches(left, dtype.itemsize, MESSAGE):
-        for read, raw in zip(stretch, ask("read", stretch, [r.local for r in stretch]), strict=True):
+        left = _read_in_place(line, left, array.view(_ANY[size]).reshape(shape), lambda n: tell(n, total))
+    here = total - sum(nbytes(read.local, size) for read in left)
+    for stretch in stretches(left, size, MESSAGE):
+        for read, raw in zip(stretch, line.ask("read", stretch, [r.local for r in stretch]), strict=True):
             _put(out[read.result], raw, add=add)
             here += raw.nbytes
         tell(here, total)
     return out
 
 
-def _shared(
-    ask: Ask, reads: list[Read], shape: tuple[int, ...], dtype: torch.dtype, tell: Callable[[int], None]
-) -> tuple[torch.Tensor | None, list[Read]]:
-    """What ranks of this machine wrote into shared memory, if any did, and the reads that are left."""
-    left: list[Read] = []
-    here, reasons = 0, set[str]()
-    with contextlib.ExitStack() as stack:
+_ANY = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
+"""Some dtype of each size: bits are only copied."""
+
+
+def _read_in_place(
+    line: Line, reads: list[Read], out: NDArray[Any], tell: Callable[[int], None]
+) -> list[Read]:
+    """Read what ranks of this machine hold from their memory; returns what has to come otherwise.
+
+    No other notebook can have the ranks do anything meanwhile, so that what is read stays as it is.
+    """
+    from flexmagic.client.reading import Readers
+    from flexmagic.engine.segments import machine
+
+    pid, here, pending = os.getpid(), 0, []
+    readers = Readers()
+    with line.turn():
+        lent = line.ask("lend", reads, [read.local for read in reads], (machine(), pid))
         try:
-            memory = stack.enter_context(offered(math.prod(shape) * dtype.itemsize))
+            for read, where in zip(reads, lent, strict=True):
+                start = 0
+                for part in _cut(read, out.itemsize, STRETCH) if where is not None else ():
+                    size = nbytes(part.local, out.itemsize)
+                    pending.append((size, readers.read(out, part.result, where, start, size)))
+                    start += size
+            for size, done in pending:
+                done.result()
+                here += size
+                tell(here)
         except OSError as error:
-            _warn({f"there is none: {error.strerror}"})
-            return None, reads
-        for stretch in stretches(reads, dtype.itemsize, STRETCH):
-            refused = {read.rank for read in left}
-            asked = [read for read in stretch if read.rank not in refused]
-            left += [read for read in stretch if read.rank in refused]
-            parts = [(read.local, read.result) for read in asked]
-            for read, said in zip(asked, ask("write", asked, parts, memory.segment, shape), strict=True):
-                if said == "":
-                    here += nbytes(read.local, dtype.itemsize)
-                else:
-                    left.append(read)
-                    reasons |= {said} if said else set()
-            tell(here)
-        if reasons:
-            _warn(reasons)
-        return (memory.tensor().view(dtype).reshape(shape) if here else None), left
+            _warn(error.strerror or str(error))
+            return reads
+        finally:
+            readers.stop()
+            for rank in {read.rank for read, where in zip(reads, lent, strict=True) if where is not None}:
+                line.tell(rank, pid)
+    return [read for read, where in zip(reads, lent, strict=True) if where is None]
 
 
-def _warn(reasons: set[str]) -> None:
+def _warn(reason: str) -> None:
     warnings.warn(
-        f"Memory could not be shared with the engines ({'; '.join(sorted(reasons))}): data of theirs came "
+        f"The engines' memory cannot be read from here ({reason}): what they hold comes "
         "through the controller, which takes several times as long.",
         stacklevel=2,
     )

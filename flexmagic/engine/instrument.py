@@ -7,7 +7,7 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -21,6 +21,7 @@ from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
+from flexmagic.engine.outcome import Edit, Outcome
 from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
 from flexmagic.engine.tensors import (
     checksum,
@@ -60,35 +61,6 @@ class ActiveHook:
 
     def settle(self, *, well: bool) -> None:
         """After it ran on a whole tensor: what all ranks have to agree on, given that this one is well."""
-
-
-@dataclass(frozen=True)
-class Edit:
-    """One body that ran: whether it changed its tensor, and exact sums over what it left.
-
-    ``local``: it had the rank's own piece, so that ranks may differ. ``ran``: its condition held and
-    there was something for it to act on.
-    """
-
-    site: str
-    hook: str
-    edited: bool
-    sums: tuple[int, int] = (0, 0)
-    local: bool = False
-    ran: bool = True
-
-
-@dataclass
-class Outcome:
-    """What one rank reports of a run: plain data."""
-
-    failures: list[RankFailure] = field(default_factory=list)
-    stopped: str = ""
-    edits: list[Edit] = field(default_factory=list)
-    printed: list[tuple[str, str, str]] = field(default_factory=list)
-    calls: Counter[Site] = field(default_factory=Counter)
-    loss_failures: tuple[str, ...] = ()
-    refused: dict[Site, str] = field(default_factory=dict)
 
 
 class Instrument:
@@ -177,7 +149,19 @@ class Instrument:
             changed = self._visit(module, path, "output", output)
             return None if changed is output else changed
 
-        return hook
+        site = Site(path)
+        plain = site in self._capture and self._holds(site) and not self._batches.several
+        if not plain or any(site in hook.sites for hook in self.hooks):
+            return hook
+
+        def keep(module: nn.Module, args: Any, output: Any) -> Any:
+            if type(output) is not torch.Tensor:  # some other form of one, or several
+                return hook(module, args, output)
+            self.outcome.calls[site] += 1
+            self._captures.keep(self._run, site, output)
+            return None
+
+        return keep
 
     def _on_input(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -2,7 +2,7 @@
 
 A rank leaves its piece before the ranks tell each other what they have; once all have told, the pieces
 can be read. There are two places in turn: when a rank comes back to one, all have told each other
-something since, and nobody reads there any more. Like the notebook's, it is memory without a name.
+something since, and nobody reads there any more.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Outboxes:
                 *(int.from_bytes(token[at : at + 8], "little", signed=True) for at in (0, 8)),
             ]
             told = meet(torch.tensor(numbers))
-            found: dict[int, torch.Tensor] = {rank: mapped(fd, 2 * half, shared=True)}
+            found: dict[int, torch.Tensor] = {rank: mapped(fd, 2 * half)}
             for other, said in told.items():
                 memory = found.get(other, opened(_segment(said.tolist(), 2 * half)))
                 if isinstance(memory, torch.Tensor):

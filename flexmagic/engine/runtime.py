@@ -20,12 +20,13 @@ from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
-from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument, Outcome
+from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
 from flexmagic.engine.kept import Kept
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, whole_output
 from flexmagic.engine.origin import Origin, versions_of
+from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell

@@ -1,7 +1,6 @@
-"""Memory that a notebook offers to the ranks of its own machine: they write into it what it asked for.
+"""Memory that processes of one machine share: a file without a name, so that nothing is left of it.
 
-It is a file without a name, which only the notebook's process has open. A rank opens it by the
-process's id, writes and lets go, so that nothing is left of it however either process ends.
+One process makes it; others open it by the process's id, which needs no name, while it has it open.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from pathlib import Path
 import torch
 
 TOKEN = 16
-"""Bytes behind the data by which a rank knows that it has opened the file that was meant."""
+"""Bytes behind the data by which a process knows that it has opened the file that was meant."""
 
 
 @dataclass(frozen=True)
@@ -53,24 +52,11 @@ def opened(segment: Segment) -> torch.Tensor | str | None:
             return "it is another file"
         if os.pread(fd, TOKEN, segment.nbytes) != segment.token:
             return "it is another file"
-        return mapped(fd, segment.nbytes, shared=True)
+        return mapped(fd, segment.nbytes)
     finally:
         os.close(fd)
 
 
-def mapped(fd: int, nbytes: int, *, shared: bool) -> torch.Tensor:
-    """An open file's memory, uint8 ``[nbytes]``; not ``shared``: what is written stays in this process."""
-    path = f"/proc/self/fd/{fd}"
-    return torch.from_file(path, shared=shared, size=nbytes, dtype=torch.uint8)
-
-
-def fill(
-    memory: torch.Tensor,
-    piece: torch.Tensor,
-    shape: tuple[int, ...],
-    parts: list[tuple[tuple[slice, ...], tuple[slice, ...]]],
-) -> None:
-    """Write slices of a piece to their places in a tensor of a shape; ``parts``: here and there."""
-    whole = memory.view(piece.dtype).reshape(shape)
-    for here, there in parts:
-        whole[there].copy_(piece[here])
+def mapped(fd: int, nbytes: int) -> torch.Tensor:
+    """An open file's memory, uint8 ``[nbytes]``, shared."""
+    return torch.from_file(f"/proc/self/fd/{fd}", shared=True, size=nbytes, dtype=torch.uint8)

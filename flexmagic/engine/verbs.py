@@ -10,25 +10,24 @@ from typing import Any
 
 import torch
 
-from flexmagic.engine import cell, generation, look, segments
+from flexmagic.engine import cell, generation, lending, look
 from flexmagic.engine.captures import RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.generation import Request
 from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import Prepared, prepare
+from flexmagic.engine.lending import Lent
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
-from flexmagic.engine.segments import Segment
 from flexmagic.engine.slot import Slot, verb
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
 
 Spans = tuple[Span, ...]
-WriteTo = tuple[tuple[slice, ...], tuple[slice, ...]]
 
 
 @dataclass(frozen=True)
@@ -211,24 +210,17 @@ def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, 
 
 
 @verb
-def write(  # noqa: PLR0917 - the places of one call that is sent as a tuple
-    runtime: Runtime,
-    run_id: RunKey,
-    site: Site,
-    parts: list[WriteTo],
-    segment: Segment,
-    shape: tuple[int, ...],
-) -> list[str | None]:
-    """Write slices of a captured piece to their places in the notebook's memory, a tensor of a shape.
+def lend(
+    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: tuple[str, int]
+) -> list[Lent | None]:
+    """Where slices of a captured piece are; ``None`` for a reader on another machine."""
+    return lending.lend(runtime.captures, run_id, site, parts, reader)
 
-    Per slice nothing if it was done; else why not, ``None`` on another machine.
-    """
-    piece = runtime.captures.get(run_id, site)
-    memory = segments.opened(segment)
-    if not isinstance(memory, torch.Tensor):
-        return [memory] * len(parts)
-    segments.fill(memory, piece, shape, parts)
-    return [""] * len(parts)
+
+@verb
+def give_back(runtime: Runtime, pid: int) -> None:
+    """Let go of what a reader had been lent."""
+    runtime.captures.lent.pop(pid, None)
 
 
 @verb

@@ -86,10 +86,20 @@ def test_an_edit_of_tokens_exchanges_these_tokens_alone(  # noqa: PLR0917 - fixt
     assert max(moved()) == tokens * width // 2 * 4
 
 
-def test_a_large_activation_is_memory_that_the_engines_wrote_into(loaded, one_process, ids, monkeypatch):
+def test_a_large_activation_is_read_from_the_engines_memory_or_comes_in_messages(
+    loaded, one_process, ids, monkeypatch
+):
     longer = torch.cat([ids] * 60, 0)
     run = loaded.run(longer)
+    asked = []
+    was = loaded._calls.some
+    monkeypatch.setattr(
+        loaded._calls,
+        "some",
+        lambda requests, *a: (asked.extend(r[0] for r in requests.values()), was(requests, *a))[1],
+    )
     by_memory = run.logits.torch()
+    assert set(asked) == {"lend"}
     assert by_memory.nbytes > wire.WORTH
     monkeypatch.setattr(wire, "WORTH", 1 << 60)
     monkeypatch.setattr(wire, "MESSAGE", 1 << 20)
