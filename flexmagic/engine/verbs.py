@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from flexmagic.engine import cell, generation, lending, look
+from flexmagic.engine import cell, generation, lending, look, sweeping
 from flexmagic.engine.captures import RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
@@ -23,6 +23,7 @@ from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
+from flexmagic.engine.tracing import TraceSource
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
@@ -135,6 +136,29 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer | None:
     if runtime.is_stale(prepared):
         return None
     return RunAnswer(runtime.run(plan, prepared), prepared.tokens, prepared.ids)
+
+
+@dataclass(frozen=True)
+class SweepAnswer:
+    """A rank's report of a forward with several traces, and of each trace."""
+
+    reply: RunReply
+    cells: list[RunAnswer]
+
+
+@verb
+def run_sweep(
+    runtime: Runtime, plan: RunPlan, inputs: Any, sources: Sequence[TraceSource], numbers: Sequence[int]
+) -> SweepAnswer | None:
+    """One forward with several traces; ``None`` on all ranks if it cannot be, or as of :func:`run`."""
+    assert runtime.loaded is not None  # the client has a model
+    prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
+    if runtime.is_stale(prepared):
+        return None
+    swept = sweeping.sweep(runtime, plan, prepared, sources, numbers)
+    if swept is None:
+        return None
+    return SweepAnswer(swept.reply, [RunAnswer(cell, prepared.tokens, prepared.ids) for cell in swept.cells])
 
 
 @dataclass(frozen=True)
