@@ -80,10 +80,11 @@ class Exchange:
         :class:`~flexmagic.errors.LayoutError` on all alike if the shapes do not follow the rule.
         """
         rule = self._among_mates(rule)
+        if self._has_all(rule):
+            return self._own_layout(rule, local), local.clone()
         graph = torch.is_grad_enabled() and local.requires_grad
-        copies = not (rule.splits or rule.addends or rule.row_addends)
         by_all = len(rule.ranks) == dist.get_world_size(self.group)
-        left = NEVER if graph or copies or not by_all else self.outboxes.leave(local, self.rank)
+        left = NEVER if graph or not by_all else self.outboxes.leave(local, self.rank)
         headers = self._agree(rule, local, left, well=well)
         layout = self._layout(rule, headers)
         if layout.replicated:
@@ -109,7 +110,10 @@ class Exchange:
         No more than the part is exchanged. ``pick`` must say the same on all ranks.
         """
         rule = self._among_mates(rule)
-        layout = self._layout(rule, self._agree(rule, local, NEVER, well=well))
+        if self._has_all(rule):
+            layout = self._own_layout(rule, local)
+        else:
+            layout = self._layout(rule, self._agree(rule, local, NEVER, well=well))
         picked = pick(layout)
         if picked is None:
             return layout, local.clone() if layout.replicated else self.joined(layout, local)
@@ -140,6 +144,19 @@ class Exchange:
         if self.mates is not None and rule.site.path:  # what the root takes, all stages have at once
             return rule.among(self.mates)
         return rule
+
+    def _has_all(self, rule: Rule) -> bool:
+        """Whether every rank has the whole, so that none has to tell another anything.
+
+        A failure on one of them then ends the run where ranks meet next, or after it; and whether all
+        left the same in the tensor, the client sees of the sums.
+        """
+        return rule.replicated and not rule.refused and not (rule.splits and self.extent.shared_out)
+
+    def _own_layout(self, rule: Rule, local: torch.Tensor) -> Layout:
+        shape = tuple(local.shape)
+        shapes = [shape if rank in rule.ranks else None for rank in range(rule.mesh.size)]
+        return rule.local_layout(shapes, self.extent)
 
     def _layout(self, rule: Rule, headers: dict[int, _Header]) -> Layout:
         shapes = [headers[rank].shape if rank in headers else None for rank in range(rule.mesh.size)]

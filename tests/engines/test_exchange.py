@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from flexmagic import HookError
 from flexmagic.client import wire
 
 from .conftest import PROMPT, relative
@@ -60,6 +61,25 @@ def test_an_edit_exchanges_one_header_once_there_is_memory_for_the_pieces(loaded
     )
     for _ in range(3):
         assert relative(loaded.run(longer).logits.torch(), truth) < 1e-5
+
+
+def test_an_edit_of_what_every_rank_has_exchanges_nothing(loaded, edited, ids, moved):
+    loaded.hook("model.layers.1", "x[:, -1] *= -2")
+    with (
+        edited({"model.layers.1": lambda x: torch.cat([x[:, :-1], x[:, -1:] * -2], 1)}) as model,
+        torch.no_grad(),
+    ):
+        truth = model(ids).logits
+    assert relative(loaded.run(PROMPT).logits.torch(), truth) < 1e-5
+    assert moved() == []
+    loaded.hook("model.layers.1", "if rank == 1: 1 / 0", name="fails")
+    with pytest.raises(HookError, match=r"on rank 1(?s:.)*ZeroDivisionError"):
+        loaded.run(PROMPT)
+    loaded.hook("model.layers.1", "x *= rank + 1", name="fails")
+    with pytest.raises(HookError, match="different values on the ranks"):
+        loaded.run(PROMPT)
+    loaded.hook("model.layers.1", "x *= 1", name="fails")
+    assert relative(loaded.run(PROMPT).logits.torch(), truth) < 1e-5
 
 
 @pytest.mark.parametrize(

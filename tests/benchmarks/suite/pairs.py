@@ -67,3 +67,10 @@ def overhead(times: Times, one: str, other: str, base: str) -> Spread:
     if others <= 0:
         return Spread(float("nan"), float("nan"), float("nan"))
     return Spread.of([a / others for a in added])
+
+
+def least_overhead(times: Times, one: str, other: str, base: str) -> Spread:
+    """As :func:`overhead`, of each way's fastest round: what other work on the machine disturbs least."""
+    added = min(times[other]) - min(times[base])
+    found = (min(times[one]) - min(times[base])) / added if added > 0 else float("nan")
+    return Spread(found, found, found)
