@@ -72,7 +72,10 @@ class Running:
         seed: int,
         progress: Progress | None,
     ) -> list[Run] | None:
-        """The runs of several traces, made in one forward of all their rows; ``None`` if that cannot be."""
+        """The runs of several traces, made in one forward of all their rows; ``None`` if that cannot be.
+
+        They are not noted for a notebook that starts again: there may be very many.
+        """
         numbers = [next(self._numbers) for _ in sources]
         planned = plan(model, [], [], key=(self._owner, next(self._numbers)), seed=seed)
         answers = self._answers(planned, "run_sweep", inputs, (sources, numbers), progress)
@@ -85,16 +88,13 @@ class Running:
                 self._calls.all("release", (self._owner, number))
             return None
         self._print([[answer] for answer in answers])
-        runs = [
+        return [
             Run(
                 (self._owner, number), self._calls, [answer.cells[at] for answer in answers], model.rules,
                 standing_for=model.standing_for,
             )
             for at, number in enumerate(numbers)
         ]  # fmt: skip
-        for run in runs:
-            self._note(run)
-        return runs
 
     def acting(self, only: Names | None, without: Names | None) -> bool:
         """Whether any hook acts in a run."""

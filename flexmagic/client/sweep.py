@@ -111,6 +111,9 @@ class Sweep:
         import numpy as np
         import torch
 
+        from flexmagic.client.run import Run
+
+        Run.bring_contexts(self.runs)
         values = []
         for run in self.runs:
             if name not in run.context:

@@ -7,6 +7,8 @@ asks for what has no rows, the forward is given up and the client makes one for 
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +18,7 @@ from typing import Any
 import torch
 
 from flexmagic.engine.agreement import numbers_of_all
+from flexmagic.engine.code import build_script
 from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.inputs import Prepared
@@ -25,7 +28,10 @@ from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.rows import batch_of, extent_of, share
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
 from flexmagic.engine.tensors import detached, dtype_name
-from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook
+from flexmagic.engine.trace import Trace
+from flexmagic.engine.traced import Save, Traced, View
+from flexmagic.engine.tracing import NAMES, TraceHook, TraceSource
+from flexmagic.engine.tree import modules_of
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
@@ -140,12 +146,7 @@ def sweep(
     extent = extent_of(prepared.arguments, shared_out=shared_out)
     own = [len(part) for part in torch.arange(batch).tensor_split(groups)] if shared_out else [batch]
     contexts: list[dict[str, Any]] = [{} for _ in sources]
-    traces = [
-        trace_hook(
-            source, runtime.model, runtime.rules, runtime.groups, namespace=runtime.namespace, context=context
-        )
-        for source, context in zip(sources, contexts, strict=True)
-    ]
+    traces = _trace_hooks(runtime, sources, contexts)
     instrument = runtime.instrument(plan, replace(extent, rows=batch * count))
     instrument.hooks.append(hook := _hook(traces, Rows(count, tuple(own)), runtime.rules, plan.seed))
     arguments = {n: torch.cat([v] * count) if isinstance(v, torch.Tensor) else v for n, v in alone.items()}
@@ -157,6 +158,30 @@ def sweep(
             cells.append(_taken(runtime, plan, number, replace(reply, extent=extent), (cell, count)))
     runtime.captures.drop(plan.key)
     return Swept(reply, cells)
+
+
+def _trace_hooks(
+    runtime: Runtime, sources: Sequence[TraceSource], contexts: Sequence[dict[str, Any]]
+) -> list[TraceHook]:
+    """The hooks of traces with the same code and the same names; what they can share is made once."""
+    groups, world_size = runtime.groups, runtime.place.world_size
+    view = View(Trace(runtime.rules, world_size), modules_of(runtime.model), runtime.rules)
+    sites = frozenset(view.sites)
+    body = build_script(sources[0].code, (*NAMES, *sources[0].given), runtime.namespace)
+    out = []
+    for source, context in zip(sources, contexts, strict=True):
+        own = copy.copy(view)
+        own.trace = trace = Trace(runtime.rules, world_size)
+        named = dict(zip(NAMES, (Traced(own), Save(context), context, runtime.place.rank), strict=True))
+        run = functools.partial(body, {**named, **source.given})
+        hook = TraceHook(source.code, _by_itself, sites, trace=trace, groups=groups, run=run)
+        trace.cell = hook
+        out.append(hook)
+    return out
+
+
+def _by_itself(_names: dict[str, Any]) -> Any:
+    raise AssertionError("a trace among others is called by the hook of all")
 
 
 def _forward(

@@ -274,6 +274,12 @@ def context(runtime: Runtime, run_id: RunKey) -> dict[str, Any]:
 
 
 @verb
+def contexts(runtime: Runtime, run_ids: list[RunKey]) -> list[dict[str, Any]]:
+    """What the hooks of several runs saved in ``ctx`` on this rank."""
+    return [runtime.captures.context(run_id) for run_id in run_ids]
+
+
+@verb
 def release(runtime: Runtime, run_id: RunKey) -> None:
     """Forget a run's captures."""
     runtime.captures.drop(run_id)
