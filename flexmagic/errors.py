@@ -18,6 +18,7 @@ Every message says what happened, where (rank and site), why, and what to type n
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -30,9 +31,24 @@ READY = "All ranks were freed. The model and the engines are ready: mend the cel
 class FlexError(Exception):
     """Base of every error flexmagic raises on purpose."""
 
+    typed = ""
+    """The line of the notebook that asked for what was refused, where the message has none of its own."""
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows instead of a traceback: the message, without frames of ours."""
-        return [f"{type(self).__name__}: {self}"]
+        return [*quoted(self.typed, str(self)), f"{type(self).__name__}: {self}"]
+
+
+def quoted(line: str, message: str) -> list[str]:
+    """A user's line, and below it a caret under the first word in it that a message names in quotes.
+
+    Nothing for a message that quotes lines itself.
+    """
+    if not line or "\n" in message:
+        return []
+    named = (word for word in re.findall(r"'([^']+)'", message) if word in line)
+    word = next(named, "")
+    return [line, f"{' ' * line.index(word)}{'^' * len(word)}"] if word else [line]
 
 
 class ClusterError(FlexError):
@@ -81,8 +97,9 @@ class LayoutError(FlexError):
 class RankFailure:
     """What went wrong in user code on one rank, as data that crosses processes.
 
-    ``line`` counts from 1 in the user's own cell; ``text`` is that line. ``cause`` is the
-    original exception where it could be pickled.
+    ``line`` counts from 1 in the user's own cell; ``text`` is that line, of which ``columns`` failed.
+    ``step``: of a generation. ``cause`` is the original exception where it could be pickled, ``trace``
+    the whole traceback as text.
     """
 
     rank: int
@@ -93,6 +110,9 @@ class RankFailure:
     line: int | None = None
     text: str = ""
     cause: BaseException | None = field(default=None, compare=False)
+    columns: tuple[int, int] | None = None
+    step: int | None = None
+    trace: str = field(default="", compare=False)
 
 
 class UserCodeError(FlexError):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flexmagic.engine.holders import replace_everywhere
+from flexmagic.engine.holders import instances_of, replace_everywhere
 
 Group = object
 """As torch's groups, its instances are of no interest to the garbage collector."""
@@ -130,3 +130,33 @@ def test_variables_of_running_functions_are_neither_replaced_nor_told():
     new, left = replaced(old)
     assert left == []
     assert same is old is not new
+
+
+class Mesh:
+    def __init__(self, group):
+        self.groups = {"tp": group}
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_likely_holders_spare_the_search_through_everything(monkeypatch, asked):
+    meshes = [Mesh(Group()), Mesh(Group())]
+    if asked:
+        assert vars(meshes[0])  # Python keeps attributes in another way from now on
+    kept = [mesh.groups["tp"] for mesh in meshes]
+    pairs = {id(group): (group, Group()) for group in kept}
+    assert not any(gc.is_tracked(mesh.groups) for mesh in meshes)
+    assert set(map(id, instances_of(Mesh))) == set(map(id, meshes))
+    with monkeypatch.context() as patch:
+        patch.setattr(gc, "get_objects", lambda: pytest.fail("all was looked through"))
+        assert replace_everywhere(pairs, instances_of(Mesh)) == []
+    new = [new for _, new in pairs.values()]
+    assert [mesh.groups["tp"] for mesh in meshes] == kept == new
+
+
+def test_what_the_likely_holders_do_not_have_is_searched_for():
+    mesh = Mesh(Group())
+    elsewhere = [{"tp": mesh.groups["tp"]}]
+    pairs = {id(mesh.groups["tp"]): (mesh.groups["tp"], Group())}
+    assert replace_everywhere(pairs, [mesh]) == []
+    (_, new) = next(iter(pairs.values()))
+    assert mesh.groups["tp"] is elsewhere[0]["tp"] is new

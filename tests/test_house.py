@@ -68,7 +68,7 @@ BANNED = {
 }
 """Libraries that a room must not know, however late it imports them."""
 
-WIDGETS = {"flexmagic.view.display", "flexmagic.view.widget"}
+WIDGETS = {f"flexmagic.view.{name}" for name in ("cancel", "display", "rank_tabs", "widget")}
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 
 

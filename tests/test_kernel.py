@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import struct
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
 import pytest
 from jupyter_client.kernelspec import KernelSpecManager
 from jupyter_client.manager import KernelManager
 
 import flexmagic_kernel
 from flexmagic.errors import InputError
+
+MODEL = Path(__file__).parents[1] / "demo_notebooks" / "model"
 
 
 @pytest.fixture
@@ -32,6 +36,7 @@ def kernel(name: str, directory: Path):
         kernel_name=name, kernel_spec_manager=KernelSpecManager(kernel_dirs=[str(directory)])
     )
     manager.start_kernel()
+    kernel.manager = manager
     client = manager.blocking_client()
     client.start_channels()
     try:
@@ -66,11 +71,92 @@ def test_the_spec_is_ipykernels_own_with_our_name_and_logos(prefix):
     assert path == installed(prefix) / "second.name"
     assert spec["display_name"] == "Python 3 (flexmagic)"
     assert spec["argv"][0] == sys.executable
-    assert spec["argv"][-3:] == ["-f", "{connection_file}", "--ext=flexmagic"]
+    assert spec["argv"][-3:] == ["-f", "{connection_file}", "--ext=flexmagic_kernel"]
     for size in (32, 64):
         head = (path / f"logo-{size}x{size}.png").read_bytes()[:24]
         assert struct.unpack(">II", head[16:]) == (size, size)
     assert "<svg" in (path / "logo-svg.svg").read_text()
+
+
+def test_kernels_with_settings_of_their_own_live_side_by_side(prefix, tmp_path):
+    flexmagic_kernel.install(prefix=str(prefix))
+    start = flexmagic_kernel.Start(engines=4, model=str(tmp_path))
+    path = flexmagic_kernel.install("four", prefix=str(prefix), start=start)
+    spec = json.loads((path / "kernel.json").read_text())
+    assert spec["display_name"] == f"Python 3 (flexmagic: 4 engines, {tmp_path.name})"
+    assert spec["argv"][-3:] == [
+        "--FlexMagic.background=True",
+        "--FlexMagic.engines=4",
+        f"--FlexMagic.model={tmp_path}",
+    ]
+    assert sorted(p.name for p in installed(prefix).iterdir()) == ["flexmagic", "four"]
+
+
+@pytest.mark.parametrize("start", [{"engines": 2, "profile": "lab"}, {"engines": 0}])
+def test_settings_that_mean_nothing_together_are_refused(start, prefix):
+    with pytest.raises(InputError, match="engines"):
+        flexmagic_kernel.install(prefix=str(prefix), start=flexmagic_kernel.Start(**start))
+    assert not prefix.exists()
+
+
+def test_a_setting_says_where_it_is_from(prefix, monkeypatch):
+    monkeypatch.setenv("FLEXMAGIC_RUN_LIMIT", "60")
+    flexmagic_kernel.install(prefix=str(prefix), start=flexmagic_kernel.Start(profile="nowhere"))
+    with kernel("flexmagic", installed(prefix)) as client:
+        client.execute("%config FlexMagic.engines = 3", reply=True, timeout=60)
+        rows = "{r[0]: r[1:3] for r in get_ipython().run_line_magic('flexconfig', '').rows}"
+        assert ast.literal_eval(value_of(client, rows)) == {
+            "engines": ("3", "set in this session"),
+            "oversubscribe": ("False", "default"),
+            "keep": ("False", "default"),
+            "background": ("True", "command line, as of a kernelspec"),
+            "profile": ("'nowhere'", "command line, as of a kernelspec"),
+            "model": ("''", "default"),
+            "model_options": ("''", "default"),
+            "run_limit": ("60.0", "environment, FLEXMAGIC_RUN_LIMIT"),
+            "alone_limit": ("10.0", "default"),
+            "captures": ("''", "default"),
+        }
+        reply = client.execute("%flexcluster status", reply=True, timeout=60, stop_on_error=False)["content"]
+        assert reply["ename"] == "ClusterError"
+        assert "No such cluster is running" in reply["evalue"]
+        reply = client.execute("%flexcluster status", reply=True, timeout=60, stop_on_error=False)["content"]
+        assert "%flexcluster start -n 3" in reply["evalue"]
+
+
+@pytest.mark.engines
+def test_the_cluster_and_its_model_come_while_cells_already_run(prefix):
+    start = flexmagic_kernel.Start(engines=1, model=str(MODEL))
+    flexmagic_kernel.install(prefix=str(prefix), start=start)
+    with kernel("flexmagic", installed(prefix)) as client:
+        assert value_of(client, "get_ipython()._flexmagic_desk.has_session") == "False"  # a cell, and no wait
+        call = "get_ipython().run_line_magic('flexrun', '\"The capital of France is\"').top(1).rows[0][0]"
+        assert "Paris" in value_of(client, call)
+
+
+@pytest.mark.engines
+@pytest.mark.slow
+def test_a_kernel_that_restarts_finds_its_cluster_and_its_model(prefix, tmp_path, monkeypatch):
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path))
+    flexmagic_kernel.install(prefix=str(prefix))
+    with kernel("flexmagic", installed(prefix)) as client:
+        client.execute("%flexcluster start -n 1", reply=True, timeout=120)
+        client.execute(f"%flexmodel {MODEL} --tp 1", reply=True, timeout=120)
+        pid = "get_ipython()._flexmagic_desk.session.status().rows[0][3]"
+        before = ast.literal_eval(value_of(client, pid))
+        kernel.manager.restart_kernel()
+        client.wait_for_ready(timeout=60)
+        offer = value_of(client, "__import__('flexmagic').magics.restart.left_for(get_ipython())")
+        assert "1 engines, LlamaForCausalLM" in offer
+        name = offer.split("cluster='")[1].split("'")[0]
+        client.execute(f"%flexcluster attach {name}", reply=True, timeout=60)
+        assert value_of(client, "get_ipython()._flexmagic_desk.session.owns_engines") == "True"
+        assert ast.literal_eval(value_of(client, pid)) == before
+        call = "get_ipython().run_line_magic('flexrun', '\"The capital of France is\"').top(1).rows[0][0]"
+        assert "Paris" in value_of(client, call)
+        client.shutdown()
+    left = [psutil.Process(int(before))] if psutil.pid_exists(int(before)) else []
+    assert not psutil.wait_procs(left, 60)[1]
 
 
 def test_uninstall_leaves_nothing(prefix):

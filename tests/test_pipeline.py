@@ -10,10 +10,12 @@ from torch.distributed.pipelining.microbatch import TensorChunkSpec
 from flexmagic.engine.captures import Captures
 from flexmagic.engine.exchange import Exchange
 from flexmagic.engine.instrument import Instrument
-from flexmagic.engine.messages import MOST_TENSORS, check, empty, header, packed, unpacked
+from flexmagic.engine.messages import MOST_TENSORS, Instead, check, empty, header, packed, unpacked
 from flexmagic.engine.micro_batches import batch_dim, joined
-from flexmagic.engine.pipeline import Pipeline, Standing, as_model, check_standings, stage_mates
+from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.private import schedule_plan
+from flexmagic.engine.stage_making import as_model
+from flexmagic.engine.stage_standing import Standing, check_standings, stage_mates
 from flexmagic.engine.tree import kind_of, modules_of, parameters_of
 from flexmagic.errors import LayoutError, ModelError
 from flexmagic.layout.dims import Dim
@@ -174,8 +176,9 @@ def test_a_message_says_its_shapes_first():
     room = empty(header(tensors), CPU)
     assert [(t.dtype, t.shape) for t in room] == [(t.dtype, t.shape) for t in tensors]
     assert empty(header([]), CPU) == []
-    assert empty(header(None), CPU) is None
-    assert header(None).shape == header(tensors).shape
+    for instead in Instead:
+        assert empty(header(instead), CPU) is instead
+        assert header(instead).shape == header(tensors).shape
     with pytest.raises(ModelError, match="16 tensors"):
         check([torch.zeros(1)] * (MOST_TENSORS + 1))
     with pytest.raises(ModelError, match="8 dims"):
@@ -184,10 +187,26 @@ def test_a_message_says_its_shapes_first():
 
 def test_what_hooks_saved_travels_unless_it_cannot():
     values = {"a": torch.arange(3), "b": [1, "x"], "c": lambda: 1}
-    arrived = unpacked(packed(values))
+    arrived, rest = unpacked([torch.ones(1), packed(values)])
+    assert rest == [torch.ones(1)]
     assert set(arrived) == {"a", "b"}
     assert torch.equal(arrived["a"], values["a"])
-    assert unpacked(packed({})) == {}
+    assert unpacked([packed({})]) == ({}, [])
+
+
+def test_what_is_part_of_a_graph_travels_beside_it():
+    """So that its gradient finds the way back, wherever in a value it is."""
+    one, two = torch.ones(2, requires_grad=True), torch.ones(3, requires_grad=True) * 2
+    values = {"lost": (one, lambda: 1), "a": {"deep": [one, torch.zeros(1)]}, "b": (two, one)}
+    attached = []
+    message = packed(values, attached)
+    sent = [tensor.detach() for tensor in attached]
+    assert [len(t) for t in sent] == [2, 3, 2]
+    arrived, rest = unpacked([torch.zeros(4), *sent, message])
+    assert [len(t) for t in rest] == [4]
+    assert arrived["a"]["deep"][0] is sent[0]
+    assert arrived["b"][0] is sent[1]
+    assert torch.equal(arrived["a"]["deep"][1], torch.zeros(1))
 
 
 def test_only_whole_stages_meet():

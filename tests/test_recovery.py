@@ -7,23 +7,34 @@ import threading
 import pytest
 
 from flexmagic.client import recovery
-from flexmagic.client.recovery import Freed, free, meeting_at, together, uninterrupted
+from flexmagic.client.recovery import Freed, free, meeting_at, postponed, together, uninterrupted
 from flexmagic.engine.private_groups import GroupSpec
+from flexmagic.engine.watch import IDLE, USER, Whereabouts
 from flexmagic.errors import ClusterError
 
 
 class Ranks:
-    """Ranks of which each comes back at a cut, at an interrupt, at its end, or not at all."""
+    """Ranks of which each comes back at a cut, at an interrupt, at its end, or not at all.
 
-    def __init__(self, **frees):
+    ``coding``: those in the user's code, from a number of looks on.
+    """
+
+    def __init__(self, coding=(), begins=1, **frees):
+        self.coding, self.begins, self.looks = coding, begins, 0
         self.frees = {int(rank.removeprefix("rank")): by for rank, by in frees.items()}
         self.done = []
 
     def cut(self, ranks, _patience):
         self._happens("cut", ranks)
 
+    def look(self, ranks, _patience):
+        self.looks += 1
+        user = Whereabouts(USER, "run", "a:output", "bad", 3) if self.looks >= self.begins else None
+        return {rank: (user or Whereabouts(IDLE)) if rank in self.coding else None for rank in ranks}
+
     def interrupt(self, ranks, _patience):
-        self._happens("interrupt", ranks)
+        if ranks:
+            self._happens("interrupt", ranks)
 
     def end(self, rank):
         self._happens("end", [rank])
@@ -38,8 +49,10 @@ class Ranks:
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch):
+    monkeypatch.setattr(recovery, "AT_ONCE", 0.01)
+    monkeypatch.setattr(recovery, "AGAIN", 0.03)
     monkeypatch.setattr(recovery, "FREED", 0.02)
-    monkeypatch.setattr(recovery, "STUCK", 0.02)
+    monkeypatch.setattr(recovery, "STUCK", 0.2)
 
 
 def freed(ranks):
@@ -54,6 +67,18 @@ def test_ranks_that_come_back_when_cut_are_left_alone():
 
 def test_only_ranks_that_are_still_out_are_interrupted():
     ranks = Ranks(rank0="cut", rank1="interrupt")
+    assert freed(ranks) == Freed(interrupted=(1,))
+    assert ranks.done == [("cut", (0, 1, 2)), ("interrupt", (1,))]
+
+
+def test_user_code_is_interrupted_without_waiting_for_what_a_cut_frees():
+    ranks = Ranks(coding=(1,), rank0="interrupt", rank1="interrupt", rank2="cut")
+    assert freed(ranks) == Freed(interrupted=(0, 1))
+    assert ranks.done == [("cut", (0, 1, 2)), ("interrupt", (1,)), ("interrupt", (0,))]
+
+
+def test_a_rank_that_begins_late_is_interrupted_once_it_has():
+    ranks = Ranks(coding=(1,), begins=3, rank1="interrupt")
     assert freed(ranks) == Freed(interrupted=(1,))
     assert ranks.done == [("cut", (0, 1, 2)), ("interrupt", (1,))]
 
@@ -97,6 +122,25 @@ def test_a_recovery_is_not_interrupted_and_the_handler_is_put_back():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
     with pytest.raises(RuntimeError), uninterrupted():
+        raise RuntimeError
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_an_interrupt_of_what_is_done_whole_comes_at_its_end():
+    before, done = signal.getsignal(signal.SIGINT), []
+
+    def interrupted():
+        with postponed():
+            os.kill(os.getpid(), signal.SIGINT)
+            done.append("whole")
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert done == ["whole"]
+    assert signal.getsignal(signal.SIGINT) is before
+    with postponed():
+        done.append("and without")
+    with pytest.raises(RuntimeError), postponed():
         raise RuntimeError
     assert signal.getsignal(signal.SIGINT) is before
 

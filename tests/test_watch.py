@@ -10,7 +10,7 @@ import pytest
 from flexmagic.engine.watch import IDLE, MEETING, MODEL, OTHER, USER, Whereabouts
 
 SCRIPT = """
-import json, sys, threading, time
+import concurrent.futures, json, os, sys, threading, time
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -31,8 +31,16 @@ from flexmagic.layout.sites import Site
 
 groups = Groups(Place(0, 1, torch.device("cpu")), Meeting("127.0.0.1", int(sys.argv[1]), 1))
 Slot.runtime = runtime = Runtime(groups, {})
-gate = threading.Event()
 said = []
+
+class Gate:
+    # waiting for it is no Python function, as little as waiting in C++ is
+    def __init__(self):
+        lock = threading.Lock()
+        lock.acquire()
+        self.wait, self.is_set, self.set = lock.acquire, lambda: not lock.locked(), lock.release
+
+gate, event = Gate(), threading.Event()
 
 class Waits(nn.Linear):
     def forward(self, x):
@@ -46,7 +54,7 @@ rule = Rule(site, (Dim("batch"), Dim("feature", 2)), "float32", Mesh(("tp",), (1
 
 def hooked(body):
     source = HookSource("bad", 1, body, first_line=3)
-    call = build(source, {"torch": torch, "dist": dist, "gate": gate})
+    call = build(source, {"torch": torch, "dist": dist, "gate": gate, "event": event})
     instrument = Instrument(
         model, {site: rule}, Exchange(groups.own, 0), Captures(), run=("", 1), seed=0,
         hooks=[ActiveHook(source, call, frozenset([site]))], capture=frozenset(),
@@ -61,6 +69,7 @@ def look():
             break
     said.append(place.plain() | {"text_": str(place), "blocked": place.blocked})
     gate.set()
+    event.set()
 
 @verb
 def run(runtime):
@@ -87,7 +96,7 @@ def seen(wanted, work="pass", inside="pass", do="reply = run()\nassert reply.err
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("body", ["y = 1\ngate.wait()", "y = 1\nwhile not gate.is_set(): pass"])
+@pytest.mark.parametrize("body", ["y = 1\nevent.wait()", "y = 1\nwhile not gate.is_set(): pass"])
 def test_user_code_is_named_with_hook_line_and_site(body):
     place = seen("place.line == 4", f"hooked({body!r})")
     assert place["kind"] == USER
@@ -103,6 +112,34 @@ def test_a_lock_in_a_module_of_the_model_is_a_wait_for_others():
     assert place["what"] == "run"
     assert place["blocked"]
     assert place["text_"] == "in the model at 1"
+
+
+@pytest.mark.parametrize(
+    "wait",
+    ["event.wait()", "concurrent.futures.ThreadPoolExecutor().submit(event.wait).result()"],
+)
+def test_a_wait_for_a_thread_of_its_own_in_a_module_is_no_wait_for_others(wait):
+    place = seen("place.site == '1' and place.asleep", "model(torch.ones(1, 2))", wait)
+    assert place["kind"] == MODEL
+    assert not place["blocked"]
+
+
+@pytest.mark.parametrize("wait", ["time.sleep(0.5)", "os.read(pipe, 1)"])
+def test_a_sleep_or_a_read_in_a_module_is_no_wait_for_others(wait):
+    pipe = "import os; pipe, other = os.pipe(); threading.Timer(0.5, os.write, (other, b'x')).start(); "
+    place = seen("place.site == '1'", "model(torch.ones(1, 2))", pipe + wait)
+    assert not place["blocked"]
+
+
+def test_cpu_time_of_other_threads_is_told_of_one_that_sleeps():
+    hashing = (
+        "threading.Thread(target=lambda: [sum(range(10**5)) for _ in iter(gate.is_set, True)]).start(); "
+    )
+    place = seen(
+        "place.site == '1' and place.beside > 0.1", "model(torch.ones(1, 2))", hashing + "gate.wait()"
+    )
+    assert place["asleep"]
+    assert place["seconds"] > 0
 
 
 def test_work_in_a_module_is_no_wait():
@@ -165,8 +202,10 @@ def look():
     print(json.dumps(places[-1].plain() | {"same": same, "shut": sockets.shut(ranks, port)}), flush=True)
 
 if rank == 0:
-    threading.Thread(target=look).start()
+    looking = threading.Thread(target=look)
+    looking.start()
     reply = run()
+    looking.join()
     print(json.dumps(str(reply.error)), flush=True)
 else:
     sys.stdin.readline()

@@ -1,13 +1,24 @@
 """Verdicts from made-up looks at ranks."""
 
+from dataclasses import replace
+
 import pytest
 
-from flexmagic.client.watching import SILENT, STILL, TimeLimits, Watcher
-from flexmagic.engine.watch import IDLE, MEETING, MODEL, OTHER, USER, Whereabouts
+from flexmagic.client.watching import SETTLED, SILENT, STILL, TimeLimits, Watcher
+from flexmagic.engine.watch import (
+    IDLE,
+    MEETING,
+    MODEL,
+    OTHER,
+    STIRRED,
+    STIRRED_BESIDE,
+    USER,
+    Whereabouts,
+)
 
-MEETS = Whereabouts(MEETING, "all_reduce", "model.layers.2.mlp", locked=True)
+MEETS = Whereabouts(MEETING, "all_reduce", "model.layers.2.mlp", asleep=True, locked=True)
 LOOPS = Whereabouts(USER, "run", "model.layers.1.mlp:output", "bad", 3, "while True: pass")
-INSIDE = Whereabouts(MODEL, "run", "model.layers.0", locked=True)
+INSIDE = Whereabouts(MODEL, "run", "model.layers.0", asleep=True, locked=True)
 
 
 def looked(looks, limits=None, answered=(), every=0.4, **options):
@@ -35,11 +46,61 @@ def test_two_looks_are_never_enough():
     assert looked([{0: MEETS}] * 3, every=60.0)[0] is not None
 
 
-@pytest.mark.parametrize("sign", ["seconds", "moved"])
-def test_cpu_time_or_bytes_are_signs_of_life(sign):
-    moving = [{0: MEETS, 1: Whereabouts(MEETING, "all_reduce", **{sign: n})} for n in range(20)]
-    assert looked(moving)[0] is None
-    assert looked([*moving, *[moving[-1]] * 5])[0] is not None
+SIGNS = {"seconds": STIRRED, "beside": STIRRED_BESIDE, "moved": 1}
+"""What shows that a rank does something, and how little of it is enough."""
+
+
+@pytest.mark.parametrize("answered", [(), (2,)])
+@pytest.mark.parametrize("sign", SIGNS)
+def test_cpu_time_of_any_thread_and_bytes_are_signs_of_life(sign, answered):
+    moving = [{0: MEETS, 1: replace(MEETS, **{sign: n * SIGNS[sign]})} for n in range(20)]
+    assert looked(moving, answered=answered)[0] is None
+    assert looked([*moving, *[moving[-1]] * 5], answered=answered)[0] is not None
+
+
+def test_little_by_little_is_a_sign_of_life_too():
+    """A slow backward, or a rank that hardly gets to run, does less than enough between any two looks."""
+    slow = [{0: MEETS, 1: replace(INSIDE, seconds=n * STIRRED / 2)} for n in range(40)]
+    assert looked(slow, every=0.1, settled=SETTLED, answered=(2,))[0] is None
+
+
+def test_what_the_looks_themselves_cost_is_none():
+    looks = [{0: replace(MEETS, beside=n * STIRRED_BESIDE / 20)} for n in range(10)]
+    assert looked(looks)[0] is not None
+
+
+AWAKE = [
+    replace(MEETS, asleep=False, locked=False),  # it has work but no processor, or reads, or is swapped out
+    replace(INSIDE, asleep=False, locked=False),
+    replace(INSIDE, locked=False),  # it waits for a thread or a process of its own, which loads data
+]
+
+
+@pytest.mark.parametrize("answered", [(), (2,)])
+@pytest.mark.parametrize("place", AWAKE)
+def test_a_rank_that_does_not_sleep_for_others_is_waited_for(place, answered):
+    looks = [{0: MEETS, 1: place}] * 100
+    assert looked(looks, settled=SETTLED, answered=answered)[0] is None
+
+
+def test_on_one_host_much_less_is_enough_once_a_rank_has_ended_its_part():
+    verdict, looks = looked([{1: MEETS}] * 50, every=0.1, settled=SETTLED, answered=(0,))
+    assert verdict.reason == "The ranks wait for each other in vain."
+    assert SETTLED <= (looks - 1) * 0.1 < STILL / 2
+    _, looks = looked([{1: MEETS}] * 50, every=0.1, settled=SETTLED)
+    assert (looks - 1) * 0.1 >= STILL, "nobody has answered"
+    _, looks = looked([{1: MEETS}] * 50, every=0.1, answered=(0,))
+    assert (looks - 1) * 0.1 >= STILL, "between hosts bytes are under way unseen"
+
+
+def test_stillness_before_an_answer_counts_for_nothing_after_it():
+    """What the rank that answered sent last may not have woken up yet who waited for it."""
+    watcher = Watcher(TimeLimits(), settled=SETTLED)
+    for n in range(50):
+        assert watcher.see(0.1 * n, (), {0: MEETS, 1: Whereabouts(MODEL, "run", "a")}) is None
+    assert watcher.see(5.0, (1,), {0: MEETS}) is None
+    assert watcher.see(5.2, (1,), {0: MEETS}) is None
+    assert watcher.see(5.4, (1,), {0: MEETS}) is not None
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command", parser_class=_Parser)
     _add_demo(commands)
     _add_kernel(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -65,7 +66,26 @@ def _add_kernel(commands: argparse._SubParsersAction[_Parser]) -> None:
         where.add_argument("--prefix", metavar="P", help="under P/share/jupyter/kernels")
         where.add_argument("--sys-prefix", action="store_true", help="in this Python environment (default)")
         parser.add_argument("--name", default="flexmagic", help="the kernel's name (default: %(default)s)")
+        if action == "install":
+            parser.add_argument("--engines", type=int, metavar="N", help="start N engines with the kernel")
+            parser.add_argument("--profile", default="", metavar="P", help="attach to this running cluster")
+            parser.add_argument("--model", default="", metavar="PATH", help="load this model with the kernel")
     kernel.set_defaults(call=_call_kernel)
+
+
+def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="look whether all is there that flexmagic needs, and say how to mend it",
+        allow_abbrev=False,
+    )
+    doctor.set_defaults(call=_call_doctor)
+
+
+def _call_doctor(_args: argparse.Namespace) -> None:
+    from flexmagic.cli.doctor import run_doctor
+
+    run_doctor()
 
 
 def _call_demo(args: argparse.Namespace) -> None:
@@ -78,8 +98,9 @@ def _call_kernel(args: argparse.Namespace) -> None:
     import flexmagic_kernel
 
     if args.action == "install":
-        path = flexmagic_kernel.install(args.name, user=args.user, prefix=args.prefix)
-        print(f"Installed the kernel {flexmagic_kernel.DISPLAY_NAME!r} in {path}")
+        start = flexmagic_kernel.Start(args.engines, args.profile, args.model)
+        path = flexmagic_kernel.install(args.name, user=args.user, prefix=args.prefix, start=start)
+        print(f"Installed the kernel {flexmagic_kernel.kernel_json(start)['display_name']!r} in {path}")
     else:
         path = flexmagic_kernel.uninstall(args.name, user=args.user, prefix=args.prefix)
         print(f"Removed the kernel {args.name!r} from {path}")

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
-from flexmagic.client.ranks import Ranks
-from flexmagic.client.recovery import Freed, uninterrupted
+from flexmagic.client.ranks import RECOVER, Ranks
+from flexmagic.client.recovery import Freed, postponed, uninterrupted
 from flexmagic.client.regroup import Regroup, merged
 from flexmagic.client.waiting import Pending, Progress, Waiting
 from flexmagic.client.watching import SILENT, SILENT_AT_FIRST
-from flexmagic.errors import FlexError, StuckError
+from flexmagic.errors import READY, EngineError, FlexError, StuckError
 
 READING = {
     "check_model", "load_model", "build_model", "adopt_model", "reload", "rerun", "readopt_model",
@@ -21,17 +21,24 @@ READING = {
 """Verbs that may read libraries and weights from disk."""
 
 
+Requests = Mapping[int, tuple[str, Any, Any]]
+"""A verb, its arguments and its keyword arguments, by rank."""
+
+
 class Calls:
     """Verb calls to the ranks of a cluster.
 
     A call always comes back: ranks that can no longer meet are freed, and their process groups made
-    again, before the error is raised.
+    again, before the error is raised. ``mend``: puts engines that ended meanwhile in order again and says
+    what that did; ``mends``: whether it is to.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.ranks = Ranks(cluster)
         self.waiting = Waiting(self.ranks)
         self.groups = Regroup(self.ranks, self.waiting)
+        self.mend: Callable[[], str] | None = None
+        self.mends = True
         self._turns = cluster.turns
 
     @property
@@ -66,28 +73,20 @@ class Calls:
         with contextlib.suppress(Exception):
             self.ranks.ask(rank, engine_side.call, verb, engine_side.packed(args))
 
-    def some(
-        self, requests: dict[int, tuple[str, Any, Any]], progress: Progress | None = None
-    ) -> dict[int, Any]:
+    def some(self, requests: Requests, progress: Progress | None = None) -> dict[int, Any]:
         """Different verbs on different ranks at once.
 
         Raises what ranks refuse with; :class:`StuckError` if they cannot meet;
         :class:`KeyboardInterrupt`, all ranks being ready again, if the user interrupts.
         """
         self.ranks.refuse_if_ended(requests)
-        packed: dict[int, bytes] = {}
-        pending = {}
-        silent = SILENT_AT_FIRST if any(verb in READING for verb, _, _ in requests.values()) else SILENT
         with self._turns.turn():
-            for rank, (verb, args, kwargs) in requests.items():
-                payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
-                pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)
             try:
-                replies = self._answers(pending, progress, silent)
+                replies = self._answers(requests, progress)
             except StuckError as stuck:
                 raise _cause(stuck) from stuck
             errors = {rank: reply.error for rank, reply in replies.items() if reply.error}
-            if errors and len(errors) < len(pending):
+            if errors and len(errors) < len(replies):
                 self.rebuild()  # a rank that gave up alone may have left half a message behind
         if errors:
             raise merged(errors)
@@ -98,28 +97,65 @@ class Calls:
         with self._turns.turn():
             self.groups.rebuild()
 
-    def _answers(self, pending: Pending, progress: Progress | None, silent: float) -> dict[int, Any]:
+    def _ask(self, requests: Requests) -> Pending:
+        packed: dict[int, bytes] = {}
+        pending = {}
+        for rank, (verb, args, kwargs) in requests.items():
+            payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
+            pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)
+        return pending
+
+    def _answers(self, requests: Requests, progress: Progress | None) -> dict[int, Any]:
         """The ranks' replies; raises what kept them from coming, once all ranks can be asked again."""
+        silent = SILENT_AT_FIRST if any(verb in READING for verb, _, _ in requests.values()) else SILENT
+        pending: Pending = {}
         try:
+            with postponed():
+                pending = self._ask(requests)
             verdict = self.waiting.watch(pending, progress=progress, silent=silent)
         except KeyboardInterrupt:
             with uninterrupted():
                 places = self.waiting.places(pending)
                 freed = self._recover(pending)
-            msg = f"{places}\n{self.waiting.after(freed) or 'The engines are ready.'}"
+            msg = f"{places}\n{self._after(freed) or 'The engines are ready.'}"
             raise KeyboardInterrupt(msg) from None
         if verdict is not None:
             with uninterrupted():
                 freed = self._recover(pending)
-            raise StuckError(verdict, self.waiting.said(pending), self.waiting.after(freed))
+            said = self.waiting.said(pending)
+            raise StuckError(verdict, said, self._after(freed))
         return {rank: self.ranks.value(rank, answer) for rank, answer in pending.items()}
 
     def _recover(self, pending: Pending) -> Freed:
         """Free all ranks and make their process groups again, if all their engines live."""
         freed = self.waiting.free(pending)
         if not freed.ended:
-            self.groups.rebuild()
+            try:
+                self.groups.rebuild()
+            except (EngineError, StuckError):
+                if not self.ranks.ended():
+                    raise
         return freed
+
+    def _after(self, freed: Freed) -> str:
+        """What is to be said of engines that were lost when all were freed, and of what was done about it."""
+        lost = sorted({*freed.ended, *self.ranks.ended()})
+        if not lost:
+            return ""
+        how = "could not be interrupted and was ended" if freed.ended else "has ended"
+        who = ", ".join(map(str, lost))
+        told = "\n".join([f"The engine of rank {who} {how}.", *self.ranks.cluster.last_words(lost), ""])
+        if self.mend is None or not self.mends:
+            return told + RECOVER
+        mend, self.mend = self.mend, None  # not again for what goes wrong meanwhile
+        try:
+            return told + mend()
+        except FlexError as error:
+            return f"{told}It could not be put in order by itself: {error}\n{RECOVER}"
+        except KeyboardInterrupt:
+            return f"{told}Putting it in order was interrupted. {RECOVER}"
+        finally:
+            self.mend = mend
 
 
 def _cause(stuck: StuckError) -> FlexError:
@@ -129,5 +165,6 @@ def _cause(stuck: StuckError) -> FlexError:
     if not errors:
         return stuck
     error = merged(errors)
-    error.args = (f"{error}\n{stuck.verdict.meanwhile}",)
+    after = "" if stuck.after == READY else f"\n{stuck.after}"
+    error.args = (f"{error}\n{stuck.verdict.meanwhile}{after}",)
     return error

@@ -80,7 +80,7 @@ class Cells(ABC):
 
         Raises :class:`CellError` for code that does not compile, :class:`HookError` for one that fails,
         such as by asking for a site that the forward has passed, :class:`StuckError` for one that does
-        not come to its next site, :class:`ModelError` for a pipeline.
+        not come to its next site.
         """
         source = trace_source(code, given or {}, first_line)
         with limited(self._calls, limit):
@@ -110,7 +110,7 @@ class Cells(ABC):
         autograd on.
 
         Raises :class:`CellError` for code that fails, on any rank, :class:`HookError` for a hook that
-        does, :class:`ModelError` over pipeline stages.
+        does, :class:`ModelError` for ``grad`` over pipeline stages.
         """
         return self._running.cell(
             self.model, cell_source(text, first_line), capture,

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from flexmagic.client import reaper
+from flexmagic.client.restart import Offer, take
 from flexmagic.client.turns import Turns
 from flexmagic.errors import ClusterError
 
@@ -30,6 +32,9 @@ _CHATTER = re.compile(r"\S+ \S+ \[(IPEngine|KernelNanny)[.\d]*\] ")
 
 NOTICED = 0.5
 """Seconds in which it is known how a process ended."""
+
+UNLISTED = 5.0
+"""Seconds in which the controller notices that an engine has ended."""
 
 START_TIMEOUT = 120.0
 """Seconds in which all engines must have come up."""
@@ -90,6 +95,7 @@ class Cluster:
         self.client = client
         self.owned = owned
         self.keep = keep
+        self._size = _size_of(ipp_cluster.engines)
         self._reaper: subprocess.Popen[bytes] | None = None
         self.turns = Turns(Path(ipp_cluster.profile_dir) / "security" / f"{ipp_cluster.cluster_id}.turn")
 
@@ -116,6 +122,7 @@ class Cluster:
             parent=None,
         )
         cluster = cls(launched, None, owned=True, keep=keep)
+        cluster._size = n
         try:
             progress(0, "starting the controller")
             launched.start_controller_sync()
@@ -195,12 +202,22 @@ class Cluster:
 
     @property
     def engines(self) -> list[int]:
-        """The engines' ids, in rank order."""
+        """The ids of the engines that are there, in rank order."""
         return sorted(self.client.ids)
 
+    @property
+    def members(self) -> list[int]:
+        """The ids of all engines, in rank order, also of those that have ended, as far as can be told."""
+        return self.engines if self._size is None else list(range(self._size))
+
     def end(self, engine: int) -> None:
-        """End one engine's process, whatever it is doing."""
-        self.client.send_signal("SIGKILL", [engine], block=False)  # its nanny does it
+        """End one engine's process, whatever it is doing, and see that the controller notices."""
+        with contextlib.suppress(Exception):  # an engine on another host, or one that is gone
+            self.client.send_signal("SIGKILL", [engine], block=False)  # its nanny does it
+        for process in self._processes(engine):  # whose nanny may be gone
+            with contextlib.suppress(Exception):
+                process.kill()
+        self._gone(engine)
 
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
@@ -212,12 +229,12 @@ class Cluster:
             )
             raise ClusterError(msg)
 
-    def last_words(self, ranks: Iterable[int]) -> str:
-        """How engines ended, as far as their launchers and logs tell, and what to do."""
+    def last_words(self, ranks: Iterable[int]) -> list[str]:
+        """How engines ended, as far as their launchers and logs tell."""
         words = []
         for rank in ranks:
             words += [self._how_it_ended(rank), *self._log_tail(rank)]
-        return "\n".join([*(word for word in words if word), "Type %flexcluster recover."])
+        return [word for word in words if word]
 
     def _how_it_ended(self, rank: int) -> str:
         code = None
@@ -225,7 +242,8 @@ class Cluster:
             with contextlib.suppress(Exception):  # of a process that others started, the system tells nothing
                 code = process.wait(NOTICED)
         if not isinstance(code, int):
-            return ""
+            stopped = any(_status(process) == "stopped" for process in self._processes(rank))
+            return f"Rank {rank} answers nobody: its process is stopped, as by SIGSTOP." if stopped else ""
         if code >= 0:
             return f"Rank {rank} exited with code {code}."
         name = signal.Signals(-code).name
@@ -234,12 +252,12 @@ class Cluster:
 
     def _processes(self, rank: int) -> list[Any]:
         """The process of a rank's engine, if it was started one by one, here or by another notebook."""
-        engine_set = self._cluster.engines.get(_set_of(rank))
+        engine_set = self._cluster.engines.get(self._set_of(rank))
         launchers = getattr(engine_set, "launchers", {}).values()
         return [launcher.process for launcher in launchers if launcher.process is not None]
 
     def _log_tail(self, rank: int) -> list[str]:
-        path = self.log_folder / f"ipengine-{self.name}-{_set_of(rank)}-0.log"
+        path = self.log_folder / f"ipengine-{self.name}-{self._set_of(rank)}-0.log"
         if not path.is_file():
             return []
         lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
@@ -251,32 +269,60 @@ class Cluster:
 
         Raises :class:`ClusterError` if they were not started one by one, or do not come up.
         """
-        missing = [rank for rank in ranks if rank not in self.client.ids]  # someone may have done it
-        foreign = [rank for rank in missing if _set_of(rank) not in self._cluster.engines]
-        if foreign:
+        missing = [rank for rank in ranks if self._gone(rank)]  # someone may have replaced it
+        if missing and self._size is None:
             msg = (
-                f"The engine of rank {foreign[0]} was not started by flexmagic, so that it cannot be "
-                f"started again from here. Start one with `ipengine --IPEngine.id={foreign[0]}`, then "
+                f"The engine of rank {missing[0]} was not started by flexmagic, so that it cannot be "
+                f"started again from here. Start one with `ipengine --IPEngine.id={missing[0]}`, then "
                 "%flexcluster recover."
             )
             raise ClusterError(msg)
         devices = local_devices()
         for rank in missing:
             with contextlib.suppress(Exception):  # a frozen one is still there, another is not
-                self._cluster.engines[_set_of(rank)].signal(signal.SIGKILL)
+                self._cluster.engines[self._set_of(rank)].signal(signal.SIGKILL)
             self._start_engine(rank, devices)
-        self._await_engines(len(self._cluster.engines), lambda _up, _what: None)
+        self._await_engines(len(self.members), lambda _up, _what: None)
         if self._reaper is not None:
             self._dismiss_reaper()
             self._reaper = reaper.start(self._cluster.cluster_file)
 
+    def _gone(self, engine: int) -> bool:
+        """Whether the controller knows no engine of this id; one that was just ended may still be listed."""
+        deadline = time.monotonic() + UNLISTED
+        while engine in self.client.ids and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return engine not in self.client.ids
+
+    def _set_of(self, rank: int) -> str:
+        """The engine set that is one rank's; by its name whoever attaches knows how many there are."""
+        return f"rank{rank}of{self._size}"
+
     def _start_engine(self, rank: int, devices: Devices) -> None:
         self._cluster.start_engines_sync(
             n=1,
-            engine_set_id=_set_of(rank),
+            engine_set_id=self._set_of(rank),
             environment=rank_environment(rank, devices),
             engine_args=[f"--IPEngine.id={rank}"],
         )
+
+    def outlive(self, kernel: str, holds: str) -> None:
+        """Stay for a while when this process ends, for the kernel that comes in its place.
+
+        Nothing for a cluster that others started or that stays anyway.
+        """
+        if self._reaper is None:
+            return
+        path = Offer(self.name, kernel, holds).write(self._security)
+        reaper.offer(self._reaper, path)
+        self._cluster.shutdown_atexit = False
+        self._reaper, self.keep = None, True
+
+    def adopt(self, kernel: str) -> None:
+        """Take a cluster that an earlier process of this kernel has left: it ends with this one."""
+        if take(self._security, self.name, kernel):
+            self.owned, self.keep = True, False
+            self._reaper = reaper.start(self._cluster.cluster_file)
 
     def disconnect(self) -> None:
         """Close the connection; the engines stay."""
@@ -290,17 +336,24 @@ class Cluster:
             with contextlib.suppress(Exception):  # a broken connection must not keep engines alive
                 self.client.close()
         process = getattr(self._cluster.controller, "process", None)
-        schedulers = [] if process is None else reaper.family_of({process.pid})
+        left = [] if process is None else reaper.family_of({process.pid})  # of a controller that was killed
+        with contextlib.suppress(OSError):
+            left += reaper.named_in(Path(self._cluster.cluster_file))  # also what another notebook started
         self._cluster.stop_engines_sync()
         self._cluster.stop_controller_sync()
-        reaper.end(schedulers)  # of a controller that was killed
+        reaper.end(left)
         self._remove_connection_files()
         self._dismiss_reaper()
 
     def _remove_connection_files(self) -> None:
-        security = Path(self._cluster.profile_dir) / "security"
+        security = self._security
         for path in [*security.glob(f"*{self.name}*.json"), security / f"{self.name}.turn"]:
             path.unlink(missing_ok=True)
+
+    @property
+    def _security(self) -> Path:
+        """Where the connection files are."""
+        return Path(self._cluster.profile_dir) / "security"
 
     def _dismiss_reaper(self) -> None:
         if self._reaper is not None:
@@ -310,17 +363,23 @@ class Cluster:
 
 def _lives(process: Any) -> bool:
     """Whether a process is at work; one that has ended may still be listed."""
+    return _status(process) not in {"", "zombie"}
+
+
+def _status(process: Any) -> str:
+    """What the system says of a process, as psutil has it; ``""`` if there is none."""
     import psutil
 
     try:
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+        return str(process.status()) if process.is_running() else ""
     except psutil.NoSuchProcess:
-        return False
+        return ""
 
 
-def _set_of(rank: int) -> str:
-    """The engine set that is one rank's."""
-    return f"rank{rank}"
+def _size_of(engine_sets: Iterable[str]) -> int | None:
+    """How many ranks a cluster that was started here, or by another notebook, has; ``None`` for others."""
+    named = (re.fullmatch(r"rank\d+of(\d+)", name) for name in engine_sets)
+    return next((int(match[1]) for match in named if match), None)
 
 
 def _profile_of(cluster: Any) -> str:

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flexmagic.engine.watch import Whereabouts
 
 LOOK, CUT, INTERRUPT, VITAL = "flexmagic_look", "flexmagic_cut", "flexmagic_interrupt", "flexmagic_vital"
+MEMBERS = "flexmagic_members"
 
 SOON = 1e-5
 """Seconds after which a busy main thread hands over to one that answers; many system calls make an answer."""
@@ -29,7 +30,8 @@ SOON = 1e-5
 
 def install(kernel: Any) -> None:
     """Let an engine's kernel answer our questions on its control thread, whatever its main thread does."""
-    for kind, answer in ((LOOK, _look), (CUT, _cut), (INTERRUPT, _interrupt), (VITAL, _ask_vital)):
+    answers = {LOOK: _look, CUT: _cut, INTERRUPT: _interrupt, VITAL: _ask_vital, MEMBERS: _members}
+    for kind, answer in answers.items():
         kernel.control_handlers[kind] = _Handler(kernel, kind, answer)
 
 
@@ -71,6 +73,15 @@ def _ask_vital(_content: dict[str, Any]) -> dict[str, Any]:
     place = watch.whereabouts()
     runtime = Slot.runtime
     return {"place": place.plain(), "vital": None if runtime is None else asdict(vital(runtime))}
+
+
+def _members(content: dict[str, Any]) -> dict[str, Any]:
+    from flexmagic.engine.members import members
+    from flexmagic.engine.slot import Slot
+
+    if Slot.runtime is None:
+        return {"members": None}
+    return {"members": members(Slot.runtime, content["owner"], content["path"], content["names"])}
 
 
 def _cut(content: dict[str, Any]) -> dict[str, Any]:
@@ -126,6 +137,14 @@ class Control:
             else (Whereabouts(**content["place"]), Vital(**content["vital"]) if content["vital"] else None)
             for rank, content in said.items()
         }
+
+    def members(
+        self, ranks: Iterable[int], owner: str, path: str, names: Sequence[str], patience: float
+    ) -> list[str] | None:
+        """What can follow a dotted name in a session's hook at a module, by the first rank that knows."""
+        asked = {"owner": owner, "path": path, "names": list(names)}
+        said = self._ask(ranks, MEMBERS, asked, patience).values()
+        return next((c["members"] for c in said if c is not None and c["members"] is not None), None)
 
     def cut(self, ranks: Collection[int], patience: float) -> None:
         """Shut the connections between ranks, so that none waits for another any more."""

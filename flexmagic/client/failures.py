@@ -14,6 +14,12 @@ from flexmagic.layout.sites import Site
 
 READY = "The model and the engines are ready: mend the cell and run it again."
 
+ON_THE_ENGINES = (
+    "This code runs on the engines, where the notebook's variables are not: define the name there with %%px, "
+    "or here in the code."
+)
+"""What to do about a name that is not known."""
+
 
 def raise_for(replies: Sequence[RunReply], rules: Mapping[Site, Rule]) -> None:
     """Raise what went wrong in a run, if anything did; ``replies`` in rank order."""
@@ -133,8 +139,12 @@ def describe(failures: Sequence[RankFailure], world_size: int) -> str:
     """What failed, where and on which ranks; the same failure on several ranks is said once."""
     groups: dict[tuple[object, ...], list[RankFailure]] = {}
     for f in failures:
-        groups.setdefault((f.hook, f.site, f.line, f.kind, f.message), []).append(f)
-    return "\n".join(_one(group, world_size) for group in groups.values())
+        groups.setdefault((f.hook, f.site, f.step, f.line, f.kind, f.message), []).append(f)
+    told = [_one(group, world_size) for group in groups.values()]
+    others = sorted(set(range(world_size)) - {f.rank for f in failures})
+    if others and failures[0].site:
+        told.append(f"Rank {_ranks(others)} did not fail, and ended the run with the others.")
+    return "\n".join(told)
 
 
 def _one(group: list[RankFailure], world_size: int) -> str:
@@ -144,8 +154,21 @@ def _one(group: list[RankFailure], world_size: int) -> str:
     who = "the trace" if f.hook == TRACE else f"hook {f.hook!r}"
     what = f"{who} failed at {f.site}" if f.site else "the cell failed"
     line = "" if f.line is None else f", line {f.line}"
-    text = f"\n    {f.text.strip()}" if f.text.strip() else ""
-    return f"{what}{line}, on {where}:{text}\n{f.kind}: {f.message}"
+    step = "" if f.step is None else f", step {f.step}"
+    hint = f"\n{ON_THE_ENGINES}" if f.kind == "NameError" else ""
+    return f"{what}{step}{line}, on {where}:{_quoted(f)}\n{f.kind}: {f.message}{hint}"
+
+
+def _quoted(f: RankFailure) -> str:
+    """The user's line, and below it what of it failed."""
+    if not f.text.strip():
+        return ""
+    indent = len(f.text) - len(f.text.lstrip())
+    quoted = f"\n    {f.text.strip()}"
+    if f.columns is not None:
+        start, end = f.columns
+        quoted += f"\n    {' ' * (start - indent)}{'^' * (end - start)}"
+    return quoted
 
 
 def _ranks(ranks: Sequence[int]) -> str:

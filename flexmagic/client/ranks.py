@@ -14,29 +14,35 @@ if TYPE_CHECKING:
     from flexmagic.engine.verbs import Seat
 
 
+RECOVER = "Type %flexcluster recover."
+
+
 class Ranks:
-    """Rank ``r`` is the ``r``-th engine; ``seats``: where each sits, once it has joined.
+    """Rank ``r`` is the ``r``-th engine; ``seats``: where each sits, once it was seen to have joined.
 
     ``lives``: how often each rank's engine was replaced.
     """
 
     def __init__(self, cluster: Cluster) -> None:
         self.cluster = cluster
-        self.engines = cluster.engines
+        self.engines = cluster.members
         self.control = Control(cluster, self.engines)
-        self.seats: list[Seat] = []
+        self.seats: list[Seat | None] = []
         self.lives = [0] * len(self.engines)
-        self._views = [cluster.client[engine] for engine in self.engines]
+        self._views: dict[int, Any] = {}
         self._sending = threading.Lock()
 
     @property
     def world_size(self) -> int:
         """The number of ranks."""
-        return len(self._views)
+        return len(self.engines)
 
     def ask(self, rank: int, function: Callable[..., Any], *args: Any) -> Any:
         """Have a rank run a function; the pending answer."""
         with self._sending:  # a view asks on a thread of its own
+            if rank not in self._views:
+                self.refuse_if_ended([rank])
+                self._views[rank] = self.cluster.client[self.engines[rank]]
             return self._views[rank].apply_async(function, *args)
 
     def value(self, rank: int, answer: Any) -> Any:
@@ -69,10 +75,8 @@ class Ranks:
 
     def gone_error(self, ranks: Sequence[int]) -> EngineError:
         """The error that names ranks whose engine is gone, with their last words."""
-        words = self.cluster.last_words(ranks)
-        return EngineError(
-            f"The engine of rank {', '.join(map(str, ranks))} has ended. {words}", tuple(ranks)
-        )
+        what = f"The engine of rank {', '.join(map(str, ranks))} has ended."
+        return EngineError("\n".join([what, *self.cluster.last_words(ranks), RECOVER]), tuple(ranks))
 
     def end(self, rank: int) -> None:
         """End the process of a rank that nothing else brings back."""

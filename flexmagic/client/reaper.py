@@ -18,6 +18,11 @@ from typing import Any
 
 import psutil
 
+from flexmagic.client.restart import taken
+
+OFFERED = "offered in "
+"""What a reaper hears, with a path, of a cluster that the next kernel may take."""
+
 GRACE = 5.0
 """Seconds between asking a process to end and ending it."""
 
@@ -42,12 +47,28 @@ def dismiss(reaper: subprocess.Popen[bytes]) -> None:
     reaper.wait(GRACE)
 
 
+def offer(reaper: subprocess.Popen[bytes], path: Path) -> None:
+    """Have a reaper wait, when this process has ended, for someone to take the cluster's offer."""
+    assert reaper.stdin is not None  # it was started with one
+    reaper.stdin.write(f"{OFFERED}{path}".encode())
+    reaper.stdin.flush()
+
+
 def process_ids(cluster: dict[str, Any]) -> list[int]:
     """The process ids that a cluster's file names."""
     states = [cluster.get("controller", {}).get("state") or {}]
     for engine_set in cluster.get("engines", {}).get("sets", {}).values():
         states += engine_set.get("engines", {}).values()
     return [state["pid"] for state in states if state.get("pid", -1) > 0]
+
+
+def named_in(path: Path) -> list[psutil.Process]:
+    """The processes that a cluster's file names and that are there."""
+    found = []
+    for pid in process_ids(json.loads(path.read_text())):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(pid))
+    return found
 
 
 def family_of(pids: Collection[int]) -> list[psutil.Process]:
@@ -85,11 +106,10 @@ def main() -> None:
     """Wait for the notebook's end, then reap; a word on standard input means there is nothing to do."""
     path = Path(sys.argv[1])
     # looked up now, so that a process id that is used again later is never mistaken for ours
-    processes = []
-    for pid in process_ids(json.loads(path.read_text())):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            processes.append(psutil.Process(pid))
-    if not sys.stdin.buffer.read():
+    processes = named_in(path)
+    word = sys.stdin.buffer.read().decode()
+    offered = word.startswith(OFFERED)
+    if not word or (offered and not taken(Path(word.removeprefix(OFFERED)))):
         reap(path, processes)
 
 

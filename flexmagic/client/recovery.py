@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +16,13 @@ from flexmagic.errors import ClusterError
 if TYPE_CHECKING:
     from flexmagic.engine.groups import Meeting
     from flexmagic.engine.private_groups import GroupSpec
+    from flexmagic.engine.watch import Whereabouts
 
-FREED = 0.6
-"""Seconds in which ranks that waited for others come back after their connections were shut."""
+AT_ONCE, FREED = 0.1, 0.6
+"""Seconds in which ranks that waited for others come back after their connections were shut: most, all."""
+
+AGAIN = 0.3
+"""Seconds between interrupts of what goes on."""
 
 STUCK = 3.0
 """Seconds after which a rank that came back neither by that nor by an interrupt is ended."""
@@ -46,16 +50,32 @@ def free(
     ``waiting``: the ranks that have not come back yet. ``end``: ends one rank's process.
     """
     control.cut(everyone, PATIENCE)
-    if _none(waiting, FREED):
-        return Freed()
-    stuck = tuple(waiting())
-    control.interrupt(stuck, PATIENCE)
-    if _none(waiting, STUCK):
-        return Freed(stuck)
-    lost = tuple(waiting())
-    for rank in lost:
-        end(rank)
-    return Freed(tuple(rank for rank in stuck if rank not in lost), lost)
+    begun, interrupted = time.perf_counter(), set[int]()
+    wait = AT_ONCE
+    while not _none(waiting, wait):
+        passed, wait = time.perf_counter() - begun, AGAIN
+        out = waiting()
+        if passed > FREED + STUCK:
+            for rank in out:
+                end(rank)
+            return Freed(tuple(sorted(interrupted - set(out))), tuple(out))
+        due = _due(control.look(out, PATIENCE), interrupted, late=passed > FREED)
+        control.interrupt(due, PATIENCE)
+        interrupted |= set(due)
+    return Freed(tuple(sorted(interrupted)))
+
+
+def _due(places: Mapping[int, Whereabouts | None], interrupted: Collection[int], *, late: bool) -> list[int]:
+    """The ranks to interrupt: those in the user's code, which may catch it, again and again, others once.
+
+    One that has yet to begin with what it was asked for is not idle for long.
+    """
+    return [
+        rank
+        for rank, place in sorted(places.items())
+        if (place is not None and place.kind == "user code")
+        or (late and rank not in interrupted and (place is None or place.kind != "idle"))
+    ]
 
 
 def _none(waiting: Callable[[], Sequence[int]], seconds: float) -> bool:
@@ -98,3 +118,19 @@ def uninterrupted() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def postponed() -> Iterator[None]:
+    """Raise an interrupt of the block at its end, so that what is begun for some ranks is for all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = []
+    before: Any = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt

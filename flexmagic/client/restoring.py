@@ -49,12 +49,11 @@ class Restoring:
         part of the model cannot be had again.
         """
         started = time.perf_counter()
-        dead = self._calls.ended()
-        alive = self._calls.ranks.alive()
-        busy = self._busy(alive)
+        busy = self._busy(self._calls.ranks.alive())
         lines: list[str] = []
         with self._cluster.turns.turn():
-            if busy:
+            dead, alive = self._calls.ended(), self._calls.ranks.alive()
+            if busy := [rank for rank in busy if rank in alive]:
                 say(f"freeing rank {_listed(busy)}")
                 freed = self._freed(alive, self._busy)
                 lines.append(f"Rank {_listed(busy)} was busy and is free again.")
@@ -67,6 +66,11 @@ class Restoring:
         if not lines:
             lines = [f"Nothing to recover: all {len(alive)} engines are idle."]
         return Recovered(tuple(lines), time.perf_counter() - started, dead)
+
+    def define(self, ranks: Sequence[int]) -> None:
+        """Register all hooks on engines that are new."""
+        for version in (version for hook in self._hooks for version in hook.known["history"]):
+            self._calls.some({rank: ("define_hook", (version.source,), {}) for rank in ranks})
 
     def at_work(self, ranks: Sequence[int]) -> list[int]:
         """The ranks that say they are working on a call of a session."""
@@ -86,7 +90,7 @@ class Restoring:
 
     def _replace(self, dead: Sequence[int], model: Model | None, say: Say) -> list[str]:
         alive = [rank for rank in range(self._calls.world_size) if rank not in dead]
-        origin, edited = self._origin(alive) if model is not None and alive else (None, set[str]())
+        origin, edited = self._origin(alive) if alive else (None, set[str]())
         say(f"starting rank {_listed(dead)} again")
         self._cluster.replace(dead)
         self._calls.ranks.renew(dead)
@@ -94,15 +98,14 @@ class Restoring:
         say("connecting the ranks")
         self._join(alive, dead)
         lines = [f"Rank {_listed(dead)} was started again under its id."]
-        if model is None:
-            return lines
         if origin is None:
-            model.alive = False
-            return [*lines, "No rank that knew the model is left: load it again."]
+            if model is not None:
+                model.alive = False
+                lines.append("No rank that knew the model is left: load it again.")
+            return lines
         say(f"loading the model's part of rank {_listed(dead)}")
         lines += self._reload(origin, dead, model)
-        for version in (version for hook in self._hooks for version in hook.known["history"]):
-            self._calls.some({rank: ("define_hook", (version.source,), {}) for rank in dead})
+        self.define(dead)
         if edited and not origin.rerun:
             some = ", ".join(sorted(edited)[:3]) + (", …" if len(edited) > 3 else "")
             lines.append(
@@ -148,8 +151,8 @@ class Restoring:
             elif reply.error is not None:
                 raise reply.error
 
-    def _reload(self, origin: Origin, dead: Sequence[int], model: Model) -> list[str]:
-        """Make the lost parts of the model again and survey it as a whole."""
+    def _reload(self, origin: Origin, dead: Sequence[int], model: Model | None) -> list[str]:
+        """Make the lost parts of the model again and survey it, even if it is not known here yet."""
         lines = []
         if origin.rerun:
             self._calls.all("rerun", origin)
@@ -157,7 +160,9 @@ class Restoring:
         else:
             self._calls.some({rank: ("reload", (origin, tuple(dead)), {}) for rank in dead})
             lines.append(f"Its part of the model was loaded again from {origin.source}.")
-        model.update(self._calls.all("readopt_model"))
+        reports = self._calls.all("readopt_model")
+        if model is not None:
+            model.update(reports)
         return lines
 
 

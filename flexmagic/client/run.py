@@ -65,6 +65,10 @@ class Run:
         """The sites that were captured, in the model's order."""
         return [str(site) for site in self._captured()]
 
+    def _ipython_key_completions_(self) -> list[str]:
+        """What IPython offers inside ``run["…"]``: the sites, the port left away where it is the output."""
+        return [site.removesuffix(":output") for site in self.sites]
+
     def _captured(self) -> list[Site]:
         return [site for site in self._rules if any(site in local for local in self._local)]
 

@@ -44,7 +44,7 @@ class Running:
         self._calls = calls
         self._owner = owner
         self._hooks = hooks
-        self._printer = printer
+        self.printer = printer
         self._note = note
         self._numbers = itertools.count(first)
 
@@ -243,7 +243,7 @@ class Running:
         cut = planned.run.short.stop_at is not None or bool(planned.run.short.skip)
         said = notes(planned.hooks, outcomes, steps=len(steps[0]), cut=cut)
         for note in said:
-            self._printer(f"Note: {note}")
+            self.printer(f"Note: {note}")
         return tuple(said)
 
     def _print(self, steps: list[list[RunAnswer]]) -> None:
@@ -257,8 +257,8 @@ class Running:
     def _say(self, printed: list[str]) -> None:
         if len(set(printed)) == 1:
             if printed[0]:
-                self._printer(printed[0].rstrip("\n"))
+                self.printer(printed[0].rstrip("\n"))
             return
         for rank, text in enumerate(printed):
             for line in text.splitlines():
-                self._printer(f"[rank {rank}] {line}")
+                self.printer(f"[rank {rank}] {line}")

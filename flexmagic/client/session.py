@@ -17,11 +17,13 @@ from flexmagic.client.cells import Cells
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.hooks import Hook
+from flexmagic.client.known import Known
 from flexmagic.client.loading import Loading
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
 from flexmagic.client.modules import Modules
 from flexmagic.client.persistent import Persistent
+from flexmagic.client.ranks import RECOVER
 from flexmagic.client.recovery import meeting_at
 from flexmagic.client.restoring import Recovered, Restoring
 from flexmagic.client.running import Running
@@ -50,11 +52,13 @@ class Session(Work, Cells):
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._calls = Calls(cluster)
+        self.cancel = self._calls.waiting.cancel
         self._model: Model | None = None
         self._id = uuid.uuid4().hex
         self._world = World(self._calls, self._id)
         self.hooks = HookBook(self._id, self._send_hook, self._forget_hook, lambda: self.model)
         self.hooks.on_change = self._note_hook
+        self.known = Known(self._calls, lambda: self._id, self.hooks, lambda: self._model)
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self._id, self)
         self.persistent = Persistent(self._calls, lambda: self._id)
@@ -62,6 +66,7 @@ class Session(Work, Cells):
         self.runs = Runs(lambda: self._world, self._calls, lambda: self.model)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
         self._running = Running(self._calls, self._id, self.hooks, note=self.runs.note)
+        self._settle: Callable[[Recovered], None] | None = None
         _OPEN.add(self)
 
     @classmethod
@@ -83,17 +88,30 @@ class Session(Work, Cells):
         return cls._joined(cluster, lambda: say(n, "connecting the ranks"))
 
     @classmethod
-    def attach(cls, name: str | None = None, *, hooks: bool = False) -> Session:
+    def attach(cls, name: str | None = None, *, hooks: bool = False, kernel: str = "") -> Session:
         """Use a running cluster: by its id or profile, or the only one there is.
 
         A model that it holds is found again, and the hooks and :attr:`runs` of a notebook that has
         ended, the latest if there are several; what a dead one was still running is ended. Hooks of
         notebooks that are at work are copied only with ``hooks``. The engines stay when this
-        session ends.
+        session ends, unless they were left by an earlier process of this ``kernel`` (see :meth:`leave`).
+        With an engine that has ended, :meth:`recover` comes first; the rest is found then.
         """
         session = cls._joined(Cluster.attach(name), lambda: None)
-        session._take_over(others=hooks)  # noqa: SLF001 - its own class
+        if kernel:
+            session._cluster.adopt(kernel)  # noqa: SLF001 - its own class
+        if session._calls.ended():  # noqa: SLF001
+            session._settle = lambda recovered: session._found_late(recovered, others=hooks)  # noqa: SLF001
+        else:
+            session._take_over(others=hooks)  # noqa: SLF001
         return session
+
+    def _found_late(self, recovered: Recovered, *, others: bool) -> None:
+        """What :meth:`attach` left undone while engines were missing."""
+        self._calls.ranks.seats = [*self._calls.groups.everywhere(engine_side.seat)]
+        self._find_model()
+        self._take_over(others=others)
+        self._restoring.define(recovered.replaced)
 
     def _take_over(self, *, others: bool) -> None:
         """Go on with what a session whose process has ended left behind."""
@@ -135,6 +153,7 @@ class Session(Work, Cells):
             session = cls(cluster)
             with cluster.turns.turn():  # what a notebook that is at work runs comes to its end first
                 session._join()
+            session._calls.mend = session._mend
         except BaseException:
             if cluster.owned:
                 cluster.stop()
@@ -145,22 +164,22 @@ class Session(Work, Cells):
 
     def _join(self) -> None:
         """Make the engines the ranks of one process group, unless they already are."""
-        left = [] if self._cluster.owned else self._restoring.at_work(range(self.world_size))
+        alive = self._calls.ranks.alive()
+        left = [] if self._cluster.owned else self._restoring.at_work(alive)
         if left:  # of a notebook that has ended
             self._restoring.free(left)
-        seats = self._calls.groups.everywhere(engine_side.seat)
-        if [seat and (seat.rank, seat.world_size) for seat in seats] == [
-            (rank, self.world_size) for rank in range(self.world_size)
-        ]:
-            self._calls.ranks.seats = seats
-            if left:
-                self._calls.rebuild()
-            self._find_model()
+        seats = self._calls.groups.each(dict.fromkeys(alive, (engine_side.seat, ())))
+        if all(seat and (seat.rank, seat.world_size) == (r, self.world_size) for r, seat in seats.items()):
+            self._calls.ranks.seats = [seats.get(rank) for rank in range(self.world_size)]
+            if len(alive) == self.world_size:
+                if left:
+                    self._calls.rebuild()
+                self._find_model()
             return
-        if any(seats):
+        if any(seats.values()) or len(alive) < self.world_size:
             msg = (
-                "Some of these engines belong to a session of another size. "
-                "Stop that cluster and start again."
+                "Some of these engines belong to a session of another size, or ended before they were "
+                "connected. Stop that cluster and start again."
             )
             raise ClusterError(msg)
         self._calls.groups.prepare(range(self.world_size))
@@ -190,6 +209,11 @@ class Session(Work, Cells):
     @property
     def model(self) -> Model:
         """The loaded model; raises :class:`ModelError` if there is none."""
+        if self._settle is not None:
+            msg = (
+                f"An engine had ended when this notebook attached, so the model was not looked for. {RECOVER}"
+            )
+            raise ModelError(msg)
         if self._model is None or not self._model.alive:
             msg = "No model is loaded. Type %flexmodel PATH --tp 2, or use a %%flexmodel cell."
             raise ModelError(msg)
@@ -255,10 +279,11 @@ class Session(Work, Cells):
         The state is ``idle``, what the rank is doing now, also for another notebook, or ``ended``.
         """
         vitals = self._calls.ranks.control.vitals(range(self.world_size), STATUS_PATIENCE)
+        ended = self._calls.ended()
         title = f"Cluster {self.cluster_name}: {self.world_size} engines"
-        return status_table(
-            self._calls.ranks.seats, self._calls.ranks.engines, vitals, self._calls.ended(), title
-        )
+        if ended:
+            title += f", of which {len(ended)} ended. {RECOVER}"
+        return status_table(self._calls.ranks.seats, self._calls.ranks.engines, vitals, ended, title)
 
     def recover(self, *, force: bool = False, say: Callable[[str], None] = lambda _what: None) -> Recovered:
         """Put the engines in order again: busy ones are freed, and those that ended are started again.
@@ -269,6 +294,12 @@ class Session(Work, Cells):
         Raises :class:`ClusterError` or :class:`ModelError` if that cannot be done.
         """
         recovered = self._restoring.recover(self._model, say, force=force)
+        if self._settle is not None:
+            self._settle(recovered)
+            self._settle = None
+            if 0 in recovered.replaced:
+                lost = "What an earlier notebook left (hooks, runs) was known to rank 0 alone and is lost."
+                recovered = replace(recovered, lines=(*recovered.lines, lost))
         if recovered.replaced:
             self._world.keep(OWNER, Owner())  # rank 0 may be another one now
             for hook in self.hooks:
@@ -277,14 +308,28 @@ class Session(Work, Cells):
                 self.modules.restore()
         return recovered
 
+    def _mend(self) -> str:
+        """Recover by itself, and say so."""
+        self._running.printer(
+            f"The engine of rank {', '.join(map(str, self._calls.ended()))} is started again …"
+        )
+        return str(self.recover())
+
     def limit(
-        self, *, run: float | None = None, alone: float | None = None, captures: int | None = None
+        self,
+        *,
+        run: float | None = None,
+        alone: float | None = None,
+        captures: int | None = None,
+        recover: bool | None = None,
     ) -> None:
         """Set what runs may take; what is not given stays as it was.
 
         ``run``: seconds after which any call is ended on all ranks, 0 for no limit (the default).
         ``alone``: seconds that user code may take on some ranks while the others wait for them (10).
         ``captures``: bytes of captures that each rank keeps; beyond, the oldest runs go (2 GiB).
+        ``recover``: whether an engine that had to be ended to free the others is started again at
+        once, as :meth:`recover` does (yes).
         """
         limits = self._calls.waiting.limits
         self._calls.waiting.limits = replace(
@@ -292,6 +337,8 @@ class Session(Work, Cells):
             run=limits.run if run is None else run or None,
             alone=limits.alone if alone is None else alone,
         )
+        if recover is not None:
+            self._calls.mends = recover
         if captures is not None:
             self._calls.all("budget", captures)
 
@@ -308,8 +355,15 @@ class Session(Work, Cells):
         _OPEN.discard(self)
         self._cluster.stop()
 
-    def leave(self) -> None:
-        """What the end of the process does: stop the engines unless they shall be kept."""
+    def leave(self, *, kernel: str = "") -> None:
+        """What the end of the process does: stop the engines unless they shall be kept.
+
+        ``kernel``: one that restarts; instead, the engines will wait two minutes for its next process.
+        """
+        if kernel:
+            model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
+            self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
+            return
         if self._cluster.keep:
             self._cluster.disconnect()
         else:

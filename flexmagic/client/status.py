@@ -16,18 +16,21 @@ COLUMNS = ("rank", "engine", "host", "pid", "device", "memory", "model part", "c
 
 
 def status_table(
-    seats: Sequence[Seat],
+    seats: Sequence[Seat | None],
     engines: Sequence[int],
     vitals: Mapping[int, tuple[Whereabouts, Vital | None] | None],
     ended: Collection[int],
     title: str,
 ) -> Table:
-    """One row per rank; ``vitals``: where and how each is that answered on its control channel."""
+    """One row per rank; ``vitals``: where and how each is that answered on its control channel.
+
+    ``seats``: where each sits; ``None`` for one that had ended before it was seen.
+    """
     rows = []
-    for seat in seats:
-        said = vitals.get(seat.rank)
+    for rank, seat in enumerate(seats):
+        said = vitals.get(rank)
         memory = part = captured = ""
-        state = "ended" if seat.rank in ended else "does not answer"
+        state = "ended" if rank in ended else "does not answer"
         if said is not None:
             state = _state(said[0])
             vital = said[1]
@@ -36,9 +39,8 @@ def status_table(
             part = "no model"
             if vital is not None and vital.model:
                 part = f"{vital.model} {size_text(vital.parameter_bytes)}"
-        engine = str(engines[seat.rank])
-        row = (str(seat.rank), engine, seat.host, str(seat.pid), seat.device, memory, part, captured, state)
-        rows.append(row)
+        sits = ("", "", "") if seat is None else (seat.host, str(seat.pid), seat.device)
+        rows.append((str(rank), str(engines[rank]), *sits, memory, part, captured, state))
     return Table(COLUMNS, tuple(rows), title)
 
 

@@ -12,14 +12,14 @@ from typing import Any
 from flexmagic.client import engine_side
 from flexmagic.client.ranks import Ranks
 from flexmagic.client.recovery import Freed, free
-from flexmagic.client.watching import SILENT, TimeLimits, Verdict, Watcher
+from flexmagic.client.watching import SETTLED, SILENT, STILL, TimeLimits, Verdict, Watcher
 from flexmagic.errors import FlexError
 
 GRACE = 5.0
 """Seconds in which what an engine published before its reply has arrived."""
 
-QUIET, EVERY = 0.4, 0.2
-"""Seconds before the first look at ranks that have not answered, and between looks."""
+QUIET, EVERY, CLOSELY = 0.2, 0.2, 0.1
+"""Seconds before the first look at ranks that have not answered, between looks, and once one has answered."""
 
 LOOK_PATIENCE = 0.5
 """Seconds that a rank gets to say where it is."""
@@ -74,7 +74,7 @@ class Waiting:
         """
         self._cancelled.clear()
         started = time.perf_counter()
-        watcher, looked = Watcher(limits or self.limits, silent), QUIET
+        watcher, looked = Watcher(limits or self.limits, silent, self._settled), QUIET
         while rest := waiting(pending):
             pending[rest[0]].wait(0.05)
             now = time.perf_counter() - started
@@ -91,13 +91,19 @@ class Waiting:
                 verdict = watcher.see(now, [rank for rank in pending if rank not in places], places)
                 if verdict is not None and waiting(pending):
                     return verdict
-                looked = time.perf_counter() - started + EVERY
+                every = CLOSELY if len(rest) < len(pending) else EVERY
+                looked = time.perf_counter() - started + every
         if progress is not None:
             for answer in pending.values():
                 if not _failed(answer):
                     answer.wait_for_output(GRACE)  # a reply can overtake what was said before it
             progress(Waited(time.perf_counter() - started, _how_far(pending)))
         return None
+
+    @property
+    def _settled(self) -> float:
+        """Between hosts bytes can be under way, unseen, for longer than on one."""
+        return SETTLED if len({seat.host for seat in self._ranks.seats if seat}) == 1 else STILL
 
     def free(self, pending: Pending) -> Freed:
         """Bring the ranks back that have not answered, ending those that nothing else brings back."""
@@ -107,14 +113,6 @@ class Waiting:
         """Where every rank was, as text."""
         places = self._ranks.control.look(waiting(pending), LOOK_PATIENCE)
         return str(Verdict("Interrupted.", places, frozenset(set(pending) - set(places))))
-
-    def after(self, freed: Freed) -> str:
-        """What is to be said of ranks that could not be freed; nothing if there are none."""
-        if not freed.ended:
-            return ""
-        who = ", ".join(map(str, freed.ended))
-        words = self._ranks.cluster.last_words(freed.ended)
-        return f"The engine of rank {who} could not be interrupted and was ended. {words}"
 
     def said(self, pending: Pending) -> dict[int, Any]:
         """What the ranks replied that replied at all."""

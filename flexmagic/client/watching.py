@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 STILL = 1.0
 """Seconds without any step, any byte and any CPU time after which waiting ranks wait in vain."""
+
+SETTLED = 0.3
+"""The same on one host once a rank has ended its part, so that it will send nothing more."""
 
 SILENT = 3.0
 """Seconds after which a rank that does not even say where it is counts as frozen."""
@@ -70,22 +73,45 @@ class Verdict:
         return f"{place}{text}"
 
 
-class Watcher:
-    """Looks at one call, again and again, until it has ended or cannot end any more."""
+@dataclass(frozen=True)
+class _Stillness:
+    """The first of some looks at a rank that all showed the same, when that was, and how many there were."""
 
-    def __init__(self, limits: TimeLimits, silent: float = SILENT) -> None:
+    place: Whereabouts | None
+    begun: float
+    looks: int = 1
+
+    def lasts(self, place: Whereabouts | None) -> bool:
+        """Whether a new look shows the same."""
+        if place is None or self.place is None:
+            return place is self.place
+        return place.as_at(self.place)
+
+
+class Watcher:
+    """Looks at one call, again and again, until it has ended or cannot end any more.
+
+    ``settled``: seconds of stillness that are enough once a rank has answered.
+    """
+
+    def __init__(self, limits: TimeLimits, silent: float = SILENT, settled: float = STILL) -> None:
         self._limits = limits
         self._silent = silent
-        self._since: dict[int, tuple[Any, float, int]] = {}
+        self._settled = settled
+        self._answered: frozenset[int] = frozenset()
+        self._since: dict[int, _Stillness] = {}
         self._in_code: dict[int, tuple[Any, float]] = {}
 
     def see(
         self, now: float, answered: Collection[int], places: Mapping[int, Whereabouts | None]
     ) -> Verdict | None:
         """One look at the ranks that have not answered, ``now`` seconds after the call began."""
+        done = frozenset(answered)
+        if done != self._answered:  # an answer may be here before who waited for that rank has woken up
+            self._answered = done
+            self._since.clear()
         for rank, place in places.items():
             self._note(rank, place, now)
-        done = frozenset(answered)
         if self._limits.run is not None and now > self._limits.run:
             return Verdict(f"The call took longer than its limit of {self._limits.run:g} s.", places, done)
         if self._limits.code is not None:
@@ -102,7 +128,7 @@ class Watcher:
             return Verdict("The ranks wait for each other in vain.", places, done)
         if not blocked and not answered:
             return None
-        silent = {r for r in rest if places[r] is None and now - self._since[r][1] > self._silent}
+        silent = {r for r in rest if places[r] is None and now - self._since[r].begun > self._silent}
         alone = {r for r in rest if self._too_long(r, places[r], now)}
         if rest == silent | alone:
             who = ", ".join(map(str, sorted(rest)))
@@ -111,9 +137,11 @@ class Watcher:
         return None
 
     def _note(self, rank: int, place: Whereabouts | None, now: float) -> None:
-        state = None if place is None else place.stuck_as
-        before, since, looks = self._since.get(rank, (object(), now, 0))
-        self._since[rank] = (state, since, looks + 1) if before == state else (state, now, 1)
+        seen = self._since.get(rank)
+        if seen is not None and seen.lasts(place):
+            self._since[rank] = replace(seen, looks=seen.looks + 1)
+        else:
+            self._since[rank] = _Stillness(place, now)
         if place is None:  # says nothing now, which is no sign of having gone on
             return
         code = (place.kind, place.site, place.hook)
@@ -121,8 +149,8 @@ class Watcher:
             self._in_code[rank] = (code, now)
 
     def _still(self, rank: int, now: float) -> bool:
-        _, since, looks = self._since[rank]
-        return now - since >= STILL and looks >= LOOKS
+        seen = self._since[rank]
+        return seen.looks >= LOOKS and now - seen.begun >= (self._settled if self._answered else STILL)
 
     def _in_user_code(self, rank: int, place: Whereabouts | None, now: float) -> float:
         """Seconds for which a rank has been in user code at one site."""

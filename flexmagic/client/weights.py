@@ -77,6 +77,17 @@ class Weights:
         }
         return assemble(layout, pieces)
 
+    def parameter_form(self, name: str) -> tuple[tuple[int, ...] | None, str]:
+        """The whole shape of a parameter, if it is known without asking, and its dtype."""
+        held = [report.parameters[name] for report in self._reports if name in report.parameters]
+        whole = next((report.whole[name] for report in self._reports if name in report.whole), None)
+        return whole, held[0][1]
+
+    @property
+    def parameter_bytes(self) -> list[int]:
+        """Bytes of parameters on each rank."""
+        return [report.local_bytes for report in self._reports]
+
     def edit(
         self,
         parameters: str | Sequence[str],

@@ -25,6 +25,8 @@ class Work(ABC):
     hooks: HookBook
     losses: Losses
     modules: Modules
+    cancel: Callable[[], None]
+    """Ends what is being waited for, as an interrupt would; from any thread."""
     _running: Running
 
     @property
@@ -155,7 +157,7 @@ class Work(ABC):
         in :meth:`run`.
 
         Raises :class:`InputError`, :class:`HookError`, or :class:`ModelError` for a model that has no
-        ``generate``, or whose pipeline stages or FSDP1 wrappers it does not reach.
+        ``generate``, or whose FSDP1 wrappers it does not reach.
         """
         return self._running.generate(
             self.model, inputs, capture, max_new_tokens, options,

@@ -120,6 +120,10 @@ class Captures:
             raise SiteError(msg)
         return self._contexts[run]
 
+    def latest_context(self, owner: str) -> dict[str, Any]:
+        """What the hooks of a session's latest run saved; empty before the first."""
+        return next((saved for run, saved in reversed(self._contexts.items()) if run[0] == owner), {})
+
     def drop(self, run: RunKey) -> None:
         """Forget a run, all steps of a generation; or one step, if the key names it."""
         for key in [key for key in self._runs if key[: len(run)] == run]:

@@ -21,8 +21,10 @@ from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.generation import Step
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
+from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.runtime import RunPlan, Runtime, mode
 from flexmagic.engine.shortcuts import check_stages
+from flexmagic.engine.stage_whole import whole_of
 from flexmagic.engine.tensors import as_bytes, leaves, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import CellError
@@ -56,11 +58,16 @@ class CellAnswer:
 def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
     """Run a cell in the engine's namespace under the plan's hooks and captures.
 
-    Raises :class:`CellError` for what the cell raises, and :class:`ModelError` over pipeline stages.
+    Raises :class:`CellError` for what the cell raises. Over pipeline stages :class:`ModelError`, if it is
+    to be with gradients: those of a cell's own backward would stay on the last stage.
     """
     assert runtime.loaded is not None  # the client has a model
-    check_stages(runtime.loaded, "A cell would have to give each pipeline stage what is its own")
+    if plan.grad:
+        check_stages(
+            runtime.loaded, "In a cell no gradients cross pipeline stages; in a run with a loss they do"
+        )
     instrument = runtime.instrument(plan, Extent(shared_out=False))
+    instrument.at_once = True
     steps = _Steps(runtime, plan, instrument)
     printed, value, stopped = io.StringIO(), None, ""
     kept = {name: runtime.namespace[name] for name in MADE_BY_US if name in runtime.namespace}
@@ -139,7 +146,13 @@ class _Steps:
 
 @contextlib.contextmanager
 def _watched(runtime: Runtime, steps: _Steps) -> Iterator[None]:
-    """Each forward of the whole model is a step."""
+    """Each forward of the whole model is a step; over pipeline stages the cell's model makes those of all."""
+    if isinstance(runtime.model, Pipeline):
+        runtime.namespace["model"] = whole_of(
+            runtime.model, lambda arguments: steps.begin(runtime.model, (), arguments), steps.end
+        )
+        yield
+        return
     root = modules_of(runtime.model)[""]
     handles = (
         root.register_forward_pre_hook(steps.begin, prepend=True, with_kwargs=True),

@@ -10,9 +10,9 @@ import ast
 import inspect
 import pickle
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from flexmagic.engine.limits import Limits
@@ -23,6 +23,10 @@ NAMES = ("x", "site", "index", "step", "ctx", "module", "rank", "modules", "pers
 
 TRACE = "trace"
 """The name of the code of a run's trace, where hooks have theirs."""
+
+
+TRACEBACK = 8_000
+"""The most characters of a traceback that travel: its end."""
 
 
 @dataclass(frozen=True)
@@ -218,10 +222,18 @@ def _compiled(source: HookSource, names: Sequence[str], body: list[ast.stmt]) ->
 
 
 def failure(
-    rank: int, error: BaseException, filename: str, *, site: str = "", source: HookSource | None = None
+    rank: int,
+    error: BaseException,
+    filename: str,
+    *,
+    site: str = "",
+    source: HookSource | None = None,
+    step: int | None = None,
 ) -> RankFailure:
     """An exception from user code as data: its kind, message and the user's own line."""
-    line = _user_line(error.__traceback__, filename)
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == filename]
+    line = own[-1].lineno if own else None
+    text = source.line(line) if source else ""
     return RankFailure(
         rank=rank,
         kind=type(error).__name__,
@@ -229,18 +241,26 @@ def failure(
         site=site,
         hook=source.name if source else "",
         line=line,
-        text=source.line(line) if source else "",
+        text=text,
         cause=_portable(error),
+        columns=_columns(own[-1], text) if own and text else None,
+        step=step,
+        trace="".join(traceback.format_exception(error))[-TRACEBACK:],
     )
 
 
-def _user_line(traceback: TracebackType | None, filename: str) -> int | None:
-    line = None
-    while traceback is not None:
-        if traceback.tb_frame.f_code.co_filename == filename:
-            line = traceback.tb_lineno
-        traceback = traceback.tb_next
-    return line
+def _columns(frame: traceback.FrameSummary, text: str) -> tuple[int, int] | None:
+    """Which characters of the line failed; ``None`` if it is all of it, or not known."""
+    if frame.colno is None or frame.end_colno is None:
+        return None
+    raw = text.encode()  # Python counts bytes
+    start, end = (
+        len(raw[: frame.colno].decode(errors="replace")),
+        len(raw[: frame.end_colno].decode(errors="replace")),
+    )
+    if frame.end_lineno != frame.lineno:
+        end = len(text.rstrip())
+    return None if text[start:end].strip() == text.strip() or end <= start else (start, end)
 
 
 def _portable(error: BaseException) -> BaseException | None:

@@ -16,6 +16,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.progress import Tell, told
+from flexmagic.engine.stage_making import as_model
 from flexmagic.engine.tree import unwrapped
 from flexmagic.errors import ModelError
 from flexmagic.layout.mesh import Mesh
@@ -143,7 +144,7 @@ def load(spec: LoadSpec, tell: Tell) -> Loaded:
         msg = f"{spec.source} could not be loaded: {reason}{several}"
         raise ModelError(msg) from None
     check_keys(spec.source, info)
-    return Loaded(model.eval(), _tokenizer(source), spec.mesh, spec.source)
+    return Loaded(as_model(model.eval()), _tokenizer(source), spec.mesh, spec.source)
 
 
 def check_keys(source: str, info: Mapping[str, Any]) -> None:

@@ -38,6 +38,10 @@ class RunStopped(Exception):  # noqa: N818 - a signal between ranks, not an erro
         self.reason = reason
 
 
+class RunEnds(BaseException):
+    """A run has reached the site at which it was to end: on all ranks alike, and no error."""
+
+
 @dataclass(frozen=True)
 class _Header:
     """What a rank tells before anything else is exchanged; ``left``: see :mod:`flexmagic.engine.outboxes`."""

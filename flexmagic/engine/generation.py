@@ -21,11 +21,15 @@ from torch.nn.parallel import DistributedDataParallel
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.groups import Groups
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
+from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.shortcuts import shortened
+from flexmagic.engine.stage_whole import form_of, whole_of
+from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.engine.tree import inner_of, modules_of, unwrapped
 from flexmagic.errors import InputError, ModelError
@@ -73,9 +77,10 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
     Raises :class:`ModelError` or :class:`InputError` on all ranks alike where it cannot start.
     """
     assert runtime.loaded is not None  # the client has a model
-    model = generator(runtime.loaded)
+    model = generator(runtime.loaded, runtime.groups)
     options = _options(model, prepared, request)
     instrument = runtime.instrument(plan, Extent(shared_out=False))
+    instrument.at_once = True  # what is cached is for the whole batch
     steps = _Steps(runtime, plan, instrument, request.max_new_tokens)
     root = modules_of(runtime.model)[""]
     ids: list[list[int]] = []
@@ -112,25 +117,27 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
     return Generated(steps.done, ids, prompt)
 
 
-def generator(loaded: Loaded) -> Any:
-    """The module whose ``generate`` is used; raises :class:`ModelError` where its forwards would be wrong."""
+def generator(loaded: Loaded, groups: Groups) -> Any:
+    """The module whose ``generate`` is used; all ranks ask together.
+
+    Raises :class:`ModelError` on all alike where its forwards would be wrong, or it has none.
+    """
     model: nn.Module | None = loaded.model
-    if dict(zip(loaded.mesh.axes, loaded.mesh.shape, strict=True)).get("pp", 1) > 1:
-        raise ModelError(
-            "Text is not generated over pipeline stages: only the last one has the logits. "
-            "Load the model with --tp or --fsdp."
-        )
     while model is not None and (inside := inner_of(model)) is not None:
-        if not isinstance(model, (DistributedDataParallel, OptimizedModule)):
+        if not isinstance(model, (DistributedDataParallel, OptimizedModule, Pipeline)):
             raise ModelError(
                 f"Text is not generated through {type(model).__name__}, which gathers weights around its own "
                 "forward only. Shard the model with fully_shard instead."
             )
         model = inside
     found = unwrapped(loaded.model)
-    if not callable(getattr(found, "generate", None)):
+    if all(everyone(groups, callable(getattr(found, "generate", None)))):
+        return whole_of(loaded.model) if isinstance(loaded.model, Pipeline) else found
+    form = form_of(loaded.unsharded) if isinstance(loaded.model, Pipeline) else None
+    if not all(everyone(groups, form is not None)):
         raise ModelError(f"{type(found).__name__} has no generate() of its own, so it generates no text.")
-    return found
+    assert isinstance(loaded.model, Pipeline)  # nothing else has a form
+    return whole_of(loaded.model, form=form)
 
 
 def _options(model: Any, prepared: Prepared, request: Request) -> dict[str, Any]:

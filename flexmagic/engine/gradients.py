@@ -19,18 +19,18 @@ from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.distributed import Loaded
-from flexmagic.engine.exchange import Exchange
+from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.loss import whole_output
 from flexmagic.engine.probe import note
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of, parameters_of
+from flexmagic.engine.trial import Differentiable, Trial
 from flexmagic.errors import ModelError
 from flexmagic.layout.assemble import assemble, own_part, split
 from flexmagic.layout.gradients import DIFFERENT, gradient_rule
 from flexmagic.layout.layout import Layout
-from flexmagic.layout.parameter_gradients import parameter_gradient_rule
+from flexmagic.layout.parameter_gradients import parameter_gradient_rule, without_tied
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.seen import Seen
 from flexmagic.layout.sites import Site
@@ -54,35 +54,7 @@ class Gradients:
     scale: float
 
 
-@dataclass
-class Trial:
-    """A forward with a loss that can be repeated, also with one site changed."""
-
-    loaded: Loaded
-    rules: Mapping[Site, Rule]
-    exchange: Exchange
-    arguments: dict[str, Any]
-    groups: int
-
-    def loss(self) -> torch.Tensor:
-        """A fixed random projection of the model's whole output."""
-        output = whole_output(self.loaded.model(**self.arguments), self.rules, self.exchange)
-        generator = torch.Generator().manual_seed(2)
-        total = None
-        for _, tensor in leaves(output):
-            if tensor.is_floating_point():
-                weights = torch.randn(tensor.shape, generator=generator).to(tensor)
-                part = (tensor * weights).sum() / tensor.numel() ** 0.5
-                total = part if total is None else total + part
-        if total is None:
-            msg = (
-                "The model returns nothing of which the whole is known, so there is no loss to differentiate."
-            )
-            raise ModelError(msg)
-        return total
-
-
-def observe_backward(model: nn.Module, loss: Callable[[], torch.Tensor], look: Look) -> None:
+def observe_backward(model: nn.Module, loss: Callable[[], torch.Tensor | Differentiable], look: Look) -> None:
     """Make one forward and backward and show the gradient at every site to ``look``."""
     handles = []
 
@@ -136,57 +108,58 @@ def survey_gradients(
     arguments: dict[str, Any],
     *,
     whole: Mapping[str, tuple[int, ...]],
+    mates: frozenset[int] | None = None,
 ) -> Gradients:
     """Rules for the gradients at all sites and of all parameters.
 
     ``arguments``: this rank's own rows. ``whole``: the shapes of parameters as far as there is an
-    unsharded form of the model. Raises :class:`ModelError` if the model's backward is not
-    the derivative of its forward.
+    unsharded form of the model. ``mates``: the ranks of this pipeline stage, of a pipeline. Raises
+    :class:`ModelError` if the model's backward is not the derivative of its forward.
     """
-    _refuse_stages(rules, groups.place.world_size)
     _refuse_flat(loaded.model)
-    exchange = Exchange(groups.own, groups.place.rank, Extent(shared_out=len(set(row_groups)) > 1))
+    exchange = Exchange(groups.own, groups.place.rank, Extent(shared_out=len(set(row_groups)) > 1), mates)
     trial = Trial(loaded, rules, exchange, arguments, len(set(row_groups)))
     local: dict[Site, torch.Tensor] = {}
-    error = ""
+    error = stopped = ""
     with own_gradients(loaded.model) as taken:
         try:
             observe_backward(
                 loaded.model,
-                trial.loss,
+                trial.outcome,
                 lambda site, grad: local.__setitem__(site, local_of(grad).detach()),
             )
+        except RunStopped as stop:
+            stopped = stop.reason or "another rank failed"
         except Exception as problem:  # noqa: BLE001 - all ranks must hear of it
             error = f"{type(problem).__name__}: {problem}"
         gradients = taken()
     seen = {site: note(grad, grad) for site, grad in local.items()}
     seen |= {Site(name, "grad"): note(local_of(grad), grad) for name, grad in gradients.items()}
-    parts = everyone(groups, (seen, error))
-    for rank, (_, failed) in enumerate(parts):
-        if failed:
-            msg = f"The model's own backward failed on rank {rank}: {failed}"
-            raise ModelError(msg)
+    parts = everyone(groups, (seen, error, stopped))
+    failed = [(rank, part[1]) for rank, part in enumerate(parts) if part[1]]
+    failed += [(rank, part[2]) for rank, part in enumerate(parts) if part[2]]  # a consequence, as a rule
+    if failed:
+        msg = f"The model's own backward failed on rank {failed[0][0]}: {failed[0][1]}"
+        raise ModelError(msg)
     everything = [part[0] for part in parts]
     found = _measured(_rules(everything, rules, row_groups), local, trial, groups)
     names = dict.fromkeys(site for of_rank in everything for site in of_rank if site.port == "grad")
+    stages = everyone(groups, -1 if mates is None else min(mates))
     parameters = {
-        s: parameter_gradient_rule(s, loaded.mesh, everything, row_groups, whole.get(s.path)) for s in names
+        s: parameter_gradient_rule(s, loaded.mesh, everything, row_groups, whole.get(s.path), stages)
+        for s in names
     }
+    if mates is not None and whole:
+        parameters = without_tied(parameters, whole)
     reduced = {site: its.rule for site, its in parameters.items() if its.reduced}
-    scale = _scale(reduced, gradients, trial, groups) if reduced else 1.0
+    by_ranks: dict[tuple[int, ...], dict[Site, Rule]] = {}  # pipeline stages reduce each their own
+    for site, rule in reduced.items():
+        by_ranks.setdefault(rule.ranks, {})[site] = rule
+    scales = {_scale(some, gradients, trial, groups) for some in by_ranks.values()} or {1.0}
+    if len(scales) > 1:
+        raise ModelError(f"The model's parts reduce gradients in different ways: by {sorted(scales)}.")
     found |= {site: its.rule for site, its in parameters.items()}
-    return Gradients(found, frozenset(reduced), scale)
-
-
-def _refuse_stages(rules: Mapping[Site, Rule], world_size: int) -> None:
-    """Refuse a model of which only some ranks have the output: nothing carries its gradient to the others."""
-    outputs = [rule for site, rule in rules.items() if (site.path, site.port) == ("", "output")]
-    if any(not rule.refused and len(rule.ranks) < world_size for rule in outputs):
-        msg = (
-            "This model is a pipeline: only its last stage has the output, and no gradient comes back from "
-            "it to the other stages. Load it without pipeline stages to differentiate."
-        )
-        raise ModelError(msg)
+    return Gradients(found, frozenset(reduced), scales.pop())
 
 
 def _refuse_flat(model: nn.Module) -> None:
@@ -209,18 +182,21 @@ def _scale(
     """
     # the smallest parameter: all of it takes part in the forward, as not all rows of an embedding do
     site, rule = min(reduced.items(), key=lambda item: math.prod(dim.size or 1 for dim in item[1].dims))
-    gradient = local_of(gradients[site.path]).detach()
-    parts = everyone(groups, gradient.cpu())
-    layout = rule.local_layout([tuple(part.shape) for part in parts])
-    norm = float(assemble(layout, dict(enumerate(parts))).double().norm()) or 1.0
-    mine = local_of(parameters_of(trial.loaded.model)[site.path]).detach()
-    length = STEP * (max(everyone(groups, float(mine.double().norm()))) or 1.0)
+    gradient = local_of(gradients[site.path]).detach() if site.path in gradients else None
+    parts = everyone(groups, None if gradient is None else gradient.cpu())
+    layout = rule.local_layout([None if part is None else tuple(part.shape) for part in parts])
+    pieces = {rank: part for rank, part in enumerate(parts) if part is not None}
+    norm = float(assemble(layout, pieces).double().norm()) or 1.0
+    mine = None if gradient is None else local_of(parameters_of(trial.loaded.model)[site.path]).detach()
+    length = STEP * (max(everyone(groups, 0.0 if mine is None else float(mine.double().norm()))) or 1.0)
     losses = []
     for sign in (1, -1):
-        before = mine.clone()
-        mine.add_(sign * length / norm * gradient)
+        before = None if mine is None else mine.clone()
+        if mine is not None and gradient is not None:
+            mine.add_(sign * length / norm * gradient)
         losses.append(_changed(trial, site, None))
-        mine.copy_(before)
+        if mine is not None and before is not None:
+            mine.copy_(before)
     ratio = (losses[0] - losses[1]) / (2 * length) / norm
     for scale in (1.0, float(trial.groups)):
         if abs(ratio / scale - 1) < CLOSE:
@@ -257,12 +233,12 @@ def _measured(
     sure = [
         s for s, rule in found.items() if not rule.refused and not rule.addends and s.port == "grad_output"
     ]
-    if sure:
-        norm, off = _deviation(found[sure[-1]], local, trial, groups)
+    for site in {found[s].ranks: s for s in sure}.values():  # one on each pipeline stage
+        norm, off = _deviation(found[site], local, trial, groups)
         if off > CLOSE * norm:
             msg = (
                 "The model's own backward is not the derivative of its forward: along the gradient at "
-                f"{sure[-1]}, of norm {norm:.4g}, the loss changes by {off:.4g} more or less than that. "
+                f"{site}, of norm {norm:.4g}, the loss changes by {off:.4g} more or less than that. "
                 "Its collectives do not pass gradients as one process would."
             )
             raise ModelError(msg)

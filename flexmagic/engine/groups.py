@@ -16,8 +16,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
 
-from flexmagic.engine.holders import replace_everywhere
+from flexmagic.engine.holders import instances_of, replace_everywhere
 from flexmagic.engine.outboxes import Outboxes
 from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group, renew_reducers
 
@@ -100,17 +102,23 @@ class Groups:
         ``specs``: those of all ranks together, in order; all ranks call it at once. Returns the kinds
         of objects that still hold an old group, which fails when it is used.
         """
-        for spec, group in known_groups().items():  # those of a rebuild that failed are still in _left
-            self._left.setdefault(spec.name, []).append(group)
-            self._wanted[spec.name] = spec
+        self._set_aside()
         served = self._reach(meeting) if self.place.rank == 0 else None
         self.close()
         self._open(meeting, specs, served or self._reach(meeting))
         new = {spec.name: group for spec, group in known_groups().items()}
         left, self._left, self._wanted = self._left, {}, {}
-        held = replace_everywhere({id(old): (old, new[name]) for name, olds in left.items() for old in olds})
-        renew_reducers()
+        pairs = {id(old): (old, new[name]) for name, olds in left.items() for old in olds}
+        keep_groups = instances_of(DeviceMesh, DistributedDataParallel)
+        held = replace_everywhere(pairs, keep_groups)
+        renew_reducers(keep_groups)
         return held
+
+    def _set_aside(self) -> None:
+        """Keep the present groups until there are new ones, beside those of a rebuild that failed."""
+        for spec, group in known_groups().items():
+            self._left.setdefault(spec.name, []).append(group)
+            self._wanted[spec.name] = spec
 
     def close(self) -> None:
         """Leave all groups; tolerates groups that are already gone."""

@@ -9,35 +9,56 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
+import sys
 import types
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+OURS = 4
+"""How often an old object is held while holders are counted: by its pair, a list, a variable and a call."""
 
-def replace_everywhere(pairs: Mapping[int, tuple[Any, Any]]) -> list[str]:
+
+def instances_of(*kinds: type) -> list[Any]:
+    """All objects of these classes, but not of classes derived from them."""
+    return [holder for holder in gc.get_referrers(*kinds) if type(holder) in kinds]
+
+
+def replace_everywhere(pairs: Mapping[int, tuple[Any, Any]], likely: Sequence[Any] = ()) -> list[str]:
     """Replace each old object by its new one in all dicts, lists, sets, closures and attributes.
 
-    ``pairs``: old and new by ``id`` of the old. Returns what still holds an old one: immutable
-    objects, by the name of their type.
+    ``pairs``: old and new by ``id`` of the old. ``likely``: objects that may keep some in dicts of their
+    own; if they do, not all objects there are need to be looked through. Returns what still holds an old
+    one: immutable objects, by the name of their type.
     """
     olds = [old for old, _ in pairs.values()]
     ours = {id(olds), id(pairs), *(id(pair) for pair in pairs.values())}
-    left = []
-    for holder in [*gc.get_referrers(*olds), *_untracked(pairs)] if olds else []:
-        if id(holder) in ours or isinstance(holder, types.FrameType):
-            continue
-        if not _replace_in(holder, pairs):
-            left.append(type(holder).__name__)
-    return left
+    found = gc.get_referrers(*olds) if olds else []
+    found = [holder for holder in found if id(holder) not in ours]
+    inside = gc.get_referents(*likely)
+    found += _untracked([*inside, *gc.get_referents(*(part for part in inside if type(part) is dict))], pairs)
+    if _hidden(olds, found):
+        seen = set(map(id, found))
+        everything = _untracked(gc.get_referents(*gc.get_objects()), pairs)
+        found += [holder for holder in everything if id(holder) not in seen]
+    holders = [holder for holder in found if not isinstance(holder, types.FrameType)]
+    return [type(holder).__name__ for holder in holders if not _replace_in(holder, pairs)]
 
 
-def _untracked(pairs: Mapping[int, tuple[Any, Any]]) -> list[Any]:
-    """The dicts with an old object in them that the garbage collector does not track."""
-    held = [part for part in gc.get_referents(*gc.get_objects()) if type(part) is dict]
-    plain = itertools.filterfalse(gc.is_tracked, held)
+def _hidden(olds: list[Any], found: list[Any]) -> bool:
+    """Whether anything but ``found`` holds an old object; to learn that takes little, to find it a lot."""
+    seen = Counter(map(id, gc.get_referents(*found)))
+    return any(sys.getrefcount(old) - OURS > seen[id(old)] for old in olds)
+
+
+def _untracked(parts: Sequence[Any], pairs: Mapping[int, tuple[Any, Any]]) -> list[Any]:
+    """The dicts among ``parts`` with an old object in them that the garbage collector does not track."""
+    held = {id(part): part for part in parts if type(part) is dict and not gc.is_tracked(part)}
     old = pairs.keys()
-    return [d for d in plain if not (old.isdisjoint(map(id, d.values())) and old.isdisjoint(map(id, d)))]
+    return [
+        d for d in held.values()
+        if not (old.isdisjoint(map(id, d.values())) and old.isdisjoint(map(id, d)))
+    ]  # fmt: skip
 
 
 def _replace_in(holder: Any, pairs: Mapping[int, tuple[Any, Any]]) -> bool:

@@ -69,6 +69,8 @@ class Instrument:
     Outside the block the model has no hook of ours. Inside, user code never lets an exception
     escape into the forward: it is recorded, the original value passes on, and all ranks end the run
     together at their next exchange, so that every started collective is completed.
+
+    ``skipped``: modules that do not run. ``at_once``: no pipeline may cut the batch, whatever the hooks.
     """
 
     def __init__(
@@ -99,14 +101,16 @@ class Instrument:
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
+        self.at_once = False
         self._handles: list[Any] = []
-        self._visits: Counter[Site] = Counter()
+        self._visits: Counter[Site | None] = Counter()
         self.context: dict[str, Any] = {}
         self.outcome = Outcome()
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
-        whole = any(not (hook.source.local or hook.source.captures_only) for hook in self.hooks)
+        code = [hook.source for hook in self.hooks if not hook.source.captures_only]
+        whole = self.at_once or any(not source.local for source in code)
         self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
         wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self.hooks))
         modules = modules_of(self._model)
@@ -335,22 +339,27 @@ class Instrument:
         return result if edited else None
 
     @contextlib.contextmanager
-    def contained(self, hook: ActiveHook) -> Iterator[None]:
-        """Code of a hook that runs at no site: what it raises or prints becomes data, as at a site."""
-        printed = io.StringIO()
+    def contained(self, hook: ActiveHook, site: Site | None = None) -> Iterator[None]:
+        """Code of a hook that runs at no site of this rank: what it raises or prints is data, as at one.
+
+        ``site``: that of another pipeline stage at which it is.
+        """
+        printed, where = io.StringIO(), "" if site is None else str(site)
+        self._visits[site] += site is not None
         try:
-            with contextlib.redirect_stdout(printed), self._draws(hook, None):
+            with contextlib.redirect_stdout(printed), self._draws(hook, site):
                 yield
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
-            self.outcome.failures.append(self._failure(hook, None, error))
+            self.outcome.failures.append(self._failure(hook, site, error))
         finally:
             if printed.getvalue():
-                self.outcome.printed.append(("", hook.source.name, printed.getvalue()))
+                self.outcome.printed.append((where, hook.source.name, printed.getvalue()))
 
     def _failure(self, hook: ActiveHook, site: Site | None, error: BaseException) -> RankFailure:
         """An exception as data; it lets go of its frames, which hold tensors."""
         source, where = hook.source, "" if site is None else str(site)
-        found = failure(self.exchange.rank, error, source.filename, site=where, source=source)
+        step = self.step if self.generates else None
+        found = failure(self.exchange.rank, error, source.filename, site=where, source=source, step=step)
         error.__traceback__ = None
         return found
 

@@ -9,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from torch import nn
 
 from flexmagic.engine.code import HookSource, build_script, failure, shifted
 from flexmagic.engine.exchange import Exchange
+from flexmagic.engine.pipeline import Pipeline, Tape
+from flexmagic.engine.stage_output import backward, from_the_last, of_output, with_output
 from flexmagic.engine.tensors import leaves, local_of, replace_leaf
 from flexmagic.layout.assemble import own_part
 from flexmagic.layout.layout import Layout
@@ -62,6 +65,54 @@ class LossSource:
         found = failure(0, error, self.cell.filename, source=self.cell)
         line = found.line or ast.parse(shifted(self.cell)).body[-1].lineno
         return f"line {line}:\n    {self.cell.line(line).strip()}\n{said}"
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A forward's whole output, for a loss on every rank, and what hooks saved in the forward.
+
+    ``back``: carries the loss's gradient on through the stages of a pipeline, once it is known at the
+    output; ``None`` where the loss's own backward does it all.
+    """
+
+    whole: Any
+    context: Mapping[str, Any]
+    back: Callable[[], None] | None = None
+
+
+def outputs_of(
+    model: nn.Module,
+    arguments: Mapping[str, Any],
+    rules: Mapping[Site, Rule],
+    exchange: Exchange,
+    context: Mapping[str, Any],
+) -> Outputs:
+    """Run a model; all ranks together. ``context``: what hooks save in it meanwhile."""
+    if not isinstance(model, Pipeline):
+        return Outputs(whole_output(model(**arguments), rules, exchange), context)
+    attached: list[torch.Tensor] = []
+
+    def forward() -> list[torch.Tensor]:
+        output = model(**arguments)
+        if not model.stage.is_last:
+            return []
+        whole = whole_output(output, rules, exchange)
+        message = with_output(whole, context, attached).to(model.stage.device)
+        return [*attached, message]
+
+    model.tape = tape = Tape()
+    try:
+        *found, message = from_the_last(model, forward)
+    finally:
+        model.tape = None
+    leaves_ = [tensor.detach().requires_grad_() for tensor in found]
+    whole, saved = of_output([*(leaf.clone() for leaf in leaves_), message])
+
+    def back() -> None:
+        given = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves_]
+        backward(model, tape, lambda: (attached, given))
+
+    return Outputs(whole, saved, back)
 
 
 def whole_output(output: Any, rules: Mapping[Site, Rule], exchange: Exchange) -> Any:

@@ -16,7 +16,6 @@ from flexmagic.engine.code import HookSource, failure, shifted
 from flexmagic.engine.distributed import Loaded, LoadSpec
 from flexmagic.engine.inputs import prepare
 from flexmagic.engine.origin import Origin, written_into
-from flexmagic.engine.pipeline import as_model
 from flexmagic.engine.private import gathered, shape_of
 from flexmagic.engine.private_groups import handed_out
 from flexmagic.engine.probe import note
@@ -25,6 +24,7 @@ from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.scan import Scanned
 from flexmagic.engine.scan import scan as scanned
 from flexmagic.engine.slot import verb
+from flexmagic.engine.stage_making import as_model
 from flexmagic.engine.tensors import dtype_name
 from flexmagic.engine.tree import kind_of, modules_of, parameters_of, unit_gathered, unwrapped
 from flexmagic.engine.vitals import parameter_bytes

@@ -1,38 +1,48 @@
-"""A stage of torch.distributed.pipelining as the whole model: a batch in, its output on the last stage.
+"""A stage of a pipeline as the whole model: a batch in, its output on the last stage.
 
-The forward is our own, not the schedule's: the stages' modules are called on the schedule's
+The forward is our own, not a schedule's: the stages' modules are called on the schedule's
 micro-batches in its order, and every message says its shapes before it comes. So there is no extra
 pass to infer shapes, an uneven last micro-batch and a new length need nothing rebuilt, unequal
 sizes never meet, and a stage that fails is heard of by those after it instead of leaving them
-waiting.
+waiting. Gradients come back the same way, on what a :class:`Tape` has kept.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.microbatch import merge_chunks
-from torch.distributed.pipelining.schedules import PipelineScheduleMulti, PipelineScheduleSingle
 from torch.distributed.tensor import DTensor
 
-from flexmagic.engine.distributed import Loaded
-from flexmagic.engine.exchange import RunStopped
-from flexmagic.engine.messages import check, packed, receive, send, unpacked
-from flexmagic.engine.private import schedule_plan
+from flexmagic.engine.exchange import RunEnds, RunStopped
+from flexmagic.engine.messages import Instead, check, packed, receive, send, unpacked
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.tensors import local_of
 from flexmagic.engine.tree import Staged, unwrapped
-from flexmagic.engine.twin import probe_inputs
 from flexmagic.errors import InputError, ModelError
-from flexmagic.layout.mesh import Mesh
+
+
+@dataclass
+class Tape:
+    """What gradients come back through: the tensors that arrived from the stage before and went on."""
+
+    arrived: list[torch.Tensor] = field(default_factory=list)
+    sent: list[torch.Tensor] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What is done before this stage's turn in a forward, and after it, before the next stage's."""
+
+    before: Callable[[], None]
+    after: Callable[[BaseException | None], None]
 
 
 class Pipeline(Staged):
@@ -40,14 +50,15 @@ class Pipeline(Staged):
 
     ``forward`` takes the whole batch on every rank, of which only the first stage uses the rows;
     it returns the whole batch's output on the last stage and ``None`` on the others. All stages
-    must call it together. It never records gradients.
+    must call it together.
 
     ``running``: the number of the micro-batch that the stage's module works on now, ``None``
     outside of it. ``pieces``: into how many the batch was cut. ``in_one_piece``: make it one, so
     that hooks see whole batches. ``context``: what hooks save, which then goes along from stage to stage.
+    ``tape``: takes what a backward needs, of a batch in one piece. ``turns``: of a trace.
     """
 
-    def __init__(self, stage: PipelineStage, micro_batches: int, merge: Any = None) -> None:
+    def __init__(self, stage: Any, micro_batches: int, merge: Any = None) -> None:
         super().__init__(stage.submod)
         self.stage = stage
         self.micro_batches = micro_batches
@@ -56,21 +67,21 @@ class Pipeline(Staged):
         self.pieces = 1
         self.in_one_piece = False
         self.context: dict[str, Any] | None = None
+        self.tape: Tape | None = None
+        self.turns: Turns | None = None
         self._merge = merge
 
     def forward(self, **arguments: Any) -> Any:
         """The output for the whole batch on the last stage, ``None`` on the others."""
         self.pieces = 1 if self.in_one_piece else min(self.micro_batches, batch_of(arguments))
-        group = self.stage.group if self.stage.group is not None else dist.group.WORLD
-        assert group is not None  # a stage is made after the process group
         outputs, pending, problem = [], list[Any](), None
         given = _cut(arguments, self.pieces)
         try:
             for n in range(self.pieces):
                 self.running = n
-                sent: Sequence[torch.Tensor] | None = None
+                sent: Sequence[torch.Tensor] | Instead = Instead.FAILED
                 try:
-                    output = self._turn(group, given[n], idle=problem is not None)
+                    output = self._turn(given[n], idle=problem is not None)
                     if self.stage.is_last:
                         outputs.append(output)
                     elif problem is None:
@@ -78,7 +89,8 @@ class Pipeline(Staged):
                 except BaseException as error:  # noqa: BLE001 - the stages after this one must hear of anything
                     problem = problem or error
                 if not self.stage.is_last:
-                    pending += send(group, self._peer(1), sent, self.stage.device)
+                    sent = Instead.ENDED if isinstance(problem, RunEnds) else sent
+                    pending += send(self.group, self.peer(1), sent, self.stage.device)
         finally:
             self.running = None
         for work in pending:
@@ -88,32 +100,67 @@ class Pipeline(Staged):
         return self._merged(outputs) if self.stage.is_last else None
 
     @property
+    def group(self) -> dist.ProcessGroup:
+        """The stages' group."""
+        group = self.stage.group if self.stage.group is not None else dist.group.WORLD
+        assert group is not None  # a stage is made after the process group
+        return group
+
+    @property
     def _carries(self) -> bool:
         return self.context is not None and self.pieces == 1
 
-    def _peer(self, step: int) -> int:
-        """The rank, in the stages' group, of the stage before or after this one."""
-        return self.stage.stage_index_to_group_rank[self.stage.stage_index + step]
+    def peer(self, step: int) -> int:
+        """The rank, in the stages' group, of the stage so many before or after this one."""
+        rank: int = self.stage.stage_index_to_group_rank[self.stage.stage_index + step]
+        return rank
 
-    def _turn(self, group: dist.ProcessGroup, arguments: Mapping[str, Any], *, idle: bool) -> Any:
+    def _turn(self, arguments: Mapping[str, Any], *, idle: bool) -> Any:
         """One micro-batch through the stage's module.
 
         ``idle``: after a failure what comes is still taken, so that it does not wait for another run.
         """
-        received: Sequence[torch.Tensor] | None = ()
+        if self.turns is None:
+            return self._work(arguments, idle=idle)
+        problem: BaseException | None = None
+        try:
+            self.turns.before()
+        except BaseException as error:  # noqa: BLE001 - what comes is still taken
+            problem = error
+        try:
+            output = self._work(arguments, idle=idle or problem is not None)
+        except BaseException as error:  # noqa: BLE001 - the other stages must hear of anything
+            problem = problem or error
+        self.turns.after(problem)
+        if problem is not None:
+            raise problem
+        return output
+
+    def _work(self, arguments: Mapping[str, Any], *, idle: bool) -> Any:
+        received: Sequence[torch.Tensor] | Instead = ()
         if not self.stage.is_first:
-            received = receive(group, self._peer(-1), self.stage.device)
-        if received is None:
+            received = receive(self.group, self.peer(-1), self.stage.device)
+        if received is Instead.ENDED:
+            raise RunEnds
+        if isinstance(received, Instead):
             raise RunStopped(f"pipeline stage {self.stage.stage_index - 1} failed")
-        if idle:
-            return None
+        return None if idle else self._called(self._arrived(received), arguments)
+
+    def _arrived(self, received: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        """What the stage's module gets of a message; the rest is what hooks saved."""
+        if self.tape is not None and torch.is_grad_enabled():
+            self.tape.arrived = [tensor.requires_grad_() for tensor in received if _differentiable(tensor)]
+            # the stage may write into what it gets, as no leaf of a graph allows
+            received = [tensor.clone() if tensor.requires_grad else tensor for tensor in received]
         if self._carries and received:
-            *received, saved = received
             assert self.context is not None  # that is what carrying means
-            self.context.update(unpacked(saved))
+            saved, received = unpacked(received)
+            self.context.update(saved)
+        return received
+
+    def _called(self, received: Sequence[torch.Tensor], arguments: Mapping[str, Any]) -> Any:
         args, kwargs = self._inputs(received, arguments)
-        with torch.no_grad():
-            return self.stage_module(*args, **kwargs)
+        return self.stage_module(*args, **kwargs)
 
     def _inputs(
         self, received: Sequence[torch.Tensor], arguments: Mapping[str, Any]
@@ -157,12 +204,20 @@ class Pipeline(Staged):
                 )
         tensors = [local_of(value) for value in values]
         if self._carries:
-            tensors.append(packed(self.context or {}).to(self.stage.device))
+            attached: list[torch.Tensor] | None = None if self.tape is None else []
+            saved = packed(self.context or {}, attached).to(self.stage.device)
+            tensors += [*(attached or ()), saved]
         check(tensors)
+        if self.tape is not None:
+            self.tape.sent = [tensor for tensor in tensors if _differentiable(tensor)]
         return tensors
 
     def _merged(self, outputs: list[Any]) -> Any:
         return outputs[0] if len(outputs) == 1 else merge_chunks(outputs, self._merge)
+
+
+def _differentiable(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _cut(arguments: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
@@ -175,48 +230,6 @@ def _cut(arguments: Mapping[str, Any], pieces: int) -> list[dict[str, Any]]:
         for name, value in arguments.items()
     }
     return [{name: values[n] for name, values in cut.items()} for n in range(pieces)]
-
-
-def as_model(built: Any) -> nn.Module:
-    """What a cell assigned to ``model``, as one module: a schedule or stage as a :class:`Pipeline`.
-
-    Raises :class:`ModelError` for anything else, and for schedules that cannot be run here.
-    """
-    if isinstance(built, nn.Module):
-        return built
-    if isinstance(built, PipelineScheduleMulti):
-        raise ModelError(
-            f"{type(built).__name__} has several pipeline stages per rank, which is not supported. "
-            "Assign a schedule with one stage per rank, such as ScheduleGPipe or Schedule1F1B."
-        )
-    if isinstance(built, PipelineScheduleSingle):
-        plan = schedule_plan(built)
-        if plan.own_chunks:
-            raise ModelError(
-                "The schedule cuts its inputs by chunk specs of its own. Leave args_chunk_spec and "
-                "kwargs_chunk_spec away: rows are cut along the first dim, all else goes to every stage."
-            )
-        return _pipeline(plan.stage, plan.micro_batches, plan.merge)
-    if hasattr(built, "submod") and hasattr(built, "stage_index"):
-        return _pipeline(built, 1, None)
-    raise ModelError(
-        f"the cell must assign a torch.nn.Module to `model`; it is {type(built).__name__}. "
-        "For a pipeline, a schedule of torch.distributed.pipelining will do."
-    )
-
-
-def _pipeline(stage: Any, micro_batches: int, merge: Any) -> Pipeline:
-    if not isinstance(stage, PipelineStage):
-        raise ModelError(
-            "Stages that torch's tracing front end made are not supported: their modules have other paths "
-            "and may skip stages. Make a torch.distributed.pipelining.PipelineStage of each part."
-        )
-    if stage.num_stages != stage.group_size:
-        raise ModelError(
-            f"The pipeline has {stage.num_stages} stages over {stage.group_size} ranks. "
-            "Give each rank of the stages' group one stage."
-        )
-    return Pipeline(stage, micro_batches, merge)
 
 
 @contextlib.contextmanager
@@ -235,72 +248,3 @@ def whole_batches(model: nn.Module) -> Iterator[None]:
 def cuts_batches(model: nn.Module) -> bool:
     """Whether a model works on a batch in several pieces: on all stages of a pipeline alike."""
     return isinstance(model, Pipeline) and model.micro_batches > 1
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where a rank stands in a pipeline: plain data that all ranks compare before they run it.
-
-    ``line``: the ranks of the stages it meets, by stage. ``guessable``: whether its part says what
-    input the model takes.
-    """
-
-    stage: int
-    micro_batches: int
-    line: tuple[int, ...]
-    guessable: bool = False
-
-
-def standing(model: nn.Module) -> Standing | None:
-    """Where this rank stands; ``None`` for a model that is no :class:`Pipeline`."""
-    if not isinstance(model, Pipeline):
-        return None
-    stage = model.stage
-    ranks = dist.get_process_group_ranks(stage.group)
-    line = tuple(ranks[stage.stage_index_to_group_rank[n]] for n in range(stage.num_stages))
-    return Standing(stage.stage_index, model.micro_batches, line, probe_inputs(model, 1, 1) is not None)
-
-
-def check_standings(standings: Sequence[Standing | None]) -> None:
-    """Raise :class:`ModelError`, on all ranks alike, if the ranks' parts are not those of pipelines."""
-    without = [str(rank) for rank, s in enumerate(standings) if s is None]
-    if without and len(without) < len(standings):
-        raise ModelError(
-            f"Rank {', '.join(without)} assigned a module where the others have pipeline stages. "
-            "Assign the schedule on every rank."
-        )
-    for rank, mine in enumerate(standings):
-        if mine is None:
-            continue
-        others = [standings[peer] for peer in mine.line]
-        if mine.line[mine.stage] != rank or any(s is None or s.line != mine.line for s in others):
-            raise ModelError(
-                f"Rank {rank} is stage {mine.stage} of a pipeline over ranks {list(mine.line)}, "
-                "but not all of them say so. Give all stages of a pipeline the same group."
-            )
-        counts = [s.micro_batches for s in others if s is not None]
-        if len(set(counts)) > 1:
-            raise ModelError(f"The stages' schedules have different numbers of micro-batches: {counts}.")
-
-
-def stage_mates(standings: Sequence[Standing | None], rank: int) -> frozenset[int] | None:
-    """The ranks that hold the same stage as ``rank``; ``None`` where there is no pipeline."""
-    mine = standings[rank]
-    if mine is None:
-        return None
-    return frozenset(n for n, s in enumerate(standings) if s is not None and s.stage == mine.stage)
-
-
-def settled(loaded: Loaded, standings: Sequence[Standing | None]) -> Loaded:
-    """A pipeline as all ranks know it alike: its configuration if all have one, and its mesh.
-
-    The mesh of a cell that was not told any has one axis over all ranks; here it gets its name.
-    """
-    if not isinstance(loaded.model, Pipeline):
-        return loaded
-    if all(s is not None and s.guessable for s in standings):
-        loaded.model.config = unwrapped(loaded.model).config
-    lines = {s.line for s in standings if s is not None}
-    if len(loaded.mesh.axes) == 1 and {len(line) for line in lines} == {loaded.mesh.size}:
-        return replace(loaded, mesh=Mesh.of(pp=loaded.mesh.size))
-    return loaded

@@ -76,3 +76,9 @@ def schedule_plan(schedule: PipelineScheduleSingle) -> SchedulePlan:
     """The stage, number of micro-batches, chunk and merge specs of a schedule with one stage per rank."""
     own = schedule._args_chunk_spec is not None or schedule._kwargs_chunk_spec is not None  # noqa: SLF001
     return SchedulePlan(schedule._stage, schedule._n_microbatches, own, schedule._output_merge_spec)  # noqa: SLF001
+
+
+def cut_by_transformers(model: nn.Module) -> tuple[dist.ProcessGroup, int, int] | None:
+    """The stages' group, this stage's place among them and their number, of a model that transformers cut."""
+    stage: Any = getattr(model, "_pp_stage", None)
+    return None if stage is None else (stage.pp_group, stage.pp_rank, stage.pp_size)

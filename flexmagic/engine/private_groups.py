@@ -7,9 +7,8 @@ that a group which is made again at the same count is found by what was made wit
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,9 +67,9 @@ def make_group(spec: GroupSpec) -> dist.ProcessGroup | None:
     return made
 
 
-def renew_reducers() -> None:
+def renew_reducers(modules: Iterable[Any]) -> None:
     """Hand the present groups to what reduces gradients in DDP, which keeps its own hold on them in C++."""
-    for module in gc.get_referrers(DistributedDataParallel):
+    for module in modules:
         if isinstance(module, DistributedDataParallel):
             module._update_process_group(module.process_group)  # noqa: SLF001 - torch's way to change it
 

@@ -16,7 +16,7 @@ from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded
-from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
@@ -24,16 +24,17 @@ from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
 from flexmagic.engine.kept import Kept
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
-from flexmagic.engine.loss import LossSource, loss_names, whole_output
+from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
-from flexmagic.engine.pipeline import check_standings, settled, stage_mates, standing
+from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
-from flexmagic.engine.shortcuts import RunEnds, Short, check_stages, forms_kept, shortened
+from flexmagic.engine.shortcuts import Short, forms_kept, shortened
 from flexmagic.engine.spent import Spent
-from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey
+from flexmagic.engine.stage_standing import check_standings, settled, stage_mates, standing
+from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey, together
 from flexmagic.engine.tensors import detached, dtype_name, local_of
 from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.trainable import taking_gradients
@@ -206,9 +207,11 @@ class Runtime:
         assert arguments is not None  # the client sends its own input where none can be made up
         if groups > 1:
             arguments = copies_of_a_row(arguments, self.row_groups[self.place.rank], 2)
-        found = survey_gradients(
-            self.loaded, self.groups, self.rules, self.row_groups, arguments, whole=self.whole
-        )
+        with whole_batches(self.model):
+            found = survey_gradients(
+                self.loaded, self.groups, self.rules, self.row_groups, arguments,
+                whole=self.whole, mates=self.mates,
+            )  # fmt: skip
         self.gradients = found
         self.rules = self.rules | found.rules
 
@@ -234,8 +237,6 @@ class Runtime:
         return instrument
 
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
-        assert self.loaded is not None  # the client has a model
-        check_stages(self.loaded, "A trace runs through the whole model, which no rank of a pipeline has")
         return trace_hook(
             source, self.model, self.rules, self.groups, namespace=self.namespace, context=instrument.context
         )
@@ -246,6 +247,7 @@ class Runtime:
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
         instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
+        instrument.at_once = plan.backward is not None  # a loss is one of all rows
         error, loss = "", None
         started = time.perf_counter()
         assert self.loaded is not None  # the client has a model
@@ -253,7 +255,7 @@ class Runtime:
         with attached, mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
             torch.manual_seed(plan.seed)
             try:
-                with traced(instrument):
+                with traced(instrument, self.model):
                     if plan.backward is None:
                         self.model(**arguments)
                     else:
@@ -284,12 +286,11 @@ class Runtime:
         assert plan.backward is not None  # run() comes here only then
         assert self.gradients is not None  # the client has had them surveyed
         with own_gradients(self.model) as taken:
-            output = self.model(**arguments)
-            whole = whole_output(output, self.rules, instrument.exchange)
+            outputs = outputs_of(self.model, arguments, self.rules, instrument.exchange, instrument.context)
             problem, loss = "", None
             try:
                 ids, modules = prepared.arguments.get("input_ids"), self.lasting[plan.owner].modules
-                names = loss_names(whole, ids, instrument.context, modules)
+                names = loss_names(outputs.whole, ids, outputs.context, modules)
                 loss = plan.backward.evaluate(self.namespace, names)
             except Exception as error:  # noqa: BLE001 - the user's code; all ranks must hear of it before any waits
                 problem = plan.backward.explain(error)
@@ -303,10 +304,14 @@ class Runtime:
                 instrument.outcome.loss_failures = (text,) * len(values)
                 return None
             assert loss is not None  # no rank has a problem
-            with taking_gradients(self.lasting[plan.owner].modules, self.groups) as wrong:
+            modules = self.lasting[plan.owner].modules
+            with taking_gradients(modules, self.groups, self.mates) as taking:
                 loss.backward()
-            if wrong:
-                instrument.outcome.loss_failures = (wrong[0],) * len(values)
+                if outputs.back is not None:
+                    taking.of_the_loss()
+                    together(self.groups, outputs.back)
+            if taking.wrong:
+                instrument.outcome.loss_failures = (taking.wrong[0],) * len(values)
                 return None
             for name, gradient in taken().items():
                 site = Site(name, "grad")

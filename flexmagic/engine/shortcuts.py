@@ -14,7 +14,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.distributed import Loaded
-from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.exchange import RunEnds, RunStopped
 from flexmagic.engine.instrument import Instrument
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import Staged, modules_of
@@ -23,10 +23,6 @@ from flexmagic.layout.assemble import split
 from flexmagic.layout.layout import Layout
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site
-
-
-class RunEnds(BaseException):
-    """A run has reached the site at which it was to end: on all ranks alike, and no error."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,12 @@ def check_stages(loaded: Loaded, why: str) -> None:
 
 
 @contextlib.contextmanager
-def ending_at(model: nn.Module, site: Site | None) -> Iterator[None]:
-    """Raise :class:`RunEnds` once a site has its value, after whatever else is hooked there."""
-    if site is None:
+def ending_at(model: nn.Module, site: Site | None, rules: Mapping[Site, Rule], rank: int) -> Iterator[None]:
+    """Raise :class:`RunEnds` once a site has its value, after whatever else is hooked there.
+
+    On a rank that does not have the site, what it has of its module is passed by.
+    """
+    if site is None or site.path not in modules_of(model) or not _is_here(site, rules, rank):
         yield
         return
 
@@ -117,20 +116,37 @@ def shortened(
 ) -> Iterator[None]:
     """Hooks, captures and shortcuts on a model, for the length of a block.
 
-    ``forms``: see :func:`forms_kept`. Raises :class:`ModelError` for a pipeline, whose stages wait for
-    what others send.
+    ``forms``: see :func:`forms_kept`. Raises :class:`ModelError`, on all ranks alike, for a module that
+    reaches over several pipeline stages.
     """
-    model = loaded.model
-    if short.skip or short.stop_at is not None:
-        check_stages(
-            loaded,
-            "Over pipeline stages no part of a run can be left out: later stages wait for what earlier "
-            "ones send",
-        )
+    model, rank = loaded.model, instrument.exchange.rank
+    for skip in short.skip:
+        _check_one_stage(skip.path, rules)
     instrument.skipped = frozenset(skip.path for skip in short.skip)
-    skips = [(skip, forms.get(skip.path)) for skip in short.skip]
-    with instrument, passing_by(model, skips, rules, instrument), ending_at(model, short.stop_at):
+    instrument.at_once = instrument.at_once or bool(short.skip) or short.stop_at is not None
+    here = modules_of(model)
+    skips = [
+        (skip, forms.get(skip.path))
+        for skip in short.skip
+        if skip.path in here and _is_here(Site(skip.path), rules, rank)
+    ]
+    ending = ending_at(model, short.stop_at, rules, rank)
+    with instrument, passing_by(model, skips, rules, instrument), ending:
         yield
+
+
+def _check_one_stage(path: str, rules: Mapping[Site, Rule]) -> None:
+    known = [rule.ranks for site, rule in rules.items() if site.path == path and not rule.refused]
+    if any(not set(ranks) & set(known[0]) for ranks in known):
+        raise ModelError(
+            f"{path} cannot be skipped: it reaches over several pipeline stages. Skip the modules inside it."
+        )
+
+
+def _is_here(site: Site, rules: Mapping[Site, Rule], rank: int) -> bool:
+    """Whether a rank has what its module takes or returns, and is not a stand-in for another's."""
+    known = [rule for s, rule in rules.items() if (s.path, s.port) == (site.path, site.port)]
+    return not known or any(rule.refused or rank in rule.ranks for rule in known)
 
 
 @contextlib.contextmanager

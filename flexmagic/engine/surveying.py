@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from flexmagic.engine.checkpoint import Checkpoint, Unsharded
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.pipeline import Standing, cuts_batches, standing, whole_batches
+from flexmagic.engine.pipeline import cuts_batches, whole_batches
 from flexmagic.engine.probe import Notes, observe
 from flexmagic.engine.rows import (
     batch_of,
@@ -24,6 +24,7 @@ from flexmagic.engine.rows import (
     rows_from,
     with_a_row_more,
 )
+from flexmagic.engine.stage_standing import Standing, standing
 from flexmagic.engine.tensors import local_of
 from flexmagic.engine.tree import parameters_of
 from flexmagic.engine.twin import Twin, probe_inputs, twin_of
@@ -148,6 +149,17 @@ def everyone(groups: Groups, mine: Any) -> list[Any]:
     out: list[Any] = [None] * groups.place.world_size
     dist.all_gather_object(out, mine, group=groups.own)
     return out
+
+
+def together(groups: Groups, work: Callable[[], None]) -> None:
+    """Do work in which a rank may fail without the others; it has failed on all then."""
+    problem: Exception | None = None
+    try:
+        work()
+    except Exception as error:  # noqa: BLE001 - all ranks must hear of it
+        problem = error
+    if any(everyone(groups, problem is not None)):
+        raise problem or RunStopped("the backward failed on another pipeline stage")
 
 
 def _look(

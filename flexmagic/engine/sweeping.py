@@ -27,6 +27,7 @@ from flexmagic.engine.micro_batches import batch_dim
 from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.rows import batch_of, extent_of, share
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
+from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.tensors import detached, dtype_name
 from flexmagic.engine.trace import Trace
 from flexmagic.engine.traced import Save, Traced, View
@@ -133,8 +134,11 @@ def sweep(
 ) -> Swept | None:
     """One forward with all traces, the captures and values of each kept under its number.
 
-    ``None``, on all ranks, for an input of which not every tensor has a row for each of the batch's.
+    ``None``, on all ranks, for a pipeline, and for an input of which not every tensor has a row for each
+    of the batch's.
     """
+    if standing(runtime.model) is not None:
+        return None
     batch, count = batch_of(prepared.arguments), len(sources)
     tensors = [value for value in prepared.arguments.values() if isinstance(value, torch.Tensor)]
     others = [value for value in prepared.arguments.values() if not isinstance(value, torch.Tensor)]

@@ -39,12 +39,15 @@ class Trace:
     """One cell in one forward: where it is, what it waits for, and the tensor it works on.
 
     What the cell asked for in vain is raised in the coroutine, so that the error has the user's line.
+    ``line``: of a pipeline the ranks of its stages, one for each; else all ranks.
     """
 
     cell: Cell
 
-    def __init__(self, rules: Mapping[Site, Rule], world_size: int) -> None:
-        self._rules, self._everyone = rules, set(range(world_size))
+    def __init__(
+        self, rules: Mapping[Site, Rule], world_size: int, line: tuple[int, ...] | None = None
+    ) -> None:
+        self._rules, self._everyone, self._line = rules, set(range(world_size)), line
         self._coroutine: greenlet | None = None
         self._grad: bool | None = None
         self._over = False
@@ -70,6 +73,12 @@ class Trace:
             return True
         self._passed.add(site)
         return False
+
+    def passed(self, rank: int) -> None:
+        """The turn of another pipeline stage is over, of which this is a rank."""
+        self._passed.update(
+            site for site, rule in self._rules.items() if tuple(self._at_stages(rule)) == (rank,)
+        )
 
     def arrive(self, x: torch.Tensor) -> torch.Tensor:
         """Let the cell go on with the tensor it waits for; returns what it left there, or ``x`` itself.
@@ -188,7 +197,10 @@ class Trace:
             )
         if rule.refused:
             raise LayoutError(f"{site} is refused: {rule.refused}")
-        if set(rule.ranks) != self._everyone:
+        stages = self._at_stages(rule)
+        if self._line is not None and len(stages) > 1 and site.path:
+            raise LayoutError(f"{site} is on several pipeline stages, each of which comes there by itself")
+        if not stages or (self._line is None and set(stages) != self._everyone):
             ranks = ", ".join(map(str, rule.ranks))
             raise LayoutError(f"{site} is on rank {ranks} only, and a trace runs on all ranks together")
         if site in self._passed:
@@ -201,6 +213,14 @@ class Trace:
                 "assign it in the next, or take it from another row."
             )
             raise SiteError(f"{site} was {done} after it had passed{now}. {how}")
+
+    def everywhere(self, site: Site) -> bool:
+        """Whether all stages of a pipeline come to a site together."""
+        return len(self._at_stages(self._rules[site])) > 1
+
+    def _at_stages(self, rule: Rule) -> list[int]:
+        """The ranks that hold a site, of a pipeline one for each stage that does."""
+        return [rank for rank in self._line or sorted(self._everyone) if rank in rule.ranks]
 
     def _check_left(self) -> None:
         """Raise :class:`SiteError` for a tensor that was written into when its site had passed."""

@@ -21,8 +21,11 @@ class View:
     """What all names of one trace share: the coroutine, the modules and the sites there are."""
 
     def __init__(self, trace: Trace, modules: Mapping[str, nn.Module], sites: Collection[Site]) -> None:
-        self.trace, self.modules = trace, modules
+        self.trace = trace
         self.sites = [site for site in sites if site.port in PORTS]
+        ends = [site.path.split(".") for site in self.sites]  # also modules that other pipeline stages have
+        known = [".".join(parts[:depth]) for parts in ends for depth in range(1, len(parts) + 1)]
+        self.modules: dict[str, nn.Module | None] = {**dict.fromkeys(known), **modules}
         self._leaves: dict[tuple[str, str], list[str]] = {}
         for site in self.sites:
             self._leaves.setdefault((site.path, site.port), []).append(site.leaf)
@@ -96,15 +99,15 @@ class Traced:
         if name in NAMES:
             return view.value(*view.place(path, name))
         module = view.modules[path]
-        if name == "config" and hasattr(module, name):
+        if name == "config" and module is not None and hasattr(module, name):
             return module.config
         raise AttributeError(self._absent(name, module))
 
-    def _absent(self, name: str, module: nn.Module) -> str:
+    def _absent(self, name: str, module: nn.Module | None) -> str:
         shown, names = self._path or "the model", self._view.children(self._path)
         if name.startswith("grad"):
             return f"gradients are not read in a trace: give the run a loss and capture {shown}:grad_output"
-        if hasattr(module, name):
+        if module is not None and hasattr(module, name):
             return (
                 f"{shown} has a {name!r}, but a rank's own may be only a piece: a trace reads inputs and "
                 "outputs of modules. A whole parameter is session.model.parameter(name)."
@@ -125,7 +128,7 @@ class Traced:
         if isinstance(key, str):
             site = one_of(key, self._view.sites)
             return self._view.value(site.path, site.port, site.leaf)
-        numbered = [name for name in self._view.children(self._path) if name.isdigit()]
+        numbered = sorted((name for name in self._view.children(self._path) if name.isdigit()), key=int)
         if isinstance(key, slice):
             return [self[int(name)] for name in numbered[key]]
         at = key + len(numbered) if key < 0 else key

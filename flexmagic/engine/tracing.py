@@ -8,14 +8,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.code import HookSource, build_script
-from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.exchange import RunEnds, RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.instrument import ActiveHook, Instrument
-from flexmagic.engine.shortcuts import RunEnds
+from flexmagic.engine.pipeline import Pipeline, Turns
+from flexmagic.engine.stage_standing import standing
+from flexmagic.engine.stage_trace import Line
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.trace import Trace
 from flexmagic.engine.traced import Save, Traced, View
@@ -37,11 +40,15 @@ class TraceSource:
 
 @dataclass(frozen=True, kw_only=True)
 class TraceHook(ActiveHook):
-    """A trace in one run. After each stop of its cell all ranks compare where theirs have stopped."""
+    """A trace in one run. After each stop of its cell all ranks compare where theirs have stopped.
+
+    ``line``: the stages of a pipeline, which tell each other what the cell waits for.
+    """
 
     trace: Trace
     groups: Groups
     run: Callable[[], None]
+    line: Line | None = None
 
     def acts_at(self, site: Site) -> bool:
         """Whether the cell waits for a site that the forward has reached."""
@@ -49,6 +56,14 @@ class TraceHook(ActiveHook):
 
     def settle(self, *, well: bool) -> None:
         """Go on only if all ranks are well and wait for the same; raises :class:`RunStopped` on all alike."""
+        try:
+            self._settle(well=well)
+        except RunStopped:
+            if self.line is not None:
+                self.line.over = True
+            raise
+
+    def _settle(self, *, well: bool) -> None:
         waits_for = self.trace.waits_for
         said = numbers_of_all(self.groups, [int(well), zlib.crc32(str(waits_for).encode())])
         if not all(ok for ok, _ in said):
@@ -72,25 +87,35 @@ def trace_hook(
     context: dict[str, Any],
 ) -> TraceHook:
     """The hook of a trace for one run, whose ``context`` it saves into."""
-    trace = Trace(rules, groups.place.world_size)
+    stands = standing(model)
+    line = None if stands is None else Line(groups, stands.line)
+    trace = Trace(rules, groups.place.world_size, None if line is None else line.ranks)
     view = View(trace, modules_of(model), rules)
     own = dict(zip(NAMES, (Traced(view), Save(context), context, groups.place.rank), strict=True))
     names = {**own, **source.given}
     body = build_script(source.code, tuple(names), namespace)
+
+    def arrive(at: dict[str, Any]) -> torch.Tensor:
+        waits_for = trace.waits_for
+        if line is not None and waits_for is not None and not trace.everywhere(waits_for):
+            line.tell(at["x"])
+        return trace.arrive(at["x"])
+
     hook = TraceHook(
         source.code,
-        lambda at: trace.arrive(at["x"]),
+        arrive,
         frozenset(view.sites),
         trace=trace,
         groups=groups,
         run=lambda: body(names),
+        line=line,
     )
     trace.cell = hook
     return hook
 
 
 @contextlib.contextmanager
-def traced(instrument: Instrument) -> Iterator[None]:
+def traced(instrument: Instrument, model: nn.Module) -> Iterator[None]:
     """A forward with a trace: the cell begins before it, and must have come to its end after it.
 
     Raises :class:`RunStopped` on all ranks alike if the cell fails before it asks for anything.
@@ -103,14 +128,43 @@ def traced(instrument: Instrument) -> Iterator[None]:
         with instrument.contained(hook):
             hook.trace.begin()
         hook.settle(well=not instrument.outcome.failures)
-        try:
-            yield
-        except RunEnds:
-            _end(instrument, hook)
-            raise
+        with _in_turns(instrument, hook, model):
+            try:
+                yield
+            except RunEnds:
+                if hook.line is not None:
+                    hook.line.finish()
+                _end(instrument, hook)
+                raise
         _end(instrument, hook)
     finally:
         hook.trace.close()
+
+
+@contextlib.contextmanager
+def _in_turns(instrument: Instrument, hook: TraceHook, model: nn.Module) -> Iterator[None]:
+    """Over pipeline stages, let the cell on each of them go along with the others."""
+    line = hook.line
+    if line is None or not isinstance(model, Pipeline):
+        yield
+        return
+
+    def arrives(x: torch.Tensor) -> None:
+        with instrument.contained(hook, hook.trace.waits_for):
+            hook.trace.arrive(x)
+        hook.settle(well=not instrument.outcome.failures)
+
+    def well() -> bool:
+        return not instrument.outcome.failures and not instrument.outcome.stopped
+
+    line.arrives, line.passed = arrives, hook.trace.passed
+    model.turns = Turns(line.before, lambda error: line.after(error, well=well()))
+    handle = model.register_forward_hook(lambda *_: line.finish())
+    try:
+        yield
+    finally:
+        model.turns = None
+        handle.remove()
 
 
 def _end(instrument: Instrument, hook: TraceHook) -> None:

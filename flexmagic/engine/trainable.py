@@ -118,45 +118,90 @@ class Trainables:
         }
 
 
+class Taking:
+    """The modules' gradients of one backward; ``wrong`` says afterwards why they are not taken."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter]) -> None:
+        self._parameters = parameters
+        self.early: dict[str, torch.Tensor] = {}
+        self.wrong: list[str] = []
+
+    def new(self) -> dict[str, torch.Tensor]:
+        """The gradients there are now, and none from here on."""
+        found = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        for parameter in self._parameters.values():
+            parameter.grad = None
+        return found
+
+    def of_the_loss(self) -> None:
+        """What there is comes from the loss itself, on all ranks alike; each pipeline stage adds its own."""
+        self.early = self.new()
+
+
 @contextlib.contextmanager
-def taking_gradients(modules: Trainables, groups: Groups) -> Iterator[list[str]]:
+def taking_gradients(
+    modules: Trainables, groups: Groups, mates: frozenset[int] | None = None
+) -> Iterator[Taking]:
     """Add up the modules' gradients of one backward, the same bits on every rank, or leave them as they were.
 
-    Yields a list that afterwards says what is wrong if the ranks' gradients differ; all ranks come here.
+    ``mates``: the ranks of this pipeline stage, which have the same. All ranks come here.
     """
     parameters = modules.trained()
     before = {name: parameter.grad for name, parameter in parameters.items()}
     for parameter in parameters.values():
         parameter.grad = None
-    wrong: list[str] = []
+    taking = Taking(parameters)
     new: dict[str, torch.Tensor] = {}
     try:
-        yield wrong
-        new = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-        wrong += _agreed(new, groups)
-    except BaseException:
-        new = {}
-        raise
+        yield taking
+        found = taking.new()
+        if mates is None:
+            new, taking.wrong = _agreed(found, groups)
+        else:
+            new, taking.wrong = _summed(taking.early, found, groups, mates)
     finally:
         for name, parameter in parameters.items():
-            found, kept = None if wrong else new.get(name), before[name]
-            parameter.grad = kept if found is None else found if kept is None else kept + found
+            added, kept = None if taking.wrong else new.get(name), before[name]
+            parameter.grad = kept if added is None else added if kept is None else kept + added
 
 
-def _agreed(gradients: dict[str, torch.Tensor], groups: Groups) -> list[str]:
-    """Make every rank's gradients those of rank 0, after all saw that they are the same but for rounding."""
-    said = everyone(groups, list(gradients))
-    if any(names != said[0] for names in said):
-        return [f"the ranks did not use the same modules: {said}"]
-    off = {}
-    for name, gradient in gradients.items():
-        first = gradient.detach().contiguous().clone()
-        dist.broadcast(first, 0, group=groups.own)
-        scale = float(first.abs().max()) or 1.0
-        off[name] = float((first - gradient).abs().max()) / scale
-        gradient.copy_(first)
-    most = {name: max(of[name] for of in everyone(groups, off)) for name in off}
-    return [
+def _summed(
+    early: dict[str, torch.Tensor], found: dict[str, torch.Tensor], groups: Groups, mates: frozenset[int]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The gradients of the loss itself and of every pipeline stage, added up on all ranks."""
+    total, wrong = _agreed(early, groups)
+    for stage in dict.fromkeys(everyone(groups, tuple(sorted(mates)))):
+        part, off = _agreed(found if groups.place.rank in stage else {}, groups, stage)
+        wrong += off
+        for name, gradient in part.items():
+            total[name] = total[name] + gradient if name in total else gradient
+    return total, wrong
+
+
+def _agreed(
+    gradients: dict[str, torch.Tensor], groups: Groups, among: tuple[int, ...] | None = None
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The first rank's gradients on all, after those that have some saw that they differ by rounding only.
+
+    ``among``: the ranks that have some, if not all. Also says what is wrong if they differ by more.
+    """
+    holders = among or tuple(range(groups.place.world_size))
+    forms = everyone(groups, {name: (tuple(g.shape), g.dtype) for name, g in gradients.items()})
+    used = {rank: list(forms[rank]) for rank in holders}
+    if any(names != used[holders[0]] for names in used.values()):
+        return {}, [f"the ranks did not use the same modules: {list(used.values())}"]
+    out, off = {}, {}
+    for name, (shape, dtype) in forms[holders[0]].items():
+        mine = gradients.get(name)
+        first = torch.empty(shape, dtype=dtype, device=groups.place.device)
+        if groups.place.rank == holders[0]:
+            first.copy_(gradients[name])
+        dist.broadcast(first, holders[0], group=groups.own)
+        if mine is not None:
+            off[name] = float((first - mine).abs().max()) / (float(first.abs().max()) or 1.0)
+        out[name] = first
+    most = {name: max(of.get(name, 0.0) for of in everyone(groups, off)) for name in out}
+    return out, [
         f"the ranks' gradients of modules.{name} differ by {most[name]:.2g} of the largest value, "
         "so they are not those of one process"
         for name in most

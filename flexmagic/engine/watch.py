@@ -6,6 +6,7 @@ while it is blocked in C++, and Linux says how much the thread and its connectio
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -34,9 +35,22 @@ _EXCHANGES = (f"{_OURS}{os.sep}exchange.py", f"{_OURS}{os.sep}messages.py")
 _MEETINGS = f"{_TORCH}distributed{os.sep}"
 _BACKWARD = f"{_TORCH}autograd{os.sep}"
 _LIBRARIES = ("site-packages", f"{os.sep}lib{os.sep}python", "<frozen ", _OURS)
-_FUTEX = {"x86_64": ("202",), "aarch64": ("98",)}.get(os.uname().machine, ())
+_STANDARD = str(Path(os.__file__).parent)
+_LOCKS = {"x86_64": {"202"}, "aarch64": {"98"}}.get(os.uname().machine, set())
 """The number of the system call in which a thread waits for a lock."""
+_WAITS = _LOCKS | {
+    "x86_64": {"7", "23", "35", "45", "47", "230", "232", "270", "271", "281"},
+    "aarch64": {"22", "72", "73", "101", "115", "207", "212"},
+}.get(os.uname().machine, set())
+"""Those in which it waits for a lock, a socket or a time, and reads no file."""
 _TICKS = os.sysconf("SC_CLK_TCK")
+
+STIRRED, STIRRED_BESIDE = 0.001, 0.03
+"""CPU seconds of the main thread, and of all others, from which on something has happened between two looks.
+
+A thread that runs at all, if only to hand over the interpreter to who asks, takes more than the first;
+threads that carry the questions and answers take less than the second.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,9 +58,10 @@ class Whereabouts:
     """One look at a rank: plain data.
 
     ``kind``: one of the words above. ``what``: the verb, collective, or line that is being run.
-    ``locked``: the main thread sleeps until another thread wakes it, as it does in any collective.
-    ``since``: seconds since the verb began. ``seconds``: CPU time of the main thread; ``moved``: bytes
-    through its connections to other ranks.
+    ``asleep``: the main thread sleeps, and reads no file. ``locked``: it does so in C++ until another
+    thread wakes it, as in any collective; Python's own ways to wait are for threads and processes of this
+    host. ``since``: seconds since the verb began. ``seconds``: CPU time of the main thread; ``beside``: of
+    all others but the one that answers. ``moved``: bytes through its connections to other ranks.
     """
 
     kind: str
@@ -55,9 +70,11 @@ class Whereabouts:
     hook: str = ""
     line: int | None = None
     text: str = ""
+    asleep: bool = False
     locked: bool = False
     since: float = 0.0
     seconds: float = 0.0
+    beside: float = 0.0
     moved: int = 0
 
     def __str__(self) -> str:
@@ -78,12 +95,18 @@ class Whereabouts:
     @property
     def blocked(self) -> bool:
         """Whether the rank waits for others: in a collective, or in a module on a lock."""
-        return self.kind == MEETING or (self.kind == MODEL and bool(self.site) and self.locked)
+        return (self.kind == MEETING and self.asleep) or (
+            self.kind == MODEL and bool(self.site) and self.locked
+        )
 
-    @property
-    def stuck_as(self) -> tuple[Any, ...]:
-        """What stays the same while nothing happens."""
-        return self.kind, self.what, self.site, self.hook, self.line, self.seconds, self.moved
+    def as_at(self, before: Whereabouts) -> bool:
+        """Whether nothing has happened between an earlier look and this one."""
+        place, was = ((p.kind, p.what, p.site, p.hook, p.line, p.asleep, p.moved) for p in (self, before))
+        return (
+            place == was
+            and self.seconds - before.seconds < STIRRED
+            and self.beside - before.beside < STIRRED_BESIDE
+        )
 
     def plain(self) -> dict[str, Any]:
         """As a dict of plain values."""
@@ -95,10 +118,9 @@ def whereabouts(ranks: Collection[Endpoint] = ()) -> Whereabouts:
     main = threading.main_thread()
     frame = sys._current_frames().get(main.ident or 0)  # noqa: SLF001 - the documented way to see other threads
     frames = list(_outwards(frame))
-    locked, seconds = _thread(main.native_id)
     port = Slot.runtime.groups.meeting.port if Slot.runtime is not None else 0
     moved = sockets.moved(ranks, port) if ranks else 0
-    common: dict[str, Any] = {"locked": locked, "seconds": seconds, "moved": moved}
+    common: dict[str, Any] = {"moved": moved} | _thread(main, frames)
     working = Slot.working
     if not working:
         place = _other_code(frames)
@@ -118,15 +140,34 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
         frame = frame.f_back
 
 
-def _thread(native_id: int | None) -> tuple[bool, float]:
-    """Whether the thread sleeps on a lock, and its CPU time in seconds."""
-    task = Path(f"/proc/self/task/{native_id}")
-    fields = (task / "stat").read_text().rpartition(")")[2].split()
+def _thread(thread: threading.Thread, frames: list[FrameType]) -> dict[str, Any]:
+    """How a thread is, as Linux tells: whether it sleeps, on what, and what has been done."""
+    task = Path(f"/proc/self/task/{thread.native_id}")
     try:
         call = (task / "syscall").read_text().split()[0]
     except OSError:  # not every container shows it
         call = ""
-    return call in _FUTEX, (int(fields[11]) + int(fields[12])) / _TICKS
+    asleep = (task / "stat").read_text().rpartition(")")[2].split()[0] == "S" and (not call or call in _WAITS)
+    inside = frames[0].f_code.co_filename if frames else ""
+    python = inside.startswith(_STANDARD) and "site-packages" not in inside
+    return {
+        "asleep": asleep,
+        "locked": asleep and call in _LOCKS and not python,
+        "seconds": time.clock_gettime(time.pthread_getcpuclockid(thread.ident or 0)),
+        "beside": _beside(thread.native_id) if asleep else 0.0,
+    }
+
+
+def _beside(native_id: int | None) -> float:
+    """CPU seconds of all threads but one and the one that asks."""
+    ticks = 0
+    for task in Path("/proc/self/task").iterdir():
+        if int(task.name) in {native_id, threading.get_native_id()}:
+            continue
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+    return ticks / _TICKS
 
 
 def _kind(frames: list[FrameType], otherwise: str) -> str:

@@ -21,16 +21,18 @@ class Found:
     reduced: bool = False
 
 
-def parameter_gradient_rule(
+def parameter_gradient_rule(  # noqa: PLR0917 - one parameter and all that is known of it
     site: Site,
     mesh: Mesh,
     seen: Sequence[Mapping[Site, Seen]],
     groups: Sequence[int],
     whole: tuple[int, ...] | None = None,
+    stages: Sequence[int] = (),
 ) -> Found:
     """The rule for a parameter's gradient, from what each rank holds of it after a backward.
 
-    ``whole``: the parameter's shape in the unsharded model, where that is known.
+    ``whole``: the parameter's shape in the unsharded model, where that is known. ``stages``: each
+    rank's pipeline stage, in some numbering; what several have, each uses at its own place.
     """
     here = {rank: of_rank[site] for rank, of_rank in enumerate(seen) if site in of_rank}
     first = next(iter(here.values()))
@@ -46,6 +48,10 @@ def parameter_gradient_rule(
         if decision.refused:
             return Found(replace(rule, refused=decision.refused))
         rule = replace(decision.rule(site, mesh), how=rule.how)
+    if len({stages[rank] for rank in here} if stages else ()) > 1:
+        if rule.addends:
+            return Found(replace(rule, refused="several pipeline stages hold sums of different gradients"))
+        rule = replace(rule, addends=tuple(stages), how="the sum over the stages that use it")
     return _over_groups(rule, here, groups)
 
 
@@ -66,3 +72,17 @@ def _over_groups(rule: Rule, here: Mapping[int, Seen], groups: Sequence[int]) ->
     if not equal:
         return Found(replace(rule, row_addends=tuple(groups)))
     return Found(rule, reduced=True)
+
+
+def without_tied(found: Mapping[Site, Found], whole: Mapping[str, tuple[int, ...]]) -> dict[Site, Found]:
+    """Refuse matrices on pipeline stages that may be one parameter of the unsharded model.
+
+    Those are matrices that it does not have under their name, and all of the same shape.
+    """
+    shapes = {site: tuple(dim.size for dim in its.rule.dims) for site, its in found.items()}
+    strange = {shape for site, shape in shapes.items() if len(shape) > 1 and site.path not in whole}
+    why = "another pipeline stage may use the same parameter under another name, which adds to its gradient"
+    return {
+        site: Found(replace(its.rule, refused=why)) if shapes[site] in strange else its
+        for site, its in found.items()
+    }

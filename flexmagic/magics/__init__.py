@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+from flexmagic.magics.cell_form import TRANSFORMS
+from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
-from flexmagic.magics.desk import Desk
-from flexmagic.magics.empty_body import allow_empty_body
+from flexmagic.magics.completion import Completion
+from flexmagic.magics.config import ConfigMagics
+from flexmagic.magics.desk import Desk, Helper
 from flexmagic.magics.hook import HookMagics
+from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.restart import Restart
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
 from flexmagic.magics.trace import TraceMagics
+from flexmagic.magics.traceback import TracebackMagics
 from flexmagic.magics.weights import WeightsMagics
 
 if TYPE_CHECKING:
@@ -20,8 +27,13 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
+    CellsMagics, ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
+
+HELPERS: tuple[Callable[[InteractiveShell, Desk], Helper], ...]
+HELPERS = (Completion, Inspection, EngineCells, Restart)
+"""What stands beside the magics in a shell."""
 
 _DESK = "_flexmagic_desk"
 
@@ -33,7 +45,18 @@ def load(shell: InteractiveShell) -> None:
     setattr(shell, _DESK, desk := Desk(shell))
     for family in FAMILIES:
         shell.register_magics(family(shell, desk))
-    shell.input_transformers_cleanup.append(allow_empty_body)
+    shell.input_transformers_cleanup.extend(TRANSFORMS)
+    configurables: list[Any] = shell.configurables
+    configurables.append(desk.settings)
+    desk.helpers = tuple(helper(shell, desk) for helper in HELPERS)
+    for helper in desk.helpers:
+        helper.add()
+
+
+def desk_of(shell: InteractiveShell) -> Desk:
+    """The desk of a shell on which the magics are loaded."""
+    desk: Desk = getattr(shell, _DESK)
+    return desk
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -48,7 +71,12 @@ def unload(shell: InteractiveShell) -> None:
                 shell.magics_manager.magics[kind].pop(name, None)
         shell.magics_manager.registry.pop(family.__name__, None)
     _forget_parallel_magics(shell, desk.magics_before)
-    shell.input_transformers_cleanup.remove(allow_empty_body)
+    for transform in TRANSFORMS:
+        shell.input_transformers_cleanup.remove(transform)
+    configurables: list[Any] = shell.configurables
+    configurables.remove(desk.settings)
+    for helper in desk.helpers:
+        helper.remove()
     delattr(shell, _DESK)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.error import UsageError
@@ -41,7 +42,11 @@ def parse(magic: Any, line: str) -> Namespace | None:
     except UsageError as error:
         name = magic.argcmd_name if hasattr(magic, "argcmd_name") else magic.__name__
         said = str(error).strip().splitlines()[-1] if str(error).strip() else "wrong options"
-        msg = f"{said}. Type %{name}? for its options."
+        wrong = [word for word in said.split() if word.startswith("--")]
+        flags = [flag for action in magic.parser._actions for flag in action.option_strings]  # noqa: SLF001
+        near = [flag for word in wrong for flag in get_close_matches(word, flags, 1)]
+        meant = f" Did you mean {' and '.join(near)}?" if "unrecognized" in said and near else ""
+        msg = f"{said}.{meant} Type %{name}? for its options."
         raise InputError(msg) from None
 
 

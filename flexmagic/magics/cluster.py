@@ -10,6 +10,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import bytes_of, parse
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.restart import kernel_name
 
 if TYPE_CHECKING:
     from flexmagic.client.table import Table
@@ -31,13 +32,16 @@ class ClusterMagics(DeskMagics):
     @argument(
         "name", nargs="?", help="attach: the id or profile of the running cluster, if there are several"
     )
-    @argument("-n", type=int, default=2, help="start: how many engines, one per rank")
+    @argument("-n", type=int, help="start: how many engines, one per rank (default: FlexMagic.engines)")
     @argument("--keep", action="store_true", help="start: leave the engines running when the notebook ends")
     @argument("--oversubscribe", action="store_true", help="start: let several engines share a device")
     @argument("--hooks", action="store_true", help="attach: copy the hooks of other notebooks at work")
     @argument("--run", type=float, metavar="SECONDS", help="limit: what a call may take; 0 for any time")
     @argument(
         "--alone", type=float, metavar="SECONDS", help="limit: user code while the other ranks wait for it"
+    )
+    @argument(
+        "--recover", choices=("on", "off"), help="limit: start an engine again that had to be ended (on)"
     )
     @argument("--captures", metavar="SIZE", help="limit: what each rank keeps of runs, e.g. 4GB")
     @argument(
@@ -73,22 +77,24 @@ class ClusterMagics(DeskMagics):
         self._refuse_second()
         from flexmagic.client.session import Session
 
-        with waiting(self._desk.shell, f"Starting {args.n} engines") as status:
+        settings = self._desk.settings
+        n = settings.engines if args.n is None else args.n
+        with waiting(self._desk.shell, f"Starting {n} engines") as status:
             session = Session.start(
-                args.n,
-                keep=args.keep,
-                oversubscribe=args.oversubscribe,
-                progress=lambda up, what: status.say(f"Starting {args.n} engines: {up} up, {what}"),
+                n,
+                keep=args.keep or settings.keep,
+                oversubscribe=args.oversubscribe or settings.oversubscribe,
+                progress=lambda up, what: status.say(f"Starting {n} engines: {up} up, {what}"),
             )
             self._desk.take(session)
-            status.done(f"{args.n} engines are up")
+            status.done(f"{n} engines are up")
         return session.status()
 
     def _attach(self, args: Any) -> Table:
         self._refuse_second()
         from flexmagic.client.session import Session
 
-        self._desk.take(Session.attach(args.name, hooks=args.hooks))
+        self._desk.take(Session.attach(args.name, hooks=args.hooks, kernel=kernel_name(self._desk.shell)))
         return self._desk.session.status()
 
     def _refuse_second(self) -> None:
@@ -112,7 +118,8 @@ class ClusterMagics(DeskMagics):
 
     def _limit(self, args: Any) -> None:
         captures = None if args.captures is None else bytes_of(args.captures)
-        self._desk.session.limit(run=args.run, alone=args.alone, captures=captures)
+        recover = None if args.recover is None else args.recover == "on"
+        self._desk.session.limit(run=args.run, alone=args.alone, captures=captures, recover=recover)
 
     def _stop(self, args: Any) -> None:
         session = self._desk.drop()

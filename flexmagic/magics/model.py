@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import line_cell_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
@@ -12,7 +12,25 @@ from flexmagic.magics.arguments import parse, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
 
 if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from flexmagic.client.model import Model
+    from flexmagic.client.session import Session
     from flexmagic.client.table import Table
+
+
+def load(session: Session, path: str, options: str) -> Model:
+    """Load a model as the line ``%flexmodel PATH OPTIONS`` does; raises as it does."""
+    args = parse(ModelMagics.flexmodel, f"{path!r} {options}")
+    if args is None or args.layout or args.names or args.unwrap:
+        msg = f"{options!r} are no options of loading a model."
+        raise InputError(msg)
+    return _load(session, args)
+
+
+def _load(session: Session, args: Namespace, **more: Any) -> Model:
+    sizes = {name: getattr(args, name) for name in ("tp", "pp", "dp", "fsdp")}
+    return session.load(unquoted(args.path), dtype=args.dtype, attn=args.attn, **sizes, **more)
 
 
 @magics_class
@@ -50,20 +68,19 @@ class ModelMagics(DeskMagics):
         args = parse(self.flexmodel, line)
         if args is None:
             return None
-        sizes = {"tp": args.tp, "pp": args.pp, "dp": args.dp, "fsdp": args.fsdp}
         if cell is not None:
+            sizes = {"tp": args.tp, "pp": args.pp, "dp": args.dp, "fsdp": args.fsdp}
             if args.path:
                 msg = "A %%flexmodel cell builds the model itself and takes no path."
                 raise InputError(msg)
-            with waiting(self._desk.shell, "Building the model") as status:
+            with waiting(self._desk.shell, "Building the model", cancel=self._desk.session.cancel) as status:
                 model = self._desk.session.load_cell(cell, first_line=2, progress=status.tick, **sizes)
                 status.done(str(model))
         elif args.path:
-            with waiting(self._desk.shell, f"Loading {args.path}") as status:
-                model = self._desk.session.load(
-                    unquoted(args.path), dtype=args.dtype, attn=args.attn, progress=status.tick, **sizes
-                )
-                status.done(str(model))
+            with waiting(
+                self._desk.shell, f"Loading {args.path}", cancel=self._desk.session.cancel
+            ) as status:
+                status.done(str(_load(self._desk.session, args, progress=status.tick)))
         elif args.unwrap:
             left = self._desk.session.model.unwrap()
             print(

@@ -168,7 +168,7 @@ class RunMagics(DeskMagics):
             )
         options = self._options(args, args.seed)
         del options["skip"]
-        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+        with waiting(self._desk.shell, "Running", quiet=1.0, cancel=self._desk.session.cancel) as status:
             made = self._desk.session.run_cell(
                 cell, grad=args.grad, progress=status.tick, first_line=2, **options
             )
@@ -191,7 +191,7 @@ class RunMagics(DeskMagics):
         }
 
     def _run(self, args: Any, inputs: Any, options: dict[str, Any]) -> Run:
-        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+        with waiting(self._desk.shell, "Running", quiet=1.0, cancel=self._desk.session.cancel) as status:
             run = self._desk.session.run(
                 inputs,
                 backward=None if args.backward is None else unquoted(args.backward),
@@ -205,7 +205,7 @@ class RunMagics(DeskMagics):
 
     def _generate(self, args: Any, inputs: Any, options: dict[str, Any]) -> Generation:
         """Show the text in the status line as it comes, and the run at the end."""
-        with waiting(self._desk.shell, "Generating") as status:
+        with waiting(self._desk.shell, "Generating", cancel=self._desk.session.cancel) as status:
 
             def progress(waited: Waited) -> None:
                 text, done, total = waited.ranks.get(0, ("", 0, 0))

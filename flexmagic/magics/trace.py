@@ -90,7 +90,7 @@ class TraceMagics(DeskMagics):
             "first_line": 2,
         }
         inputs = inputs_of(self.shell, args, "%%flextrace")
-        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+        with waiting(self._desk.shell, "Running", quiet=1.0, cancel=self._desk.session.cancel) as status:
             made: Run | Sweep
             if over:
                 made = session.sweep(inputs, cell, over, progress=status.tick, **options)

@@ -25,11 +25,23 @@ from flexmagic.view.words import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from ipywidgets import DOMWidget
+
     from flexmagic.view.picture import Picture
     from flexmagic.view.source import Source, Stats
 
 _STATIC = Path(__file__).parent / "static"
 _MOST_VIEWS = 16
+
+
+def answer_where_asked(widget: DOMWidget) -> None:
+    """Let messages be handled on the channel they come by, also while this cell still runs.
+
+    ipykernel 7 routes them to the loop that last published on a comm, which for a new widget is the
+    one that runs the cell; forgetting it leaves the front end's own choice.
+    """
+    if widget.comm is not None and hasattr(widget.comm, "_reply_subshell_id"):
+        del widget.comm._reply_subshell_id  # noqa: SLF001 - there is no public way
 
 
 class TensorView(anywidget.AnyWidget):
@@ -69,16 +81,7 @@ class TensorView(anywidget.AnyWidget):
         self._lock = threading.Lock()
         super().__init__(picture_key=picture_key)
         self.on_msg(self._answer)
-        self._answer_where_asked()
-
-    def _answer_where_asked(self) -> None:
-        """Let questions be answered on the channel they come by, also while this cell still runs.
-
-        ipykernel 7 routes questions to the loop that last published on a comm, which for a new
-        widget is the one that runs the cell; forgetting it leaves the front end's own choice.
-        """
-        if self.comm is not None and hasattr(self.comm, "_reply_subshell_id"):
-            del self.comm._reply_subshell_id  # noqa: SLF001 - there is no public way
+        answer_where_asked(self)
 
     def _answer(self, _: Any, question: protocol.Message, __: list[bytes]) -> None:
         """Answer one question of a browser, with a sentence if it cannot be answered.

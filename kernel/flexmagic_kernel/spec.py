@@ -1,7 +1,7 @@
 """Installing and removing the kernelspec.
 
-The kernel is ipykernel, started with ``--ext=flexmagic`` (IPython's option to load an extension at
-start-up), so whatever ipykernel learns, this kernel can.
+The kernel is ipykernel, started with ``--ext=flexmagic_kernel`` (IPython's option to load an extension at
+start-up), so whatever ipykernel learns, this kernel can. Its settings are options of that command line.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +23,67 @@ from flexmagic.errors import InputError
 DISPLAY_NAME = "Python 3 (flexmagic)"
 """What Jupyter's launcher and kernel menu show."""
 
-LOAD_EXTENSION = "--ext=flexmagic"
-"""The argument that makes IPython load the extension; by it we know our own kernels again."""
+LOAD_EXTENSION = "--ext=flexmagic_kernel"
+"""The argument that makes IPython load the extension."""
+
+_OURS = {LOAD_EXTENSION, "--ext=flexmagic"}
+"""By these arguments we know our own kernels again, also those of earlier versions."""
 
 RESOURCES = Path(__file__).with_name("resources")
 
 
-def kernel_json() -> dict[str, Any]:
-    """The content of ``kernel.json``: ipykernel's own for this Python, and the extension."""
+@dataclass(frozen=True)
+class Start:
+    """What a kernel has from its start on: a cluster of ``engines``, or the running one of a ``profile``.
+
+    ``model``: folder or hub id, loaded at once. Without any of them, cells start what they need.
+    """
+
+    engines: int | None = None
+    profile: str = ""
+    model: str = ""
+
+    def arguments(self) -> list[str]:
+        """The settings as options of the kernel's command line; raises :class:`InputError`."""
+        if self.engines is not None and self.profile:
+            msg = "Choose one: --engines starts a cluster, --profile attaches to one that is running."
+            raise InputError(msg)
+        if self.engines is not None and self.engines < 1:
+            msg = f"--engines {self.engines}: a cluster needs at least one."
+            raise InputError(msg)
+        model = str(Path(self.model).absolute()) if self.model and Path(self.model).is_dir() else self.model
+        given = {"engines": self.engines, "profile": self.profile, "model": model}
+        wanted = [f"--FlexMagic.{name}={value}" for name, value in given.items() if value]
+        return ["--FlexMagic.background=True", *wanted] if wanted else []
+
+    def __str__(self) -> str:
+        """What tells this kernel from others in a menu."""
+        size = f"{self.engines} engines" if self.engines else self.profile
+        return ", ".join(part for part in (size, Path(self.model).name) if part)
+
+
+def kernel_json(start: Start = Start()) -> dict[str, Any]:
+    """The content of ``kernel.json``: ipykernel's own for this Python, the extension and its settings."""
     from ipykernel.kernelspec import get_kernel_dict
 
     content: dict[str, Any] = get_kernel_dict(
-        extra_arguments=[LOAD_EXTENSION],
+        extra_arguments=[LOAD_EXTENSION, *start.arguments()],
         python_arguments=["-Xfrozen_modules=off"],  # as ipykernel's: the debugger wants it
     )
-    return content | {"display_name": DISPLAY_NAME}
+    name = f"{DISPLAY_NAME.removesuffix(')')}: {start})" if str(start) else DISPLAY_NAME
+    return content | {"display_name": name}
 
 
-def install(name: str = "flexmagic", *, user: bool = False, prefix: str | None = None) -> Path:
+def install(
+    name: str = "flexmagic",
+    *,
+    user: bool = False,
+    prefix: str | None = None,
+    start: Start = Start(),
+) -> Path:
     """Install the kernel and return its directory; an older installation of ours is replaced.
+
+    ``start``: what it has from its start on. Under names of their own, several can live side by side.
 
     By default into this Python's environment, with ``user`` into the user's Jupyter directory,
     with ``prefix`` below another environment. Raises :class:`InputError` for a name that cannot be
@@ -48,13 +91,13 @@ def install(name: str = "flexmagic", *, user: bool = False, prefix: str | None =
     """
     manager = _manager(user=user, prefix=prefix)
     directory = _directory(manager, name)
-    if directory.exists() and not _is_ours(directory):
+    if directory.exists() and not is_ours(directory):
         msg = f"{directory} holds another kernel. Choose another name with --name."
         raise InputError(msg)
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "spec"
         shutil.copytree(RESOURCES, source)
-        (source / "kernel.json").write_text(json.dumps(kernel_json(), indent=1) + "\n", encoding="utf-8")
+        (source / "kernel.json").write_text(json.dumps(kernel_json(start), indent=1) + "\n", encoding="utf-8")
         try:
             manager.install_kernel_spec(
                 str(source), name, user=user, prefix=None if user else prefix or sys.prefix
@@ -75,7 +118,7 @@ def uninstall(name: str = "flexmagic", *, user: bool = False, prefix: str | None
     if not directory.is_dir():
         msg = f"There is no kernel {name!r} in {directory.parent}. See `jupyter kernelspec list`."
         raise InputError(msg)
-    if not _is_ours(directory):
+    if not is_ours(directory):
         msg = f"The kernel {name!r} in {directory.parent} is not one of flexmagic's; it stays."
         raise InputError(msg)
     try:
@@ -107,9 +150,10 @@ def _directory(manager: KernelSpecManager, name: str) -> Path:
     return Path(manager.kernel_dirs[0]) / name.lower()
 
 
-def _is_ours(directory: Path) -> bool:
+def is_ours(directory: Path) -> bool:
+    """Whether a kernel's directory was written by :func:`install`."""
     try:
         content = json.loads((directory / "kernel.json").read_text(encoding="utf-8"))
-        return LOAD_EXTENSION in content["argv"]
+        return not _OURS.isdisjoint(content["argv"])
     except (OSError, ValueError, LookupError, TypeError):
         return False

@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from engines.fault_cases import CASES, MODELS, STAGE_CASES, Case, output
+from engines.fault_cases import CASES, GENERATION_CASES, MODELS, STAGE_CASES, Case, output
 
 from flexmagic import Session
 
 TWO = {
-    "tp": CASES,
+    "tp": [*CASES, *GENERATION_CASES],
     "fsdp": ["hook raises in the backward", "a collective on one rank", "endless loop on one rank"],
     "ddp": ["hook raises in the backward", "a collective on one rank"],
     "pp": STAGE_CASES,
@@ -60,7 +60,7 @@ def main() -> None:
             for kind, names in (TWO if ranks == 2 else FOUR).items():
                 loaded = ""
                 for name in names:
-                    case = (CASES | STAGE_CASES)[name]
+                    case = (CASES | STAGE_CASES | GENERATION_CASES)[name]
                     if args.only not in name:
                         continue
                     if loaded != (wanted := case.model if case.model != "tp" else kind):

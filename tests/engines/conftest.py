@@ -53,6 +53,15 @@ def holds_shipped_model(session):
     return model is not None and model.alive and session._model is model
 
 
+@pytest.fixture
+def staged(session):
+    """The session with the shipped model in two pipeline stages, eager attention as in ``loaded``."""
+    model = _SHIPPED.get("staged")
+    if model is None or not model.alive or session._model is not model:
+        _SHIPPED["staged"] = session.load(MODEL, pp=2, attn="eager")
+    return session
+
+
 @pytest.fixture(scope="session")
 def one_process():
     """The shipped model in this process: the truth."""

@@ -80,6 +80,7 @@ class Case:
     ``entered``: the ranks that say in files that they are in the body; once all have, the notebook's
     own process is interrupted. ``first``: the first token of the input. ``alone``: seconds that ranks
     may be in user code while others wait. ``ranks``: those that fail; ``cause``: what the first fails with.
+    ``tokens``: how many to generate, instead of one forward.
     """
 
     body: str = ""
@@ -94,6 +95,7 @@ class Case:
     ranks: tuple[int, ...] = ()
     cause: type[BaseException] | None = None
     model: str = "tp"
+    tokens: int = 0
 
     def provoke(self, session: Session, folder: Path) -> BaseException:
         """Make the run and return what it raised."""
@@ -107,7 +109,10 @@ class Case:
         session._calls.waiting.limits = TimeLimits(alone=self.alone)
         try:
             with interrupted_when([mark.with_name(f"entered{rank}") for rank in self.entered]):
-                session.run(ids, backward=self.backward)
+                if self.tokens:
+                    session.generate(ids, self.tokens)
+                else:
+                    session.run(ids, backward=self.backward)
         except (FlexError, KeyboardInterrupt) as error:
             return error
         finally:
@@ -207,3 +212,17 @@ STAGE_CASES: dict[str, Case] = {
     ),
 }  # fmt: skip
 """What goes wrong in the stages of a pipeline, each of which runs only the hooks at its own layers."""
+
+GENERATION_CASES: dict[str, Case] = {
+    "hook raises in step 2": Case(
+        "if step == 2 and rank == 1: raise ValueError('mine')",
+        said="on rank 1", ranks=(1,), cause=ValueError, tokens=4,
+    ),
+    "a collective on one rank in step 2": Case(
+        SKIPPED.replace("if ", "if step == 2 and "), StuckError, r"(?s)line 2.*barrier", tokens=4
+    ),
+    "endless loop on one rank in step 2": Case(
+        "while step == 2 and rank == 1: pass", StuckError, "wait for rank 1", tokens=4
+    ),
+}  # fmt: skip
+"""What goes wrong in the middle of a generation, when earlier steps have cached keys and values."""

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from flexmagic import ClusterError, Session, SiteError
+from flexmagic import ClusterError, FlexError, Session, SiteError
 from flexmagic.client.cluster import Cluster
 
 from .conftest import MODEL, PROMPT
@@ -91,6 +91,31 @@ def test_a_notebook_that_starts_again_finds_model_hooks_and_runs(notebook):
     assert total(session.run(PROMPT)) != notebook.total
     with pytest.raises(SiteError):
         session.runs[99]
+
+
+@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.full)])
+def test_a_cluster_with_an_engine_that_has_ended_can_be_attached_to_and_recovered(notebook, rank):
+    notebook.wait_for("ready")
+    first = Session.attach(notebook.cluster)
+    os.kill(first._calls.ranks.seats[rank].pid, signal.SIGKILL)
+    while not first._calls.ended():
+        time.sleep(0.01)  # polling for the controller's own sign
+    first.stop()
+    notebook.kill()
+    session = Session.attach(notebook.cluster)
+    states = [row[-1] for row in session.status().rows]
+    assert states == ["ended" if r == rank else "idle" for r in range(2)]
+    with pytest.raises(FlexError, match=f"engine of rank {rank} has ended"):
+        session.load(MODEL, tp=2)
+    with pytest.raises(FlexError, match="%flexcluster recover"):
+        session.run(PROMPT)
+    done = session.recover()
+    assert done.replaced == (rank,)
+    assert [row[-1] for row in session.status().rows] == ["idle", "idle"]
+    if rank == 0:
+        assert "known to rank 0 alone" in str(done)
+        session.hook("model.layers.1.mlp", "x *= 0.5")
+    assert total(session.run(PROMPT)) == notebook.total, "the model and the hook are as they were"
 
 
 LOOP = """

@@ -67,7 +67,7 @@ def test_a_syntax_error_sends_nothing_and_the_old_version_stays(unharmed):
 @pytest.mark.parametrize(
     ("body", "ranks", "said"),
     [
-        ("y = 1\nx += undefined", [0, 1], r"line 2, on every rank:\n    x \+= undefined\nNameError"),
+        ("y = 1\nx += undefined", [0, 1], r"line 2, on every rank:\n    x \+= undefined\n +\^{9}\nNameError"),
         ("if rank == 0:\n    raise ValueError('mine')", [0], "line 2, on rank 0"),
         ("if rank == 1:\n    1 / 0", [1], "line 2, on rank 1"),
         ("x = x[..., :3]", [0, 1], r"to float32\[1, 15, 3\]; shape and dtype must stay"),

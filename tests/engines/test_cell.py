@@ -120,7 +120,40 @@ def test_as_a_magic(desk):  # noqa: F811
     assert "line 3, on every rank:\n    1 / 0" in said
 
 
-def test_pipelines_are_refused(session):
-    session.load(MODEL, pp=2)
-    with pytest.raises(ModelError, match="pipeline stage"):
-        session.run_cell("1")
+def test_over_pipeline_stages_the_cells_model_is_the_whole_one(staged, one_process, ids):
+    late = "model.layers.3.mlp"
+    staged.hook(late, "x *= 0.5", name="half")
+    calls = "model(ids).logits, model.generate(ids, max_new_tokens=4), model(ids[:, :3])"
+    code = f"{FORWARD}[{calls}]"
+    made = staged.run_cell(code, capture=[late, SHARDED])
+    handle = one_process.get_submodule(late).register_forward_hook(lambda _m, _a, out: out * 0.5)
+    with torch.no_grad():
+        wanted = eval(f"[{calls}]", {"model": one_process, "ids": ids})  # noqa: S307 - the test's own
+    handle.remove()
+    logits, text, last = made.value
+    assert relative(logits, wanted[0]) <= 1e-5
+    assert torch.equal(text, wanted[1])
+    assert relative(last.logits, wanted[2].logits) <= 1e-5
+    assert len(made.runs) == 6
+    assert made.step(2)[SHARDED].shape[1] == made.step(2)[late].shape[1] == 1
+    clear(staged)
+    assert relative(staged.run_cell("model(ids).logits").value, wanted[0]) > 1e-3
+
+
+@pytest.mark.parametrize("layer", [0, pytest.param(3, marks=pytest.mark.full)])
+def test_what_fails_in_a_cell_over_pipeline_stages_frees_every_rank(staged, layer):
+    staged.run_cell(FORWARD)
+    before = staged.run_cell("model(ids).logits").value
+    staged.hook(f"model.layers.{layer}", "1 / 0", name="bad")
+    with pytest.raises(HookError, match=rf"'bad' failed at model.layers.{layer}:output.*rank {layer // 2}"):
+        staged.run_cell("model(ids)\nmodel(ids)")
+    clear(staged)
+    with pytest.raises(CellError, match=r"line 1, on rank 1(?s:.)*ZeroDivisionError"):
+        staged.run_cell("if rank == 1: 1 / 0\nmodel(ids).logits")
+    with pytest.raises(ModelError, match="no gradients cross pipeline stages"):
+        staged.run_cell("model(ids).logits.sum().backward()", grad=True)
+    with pytest.raises(CellError, match="capture the layers instead"):
+        staged.run_cell("model(ids, output_hidden_states=True).hidden_states")
+    with pytest.raises(CellError, match="does not require grad"):
+        staged.run_cell("with torch.enable_grad(): model(ids).logits.sum().backward()")
+    assert torch.equal(staged.run_cell("model(ids).logits").value, before)

@@ -10,7 +10,18 @@ from flexmagic.client.watching import TimeLimits
 from flexmagic.errors import StuckError, UserCodeError
 
 from .conftest import PROMPT
-from .fault_cases import CASES, IDS, LOSS, MLP, MODEL, MODELS, STAGE_CASES, interrupted_when, output
+from .fault_cases import (
+    CASES,
+    GENERATION_CASES,
+    IDS,
+    LOSS,
+    MLP,
+    MODEL,
+    MODELS,
+    STAGE_CASES,
+    interrupted_when,
+    output,
+)
 
 pytestmark = pytest.mark.engines
 
@@ -51,6 +62,14 @@ def check(session, kind, case, folder):
 def test_a_fault_under_tensor_parallelism_ends_and_the_next_run_is_right(session, tmp_path, name):
     case = CASES[name]
     check(session, case.model, case, tmp_path)
+
+
+@pytest.mark.parametrize("name", GENERATION_CASES)
+def test_a_fault_in_the_middle_of_a_generation_ends_and_the_next_is_right(session, tmp_path, name):
+    load(session, "tp")
+    before = session.generate(IDS, 4).ids
+    check(session, "tp", GENERATION_CASES[name], tmp_path)
+    assert session.generate(IDS, 4).ids == before
 
 
 @pytest.mark.parametrize("name", ["a collective on one rank", "interrupt: loop in the backward"])
@@ -182,11 +201,27 @@ def test_a_rank_that_is_silent_for_a_while_is_waited_for(session):
     assert torch.equal(output(session), before)
 
 
-def test_a_rank_that_stays_silent_is_ended_and_named_and_the_other_lives():
+def test_a_rank_that_stays_silent_is_ended_and_comes_back_by_itself_unless_told_otherwise():
     with Session.start(2, oversubscribe=True) as session:
         session.load(MODEL, tp=2)
-        session.hook(MLP, HELD.replace("SECONDS", "600"), name="held")
-        with pytest.raises(StuckError, match=r"(?s)rank 1, which does not answer.*rank 1.*was ended"):
+        plain = output(session)
+        session.hook(MLP, "x *= 0.5", name="half")
+        before = output(session)
+        assert not torch.equal(before, plain)
+        survivor = session._calls.ranks.seats[0].pid
+        held = HELD.replace("SECONDS", "600")
+        session.hook(MLP, held, name="held")
+        with pytest.raises(
+            StuckError,
+            match=r"(?s)rank 1, which does not answer.*rank 1.*was ended.*Rank 1 was started again",
+        ):
+            session.run(PROMPT)
+        session.hooks["held"].enabled = False
+        assert torch.equal(output(session), before), "with its part of the model, and the hook"
+        assert session._calls.ranks.seats[0].pid == survivor
+        session.hooks["held"].enabled = True
+        session.limit(recover=False)
+        with pytest.raises(StuckError, match=r"(?s)rank 1.*was ended.*%flexcluster recover"):
             session.run(PROMPT)
         assert session.status().rows[0][-1] == "idle"
         with pytest.raises(FlexError, match="engine of rank 1 has ended"):

@@ -244,10 +244,7 @@ def test_shared_out_weights_and_rows_generate_the_same(session, truth):
             assert relative(run.step(n)[SITE].torch(), reference.kept[n]) <= 1e-5
 
 
-def test_pipelines_and_models_without_generate_are_refused(session):
-    session.load(MODEL, pp=2)
-    with pytest.raises(ModelError, match="not generated over pipeline stages"):
-        session.generate(PROMPT)
+def test_models_without_generate_are_refused(session):
     session.load_cell("import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Linear(2, 2)")
     with pytest.raises(ModelError, match=r"Linear has no generate\(\) of its own"):
         session.generate({"input": torch.ones(1, 2)})

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from flexmagic.engine.gradients import observe_backward
-from flexmagic.errors import FlexError, HookError, InputError, ModelError
+from flexmagic.errors import FlexError, HookError, InputError
 from flexmagic.layout.sites import Site
 
 from .conftest import MODEL, relative
@@ -217,13 +217,6 @@ def test_collectives_that_pass_no_gradients_are_found_out(session):
     given = session.run({"x": x}, capture=["last:grad_output"], backward=loss)
     one = torch.as_tensor(given[":output"].numpy())
     assert relative(given["last:grad_output"].torch(), 2 * one) <= 1e-5
-
-
-def test_pipelines_say_that_they_have_no_gradients(session):
-    session.load(MODEL, pp=2)
-    with pytest.raises(ModelError, match="pipeline"):
-        session.run(IDS, backward=LOSS)
-    assert session.run(IDS).logits.shape == (5, 9, 2048)
 
 
 def test_plain_replicas_wrapped_for_data_parallelism(session):

@@ -300,6 +300,35 @@ def test_hooks_see_what_px_defined_on_the_engines(desk, loaded):
     assert typed.said.count("used 0.25") == 1
 
 
+def test_plain_cells_run_on_the_engines_until_they_are_asked_back(desk):
+    typed(desk, "mine = 1")
+    typed(desk, "%flexcells engines")
+    try:
+        assert typed(desk, "mine = 2\nmodel.training") is False
+        assert typed(desk, "print('once')\nmine") == 2  # the engines' own
+        assert typed.said.count("once") == 1
+        assert typed(desk, "rank * 10") == {0: 0, 1: 10}
+        assert "line 2, on every rank" in failing(desk, "a = 1\nmissing + a")
+        assert "ZeroDivisionError" in failing(desk, "1 / 0")
+        assert len(typed(desk, "%flexhook").rows) == 0  # magics stay here
+    finally:
+        typed(desk, "%flexcells notebook")
+    assert typed(desk, "mine") == 1
+
+
+def test_the_whole_traceback_is_there_when_asked_for(desk):
+    typed(
+        desk, "%%flexhook model.layers.0.mlp --name bad\ndef inner(x):\n    return x + missing\nx = inner(x)"
+    )
+    said = failing(desk, f'%flexrun "{PROMPT}"')
+    assert "Traceback" not in said
+    assert "    return x + missing\n               ^^^^^^^\n" in said
+    typed(desk, "%flextb")
+    assert "On rank 0, 1:\nTraceback (most recent call last):" in typed.said
+    assert "in inner" in typed.said
+    assert "In the notebook:" in typed.said
+
+
 def test_ranks_that_print_different_things_are_told_apart(desk):
     typed(desk, "%%flexhook model.layers.0.mlp --name h\nprint('I am', rank)")
     typed(desk, f'r = %flexrun "{PROMPT}"')

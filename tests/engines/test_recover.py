@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 
+import psutil
 import pytest
 import torch
 
@@ -138,9 +139,35 @@ def test_an_engine_that_was_stopped_is_replaced(cluster):
     cluster.load(MODEL, tp=2)
     before = cluster.run(PROMPT).logits.torch()
     os.kill(cluster._calls.ranks.seats[1].pid, signal.SIGSTOP)
-    with pytest.raises(FlexError, match="rank 1"):
+    with pytest.raises(FlexError, match=r"(?s)rank 1.*(its process is stopped|Rank 1 was started again)"):
         cluster.run(PROMPT)
-    cluster.recover()
+    cluster.recover()  # not needed if the run was ended before the controller missed the engine
+    assert torch.equal(cluster.run(PROMPT).logits.torch(), before)
+
+
+def nanny_of(session, rank):
+    """The process that relays signals and control messages to an engine and tells of its end."""
+    engine = psutil.Process(session._calls.ranks.seats[rank].pid)
+    return next(child for child in engine.children() if "ipyparallel.engine.nanny" in child.cmdline())
+
+
+def test_an_engine_whose_nanny_is_dead_too_is_noticed_and_replaced(cluster):
+    cluster.load(MODEL, tp=2)
+    before = cluster.run(PROMPT).logits.torch()
+    nanny_of(cluster, 1).kill()
+    kill(cluster, 1)
+    assert cluster.recover().replaced == (1,)
+    assert torch.equal(cluster.run(PROMPT).logits.torch(), before)
+
+
+def test_an_engine_without_a_nanny_that_does_not_come_back_is_ended_and_replaced(cluster):
+    cluster.load(MODEL, tp=2)
+    before = cluster.run(PROMPT).logits.torch()
+    nanny_of(cluster, 1).kill()
+    cluster.hook("model.layers.1.mlp", "import time\nif rank == 1: time.sleep(600)", name="sleeps")
+    with pytest.raises(FlexError, match=r"(?s)rank 1.*was ended.*Rank 1 was started again"):
+        cluster.run(PROMPT)
+    cluster.hooks.remove("sleeps")
     assert torch.equal(cluster.run(PROMPT).logits.torch(), before)
 
 

@@ -5,7 +5,7 @@ import contextlib
 import pytest
 import torch
 
-from flexmagic import FlexError, InputError, ModelError, SiteError
+from flexmagic import FlexError, InputError, SiteError
 
 from .conftest import MODEL, PROMPT, clear, relative
 
@@ -195,11 +195,3 @@ def test_shared_out_weights_and_rows_are_as_before_afterwards(session, one_proce
         assert relative(run.logits.torch(), reference) <= 1e-5
         assert relative(run.logits.torch(), plain.logits.torch()) > 1e-3
         assert torch.equal(session.run(texts).logits.torch(), plain.logits.torch())
-
-
-def test_pipelines_are_refused(session):
-    session.load(MODEL, pp=2)
-    for shortcut in ({"stop_at": "model.layers.1"}, {"skip": "model.layers.1"}):
-        with pytest.raises(ModelError, match="Over pipeline stages"):
-            session.run(PROMPT, **shortcut)
-    assert session.run(PROMPT).logits.shape[0] == 1

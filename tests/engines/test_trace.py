@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from flexmagic import CellError, HookError, InputError, ModelError, Session
+from flexmagic import CellError, HookError, InputError, Session
 from flexmagic.errors import FlexError, StuckError
 
 from .conftest import MODEL, clear, relative
@@ -329,12 +329,6 @@ def test_after_unwrap_nothing_is_left(session):
     with pytest.raises(HookError):
         session.trace(TEXTS, "model.layers[1].output *= undefined")
     assert model.unwrap() == 0
-
-
-def test_a_pipeline_is_refused_with_the_reason(session):
-    session.load(MODEL, pp=2)
-    with pytest.raises(ModelError, match="no rank of a pipeline has"):
-        session.trace(TEXTS, "model.layers[1].output *= 2")
 
 
 @pytest.mark.parametrize("dims", [{"tp": 2, "dp": 2}])
