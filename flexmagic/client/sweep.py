@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.layout.rule import Rule
 
-MEMORY = 1 << 30
-"""Bytes that the traces of one forward may take on a rank, as they are estimated."""
+MEMORY = 32 << 20
+"""Bytes that the traces of one forward take on a rank, as estimated; more gave no more speed on a CPU."""
 
 ONE_FORWARD = ("seed", "progress", "limit", "first_line", "only", "without")
 """Options that traces may share one forward with."""

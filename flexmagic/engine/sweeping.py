@@ -12,14 +12,14 @@ import functools
 import time
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.code import build_script
-from flexmagic.engine.draws import same_draws
+from flexmagic.engine.draws import draw_from
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
@@ -81,25 +81,36 @@ class SweepHook(ActiveHook):
     rows: Rows
     rules: Mapping[Site, Rule]
     seed: int
+    passed: set[Site] = field(default_factory=set)
+    waiting: dict[Site, list[int]] = field(default_factory=dict)
+
+    def begun(self, cell: int) -> None:
+        """A trace has stopped: note where it goes on, if it does. Where all have passed, they share."""
+        trace = self.traces[cell].trace
+        trace.passed = self.passed
+        if trace.waits_for is not None:
+            self.waiting.setdefault(trace.waits_for, []).append(cell)
 
     def acts_at(self, site: Site) -> bool:
         """Whether any of them waits for a site that the forward has reached; all hear of it."""
-        met = [hook.trace.meets(site) for hook in self.traces]
-        return any(met)
+        if site in self.waiting:
+            return True
+        self.passed.add(site)
+        return False
 
     def arrive(self, site: Site, x: torch.Tensor) -> torch.Tensor:
         """Let those go on that wait for a site; returns what they left there, or ``x`` itself."""
         rule = self.rules[site]
         dim = rows_dim(rule)
         out = x
-        for cell, hook in enumerate(self.traces):
-            if hook.trace.waits_for != site:
-                continue
+        for cell in sorted(self.waiting.pop(site)):
+            hook = self.traces[cell]
             places = [slice(None)] if dim is None else self.rows.parts(x.shape[dim], cell)
             index = [(slice(None),) * (dim or 0) + (place,) for place in places]
             own = torch.cat([x[at] for at in index], dim or 0) if len(index) > 1 else x[index[0]].clone()
-            with same_draws(f"{self.seed}|{site}|{hook.source.name}|1"):
-                left = hook.trace.arrive(own)
+            draw_from(f"{self.seed}|{site}|{hook.source.name}|1")  # as it does alone
+            left = hook.trace.arrive(own)
+            self.begun(cell)
             if left is own:
                 continue
             if dim is None:
@@ -217,15 +228,14 @@ def _hook(traces: Sequence[TraceHook], rows: Rows, rules: Mapping[Site, Rule], s
 def _traced(instrument: Instrument, hook: SweepHook) -> Iterator[None]:
     """All traces begin before the forward and must have come to their ends after it."""
     try:
-        for one in hook.traces:
+        for cell, one in enumerate(hook.traces):
             with instrument.contained(one):
                 one.trace.begin()
+                hook.begun(cell)
         hook.settle(well=not instrument.outcome.failures)
         yield
-        for one in hook.traces:
-            if not instrument.outcome.failures:
-                with instrument.contained(one):
-                    one.trace.end()
+        for one in () if instrument.outcome.failures else hook.traces:
+            one.trace.end()
     finally:
         for one in hook.traces:
             one.trace.close()

@@ -23,6 +23,7 @@ from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
+from flexmagic.engine.tensors import together
 from flexmagic.engine.tracing import TraceSource
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
@@ -274,9 +275,9 @@ def context(runtime: Runtime, run_id: RunKey) -> dict[str, Any]:
 
 
 @verb
-def contexts(runtime: Runtime, run_ids: list[RunKey]) -> list[dict[str, Any]]:
-    """What the hooks of several runs saved in ``ctx`` on this rank."""
-    return [runtime.captures.context(run_id) for run_id in run_ids]
+def contexts(runtime: Runtime, run_ids: list[RunKey]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """What the hooks of several runs saved in ``ctx`` on this rank; see :func:`together`."""
+    return together([runtime.captures.context(run_id) for run_id in run_ids])
 
 
 @verb

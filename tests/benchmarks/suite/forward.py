@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from suite import on_ranks
-from suite.models import llama
+from suite.models import llama, views_of
 from suite.on_ranks import Found, Work
 from suite.pairs import least_overhead, overhead, ratio
 from suite.report import Report, Row
@@ -40,7 +40,7 @@ def forward_rows(
 
 def on_all(session: Any, work: Work) -> Found:
     """What rank 0 measured while all ranks ran the same."""
-    views = session._calls.ranks._views
+    views = views_of(session)
     pending = [view.apply_async(on_ranks.forward_rows, work) for view in views]
     return next(iter([answer.get() for answer in pending]))
 

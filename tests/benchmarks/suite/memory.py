@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from suite.models import views_of
 from suite.pairs import Spread
 from suite.report import Report, Row
 from suite.transfer import WIDTH, _controllers, activation, place
@@ -53,7 +54,7 @@ def memory_rows(report: Report, megabytes: int = 256, times: int = 8) -> None:
     ways: dict[str, Callable[[Any, Any], Any]] = {
         "flexmagic": lambda _session, act: act.numpy(),
         "view.pull": lambda session, _act: np.concatenate(
-            [view.pull("piece", block=True) for view in session._calls.ranks._views], 1
+            [view.pull("piece", block=True) for view in views_of(session)], 1
         ),
     }
     for name, way in ways.items():
@@ -70,7 +71,7 @@ def _measure(way: Callable[[Any, Any], Any], megabytes: int, times: int) -> dict
 
     with Session.start(2, oversubscribe=True) as session:
         rows = megabytes * (1 << 20) // (WIDTH * 4)
-        for rank, view in enumerate(session._calls.ranks._views):
+        for rank, view in enumerate(views_of(session)):
             view.apply_sync(place, rank, rows, 0)
         act = activation(session, rows, 0)
         engines = [psutil.Process(seat.pid) for seat in session._calls.ranks.seats]

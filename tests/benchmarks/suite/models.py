@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+
+
+def views_of(session: Any) -> list[Any]:
+    """ipyparallel's views of a session's engines, in rank order."""
+    return [session._cluster.client[engine] for engine in session._calls.ranks.engines]
 
 
 def llama(folder: Path, *, width: int = 512, layers: int = 8, heads: int = 8, vocab: int = 2048) -> Path:

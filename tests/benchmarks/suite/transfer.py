@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from suite.models import views_of
 from suite.pairs import in_turn, ratio
 from suite.report import Report, Row
 
@@ -77,7 +78,7 @@ def transfer_rows(report: Report, rounds: int, sizes: tuple[int, ...] = (1, 4, 1
     from flexmagic import Session
 
     with Session.start(2, oversubscribe=True) as session:
-        views = session._calls.ranks._views
+        views = views_of(session)
         controller = _controllers(session)
         before = _memory(controller)
         for number, megabytes in enumerate(sizes):
@@ -94,7 +95,7 @@ def transfer_rows(report: Report, rounds: int, sizes: tuple[int, ...] = (1, 4, 1
 
 
 def _one_size(report: Report, session: Any, act: Any, megabytes: int, rounds: int) -> None:
-    views = session._calls.ranks._views
+    views = views_of(session)
     rows = act.shape[0]
     source = np.random.default_rng(0).random((rows, WIDTH), np.float32)
 
