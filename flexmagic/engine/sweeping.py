@@ -87,7 +87,7 @@ class SweepHook(ActiveHook):
     def begun(self, cell: int) -> None:
         """A trace has stopped: note where it goes on, if it does. Where all have passed, they share."""
         trace = self.traces[cell].trace
-        trace.passed = self.passed
+        trace._passed = self.passed  # noqa: SLF001 - theirs is one and the same forward
         if trace.waits_for is not None:
             self.waiting.setdefault(trace.waits_for, []).append(cell)
 

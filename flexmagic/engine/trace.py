@@ -56,7 +56,7 @@ class Trace:
         self._value: torch.Tensor | None = None
         self._given: list[torch.Tensor] = []
         self._asked = 0
-        self.passed: set[Site] = set()
+        self._passed: set[Site] = set()
         self._left: list[tuple[torch.Tensor, int, Site]] = []
         self._origins: dict[Any, Site] = {}
 
@@ -71,12 +71,12 @@ class Trace:
         """The forward is at a site: whether the cell waits for it."""
         if site == self.waits_for:
             return True
-        self.passed.add(site)
+        self._passed.add(site)
         return False
 
     def passed(self, rank: int) -> None:
         """The turn of another pipeline stage is over, of which this is a rank."""
-        self.passed.update(
+        self._passed.update(
             site for site, rule in self._rules.items() if tuple(self._at_stages(rule)) == (rank,)
         )
 
@@ -96,7 +96,7 @@ class Trace:
         finally:
             self._left += [(_counter(t), t._version, site) for t in self._given]  # noqa: SLF001
             self._at, self._value, self._given = None, None, []
-            self.passed.add(site)
+            self._passed.add(site)
         changed = left is not x or x._version != before  # noqa: SLF001
         return (
             left.clone() if changed else x
@@ -203,7 +203,7 @@ class Trace:
         if not stages or (self._line is None and set(stages) != self._everyone):
             ranks = ", ".join(map(str, rule.ranks))
             raise LayoutError(f"{site} is on rank {ranks} only, and a trace runs on all ranks together")
-        if site in self.passed:
+        if site in self._passed:
             now = f"; the forward is at {self._at}" if self._at else ""
             how = (
                 "Move this line up: sites are read in the order of the forward, and what was read stays "
