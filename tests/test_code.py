@@ -74,7 +74,7 @@ def test_an_exception_is_data_with_the_users_line():
         raise ValueError("no good")
 
     try:
-        build(source, {"helper": helper})(dict.fromkeys(NAMES))
+        build(source, {"helper": helper})(dict.fromkeys(NAMES) | {"x": torch.ones(1)})
     except ValueError as error:
         found = failure(3, error, source.filename, site="a:output", source=source)
     assert (found.rank, found.line, found.text, found.kind) == (3, 3, "helper(x)", "ValueError")
@@ -109,3 +109,23 @@ def test_a_function_finds_what_it_did_not_bring_in_the_engines_namespace():
     exec("def edit(x, h):\n    return x * strength", namespace)  # noqa: S102
     call = build(HookSource("h", 1, function=namespace["edit"]), {"strength": 4.0})
     assert call(dict.fromkeys(NAMES) | {"x": torch.ones(1)}).item() == 4
+
+
+LEFT = {
+    "x *= 2\nreturn None": (3, "None was left in x, not a tensor: return the new tensor, or change x"),
+    "if x.sum() > 99:\n    return x\nreturn x[:1]\nx = 3": (4, "x changed from .* shape and dtype must stay"),
+    "x = print()\ny = 1": (2, "None was left in x"),
+    "for x in [1, 2]:\n    pass\n": (2, "int was left in x"),
+    "y = 1\nx = x.double()": (3, "to float64"),
+    "return (\n    x.to('meta')\n)": (2, "moved from cpu to meta"),
+}
+
+
+@pytest.mark.parametrize("body", LEFT)
+def test_what_cannot_replace_x_is_said_with_its_line(body):
+    source = HookSource("h", 1, body, first_line=2)
+    line, said = LEFT[body]
+    with pytest.raises((TypeError, ValueError), match=said) as caught:
+        run(body, torch.ones(2), first_line=2)
+    found = failure(0, caught.value, source.filename, source=source)
+    assert (found.line, found.text) == (line, body.splitlines()[line - 2])

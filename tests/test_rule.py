@@ -95,3 +95,28 @@ def test_a_rank_that_never_came_is_named_and_a_refused_site_says_why():
 
 def test_a_rule_describes_itself():
     assert rule(COLUMNS, ROWS).describe() == "[batch, seq, mlp 8] dp: Shard(dim=0), tp: Shard(dim=2)"
+
+
+def test_one_value_for_all_rows_may_become_one_for_each():
+    """As of positions: whole where every rank has all rows, not known where rows are shared out."""
+    found = replace(rule(), dims=(Dim("one", 1), Dim("seq"), Dim("mlp", 8)))
+    assert found.local_layout([(1, 7, 8)] * 4, Extent(2, 7)).shape == (1, 7, 8)
+    layout = found.local_layout([(2, 7, 8)] * 4, Extent(2, 7, shared_out=False))
+    assert (layout.shape, layout.dims) == ((2, 7, 8), ("batch", "seq", "mlp"))
+    with pytest.raises(LayoutError, match="do not follow"):
+        found.local_layout([(3, 7, 8)] * 4, Extent(2, 7, shared_out=False))
+    with pytest.raises(LayoutError, match="do not follow"):
+        found.local_layout([(2, 7, 8)] * 4, Extent(4, 7))
+    with pytest.raises(LayoutError, match="with position_ids each data group may have another"):
+        found.local_layout([(1, 7, 8)] * 4, Extent(2, 7, by_row=("position_ids",)))
+
+
+def test_dims_in_front_come_and_go_where_no_pieces_lie_along_them():
+    found = rule(COLUMNS, ROWS)
+    shorter, longer = found.moved(-1), found.moved(1)
+    assert [dim.name for dim in shorter.dims] == ["seq", "mlp"]
+    assert [(s.dim, s.spans) for s in shorter.splits] == [(1, COLUMNS.spans)]
+    whole = Extent(shared_out=False)
+    assert longer.local_layout([(5, 2, 7, 4)] * 4, whole).shape == (5, 2, 7, 8)
+    assert found.moved(-3) is None
+    assert rule().moved(-4) is None

@@ -62,13 +62,27 @@ def standard_names(model):
     kinds = {path: type(module).__name__ for path, module in modules_of(model).items()}
     weighted = frozenset(p for p, m in modules_of(model).items() if any(True for _ in m.parameters()))
 
-    def look(sites, tokens):
+    def look(sites, tokens, edit):
+        handles = []
+        if edit is not None:
+            handles.append(model.get_submodule(edit[0].path).register_forward_hook(changing(edit[1])))
         with torch.no_grad():
             found = values_of(model, torch.arange(5, 5 + tokens)[None])
+        for handle in handles:
+            handle.remove()
         return {site: found[site] for site in sites}
 
     known = {s: d for s, d in dims.items() if d is not None}
     return Standard(Structure(kinds, weighted, known), look).find()
+
+
+def changing(features):
+    def hook(_module, _args, out):
+        out = out.clone()
+        out[:, 0, list(features)] += out.abs().max() + 1
+        return out
+
+    return hook
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -138,3 +152,32 @@ def test_heads_that_are_evenly_apart_are_views():
 def test_what_may_be_a_standard_name():
     assert all(map(is_standard, ("blocks.*.attn.q", "layers.3", "embed", "unembed")))
     assert not any(map(is_standard, ("model.layers.3", "blocksy", "embedding")))
+
+
+def test_keys_that_come_before_queries_are_found_by_what_they_change():
+    """The same GPT-2, its projection's output and what takes it apart turned round."""
+    plain, turned = made("gpt2"), made("gpt2")
+    for block in turned.transformer.h:
+        for of in (block.attn.c_attn.weight, block.attn.c_attn.bias):
+            query, key, value = of.data.split(32, -1)
+            of.data = torch.cat((key, query, value), -1)
+        block.attn.c_attn.register_forward_hook(lambda _m, _a, out: Turned.of(out))
+    ids = torch.randint(3, 100, (2, 9))
+    with torch.no_grad():
+        assert torch.equal(turned(ids).logits, plain(ids).logits)
+        names = standard_names(turned)["blocks.1.attn.q"], standard_names(plain)["blocks.1.attn.q"]
+        found = [values_of(m, ids)[Site(n.path)] for m, n in zip((turned, plain), names, strict=True)]
+    assert names[0].heads.starts != names[1].heads.starts
+    assert torch.equal(names[0].heads.cut(found[0]), names[1].heads.cut(found[1]))
+
+
+class Turned(torch.Tensor):
+    """A projection's output whose parts come out of ``split`` as keys, queries and values do."""
+
+    @classmethod
+    def of(cls, tensor):
+        return tensor.as_subclass(cls)
+
+    def split(self, size, dim=0):
+        first, second, third = self.as_subclass(torch.Tensor).split(size, dim)
+        return second, first, third

@@ -7,11 +7,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flexmagic.client.table import Table
+from flexmagic.engine.code import from_text
 from flexmagic.errors import FlexError, SiteError
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.patterns import missing, path_matches, starred
 from flexmagic.layout.sites import Site, nearest
-from flexmagic.layout.standard import Meaning, Standard, Structure, is_standard
+from flexmagic.layout.standard import Edit, Meaning, Standard, Structure, is_standard
 
 if TYPE_CHECKING:
     import torch
@@ -34,18 +35,37 @@ def found(
     dims = {s: rule.dims for s, rule in model.rules.items() if not s.is_gradient and not rule.refused}
     heads = next((report.heads for report in reports if report.heads), None)
     structure = Structure(kinds, frozenset(weighted), dims, heads)
-    return Standard(structure, lambda sites, tokens: _look(calls, model, sites, tokens)).find()
+
+    def look(sites: Sequence[Site], tokens: int, edit: Edit | None) -> Mapping[Site, torch.Tensor]:
+        if edit is None:
+            return _look(calls, model, sites, tokens)
+        site, features = edit
+        body = f"x[:, 0, {list(features)}] += x.abs().max() + 1"
+        source = from_text("change", 1, body, owner=MEASURING)
+        calls.all("define_hook", source)
+        try:
+            return _look(calls, model, sites, tokens, (("change", 1, (site,), None),))
+        finally:
+            calls.all("forget_hook", MEASURING, "change", 1)
+
+    return Standard(structure, look).find()
 
 
-def _look(calls: Calls, model: Model, sites: Sequence[Site], tokens: int) -> Mapping[Site, torch.Tensor]:
-    """Whole values in a forward without hooks; none of a model that such tokens are no input for."""
+def _look(
+    calls: Calls,
+    model: Model,
+    sites: Sequence[Site],
+    tokens: int,
+    hooks: tuple[tuple[str, int, tuple[Site, ...], Heads | None], ...] = (),
+) -> Mapping[Site, torch.Tensor]:
+    """Whole values in a forward without a user's hooks; none of a model that takes no such tokens."""
     from flexmagic.client.run import Run
     from flexmagic.engine.runtime import RunPlan
 
-    plan = RunPlan(MEASURING, tokens, 0, capture=tuple(sites))
+    plan = RunPlan(MEASURING, tokens, 0, hooks, capture=tuple(sites))
     with contextlib.suppress(FlexError):
         answers = calls.all("run", plan, [list(range(1, tokens + 1))])
-        if None in answers or any(answer.reply.error for answer in answers):
+        if None in answers or any(a.reply.error or a.reply.outcome.failures for a in answers):
             return {}
         run = Run(plan.key, calls, answers, model.rules)
         held = [site for site in sites if run.has(str(site))]

@@ -20,6 +20,7 @@ from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
 from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Over, Sweep, cells_at_once, combinations, same_values
 from flexmagic.client.waiting import Progress
+from flexmagic.errors import InputError
 
 LIMIT = 60.0
 """Seconds that a trace may take between two sites."""
@@ -62,17 +63,24 @@ class Cells(ABC):
         without: Names | None = None,
         stop_at: str | None = None,
         skip: Skipped = (),
+        max_new_tokens: int | None = None,
+        generating: Mapping[str, Any] | None = None,
         limit: float | None = LIMIT,
         progress: Progress | None = None,
         first_line: int = 1,
     ) -> Run:
-        """One forward with an intervention written as ordinary code, in the order of the forward.
+        """One forward, or one generation, with an intervention written as ordinary code in its order.
 
         ``code`` sees ``model``: reading ``model.layers[2].output`` waits until the forward is there and
         gives the whole tensor, of the whole batch; what is then written into it, or assigned to
         ``model.layers[4].mlp.output``, the model goes on with. ``save.name = value`` puts a value into
         :attr:`Run.context`. Also at hand: ``ctx``, ``rank``, the engines' namespace and the names of
         ``given``; nothing of the notebook. A function gets those of these names that it takes.
+
+        ``model.lm_head(h)`` is what a module makes of whole tensors, apart from the forward: hooks do not
+        act in it; ``model.norm.weight`` is a copy of the whole parameter. With ``max_new_tokens`` the model
+        generates, with the options ``generating`` of its own ``generate``, and
+        ``for step in model.steps[2:4]`` goes on in these of its forwards, of which 0 sees the whole prompt.
 
         The code runs on every rank, after the enabled hooks of each site. Sites that it does not ask
         for cost no exchange. ``limit``: so many seconds it may take at one site, ``None`` for no limit.
@@ -84,6 +92,13 @@ class Cells(ABC):
         """
         source = trace_source(code, given or {}, first_line)
         with limited(self._calls, limit):
+            if max_new_tokens is not None:
+                if grad or backward is not None or stop_at is not None:
+                    raise InputError("A loss, grad and stop_at need one forward: leave max_new_tokens out.")
+                return self._running.generate(
+                    self.model, inputs, capture, max_new_tokens, generating or {}, trace=source,
+                    progress=progress, only=only, without=without, seed=seed, skip=skip,
+                )  # fmt: skip
             return self._running.run(
                 self.model, inputs, capture, trace=source, progress=progress, only=only, without=without,
                 seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,

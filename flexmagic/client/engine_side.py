@@ -12,6 +12,9 @@ from typing import Any
 PROGRESS = "flexmagic progress"
 """Under this key an engine publishes how far it is."""
 
+PRINTED = "flexmagic printed"
+"""Under this key an engine publishes what its code has printed."""
+
 
 def host_name() -> str:
     """The name of the engine's host."""
@@ -77,7 +80,14 @@ def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel
-    return verbs.join(shell.user_ns, rank, world_size, meeting, others, _tell)
+    return verbs.join(shell.user_ns, rank, world_size, meeting, others, _tell, _say)
+
+
+def _say(text: str) -> None:
+    """Say what the code of the call that is being worked on has printed by now."""
+    from ipyparallel.datapub import publish_data
+
+    publish_data({PRINTED: text})
 
 
 def _tell(what: str, done: int, total: int) -> None:

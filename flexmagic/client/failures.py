@@ -152,7 +152,8 @@ def _one(group: list[RankFailure], world_size: int) -> str:
     ranks = sorted({failure.rank for failure in group})
     where = "every rank" if len(ranks) == world_size and world_size > 1 else f"rank {_ranks(ranks)}"
     who = "the trace" if f.hook == TRACE else f"hook {f.hook!r}"
-    what = f"{who} failed at {f.site}" if f.site else "the cell failed"
+    who = who if f.site or f.hook == TRACE else "the cell"
+    what = f"{who} failed at {f.site}" if f.site else f"{who} failed"
     line = "" if f.line is None else f", line {f.line}"
     step = "" if f.step is None else f", step {f.step}"
     hint = f"\n{ON_THE_ENGINES}" if f.kind == "NameError" else ""

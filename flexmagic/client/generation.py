@@ -35,16 +35,19 @@ class Generation(Run):
         *,
         hooks: Sequence[Acting] = (),
         warnings: tuple[str, ...] = (),
+        seed: int = 0,
         standing_for: Callable[[Site], list[Target]] | None = None,
     ) -> None:
         each = [[answer.steps[n] for answer in answers] for n in range(len(answers[0].steps))]
         self._steps = [
-            Run((*key[:2], n), calls, step, rules, hooks=hooks, standing_for=standing_for)
+            Run((*key[:2], n), calls, step, rules, hooks=hooks, seed=seed, standing_for=standing_for)
             for n, step in enumerate(each)
         ]
         last = [answer.steps[-1] for answer in answers]
-        super().__init__(key, calls, last, rules, hooks=hooks, warnings=warnings, standing_for=standing_for)
-        self.known = {"key": key, "answers": answers, "hooks": hooks, "warnings": warnings}
+        super().__init__(
+            key, calls, last, rules, hooks=hooks, warnings=warnings, seed=seed, standing_for=standing_for
+        )
+        self.known = {"key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "seed": seed}
         self._made = answers[0]
 
     @property

@@ -25,7 +25,7 @@ LOGITS = Site("", "output", ".logits")
 class Run:
     """What a forward left behind; index it with a site to get that site's :class:`Activation`.
 
-    ``warnings``: hooks that did not act, one sentence each.
+    ``warnings``: hooks that did not act, one sentence each. ``seed``: what fixed its random draws.
     """
 
     def __init__(
@@ -38,10 +38,11 @@ class Run:
         hooks: Sequence[Acting] = (),
         warnings: tuple[str, ...] = (),
         end: str = "",
+        seed: int = 0,
         standing_for: Callable[[Site], list[Target]] | None = None,
     ) -> None:
         self.known: dict[str, Any] = {
-            "key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "end": end,
+            "key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "end": end, "seed": seed,
         }  # fmt: skip
         self._key = key
         self._calls = calls
@@ -49,6 +50,7 @@ class Run:
         self._rules = rules
         self._hooks = hooks
         self.warnings = warnings
+        self.seed = seed
         self._end = end
         self._standing_for = standing_for or _itself
         self._context: dict[str, Any] | None = None

@@ -16,6 +16,7 @@ from flexmagic.client.model import Model
 from flexmagic.client.notes import notes
 from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
+from flexmagic.client.streaming import Streaming
 from flexmagic.client.waiting import Progress
 from flexmagic.errors import CellError, FlexError, HookError, ModelError, SiteError, StuckError
 from flexmagic.layout.patterns import listed
@@ -45,8 +46,12 @@ class Running:
         self._owner = owner
         self._hooks = hooks
         self.printer = printer
+        self._streaming = Streaming(self._show, calls.world_size)
         self._note = note
         self._numbers = itertools.count(first)
+
+    def _show(self, text: str) -> None:
+        self.printer(text)
 
     def run(self, model: Model, inputs: Any, capture: str | Sequence[str], **options: Any) -> Run:
         """One run; a model that changed since its survey is surveyed anew first.
@@ -59,6 +64,7 @@ class Running:
         run = Run(
             planned.run.key, self._calls, answers, model.rules,
             hooks=planned.all_hooks, warnings=said, end=end, standing_for=model.standing_for,
+            seed=planned.run.seed,
         )  # fmt: skip
         self._note(run)
         return run
@@ -118,7 +124,7 @@ class Running:
         key = planned.run.key
         run = Generation(
             key, self._calls, answers, model.rules,
-            hooks=planned.hooks, warnings=said, standing_for=model.standing_for,
+            hooks=planned.all_hooks, warnings=said, standing_for=model.standing_for, seed=planned.run.seed,
         )  # fmt: skip
         self._note(run)
         return run
@@ -146,7 +152,8 @@ class Running:
 
         def attempt() -> tuple[Planned, list[CellAnswer | None]]:
             planned = plan(model, hooks, patterns, key=key, **options)
-            return planned, self._calls.all("run_cell", planned.run, source, progress=progress)
+            heard = self._streaming.beside(progress)
+            return planned, self._calls.all("run_cell", planned.run, source, progress=heard)
 
         try:
             planned, answers = attempt()
@@ -156,7 +163,7 @@ class Running:
         except CellError as error:
             raise failures.cell_failed(error, self._calls.world_size) from None
         made = [answer for answer in answers if answer is not None]
-        self._say([answer.printed for answer in made])
+        self._streaming.end([answer.printed for answer in made])
         steps = [[RunAnswer(step.reply, [], step.ids) for step in answer.steps] for answer in made]
         if any(steps):
             self._checked(planned, steps, model)
@@ -215,7 +222,8 @@ class Running:
     ) -> list[Any]:
         """Every rank's answer; what failed first is the error if ranks could not meet."""
         try:
-            answers = self._calls.all(verb, planned.run, inputs, *more, progress=progress)
+            heard = self._streaming.beside(progress)
+            answers = self._calls.all(verb, planned.run, inputs, *more, progress=heard)
         except (StuckError, KeyboardInterrupt) as ended:
             with contextlib.suppress(FlexError):  # an engine that had to be ended has no captures to drop
                 self._calls.all("release", planned.run.key)
@@ -247,18 +255,10 @@ class Running:
         return tuple(said)
 
     def _print(self, steps: list[list[RunAnswer]]) -> None:
-        """Show what hooks printed: once if all ranks printed the same, else by rank."""
-        printed = [
-            "".join(text for answer in of_rank for _, _, text in answer.reply.outcome.printed)
-            for of_rank in steps
-        ]
-        self._say(printed)
-
-    def _say(self, printed: list[str]) -> None:
-        if len(set(printed)) == 1:
-            if printed[0]:
-                self.printer(printed[0].rstrip("\n"))
-            return
-        for rank, text in enumerate(printed):
-            for line in text.splitlines():
-                self.printer(f"[rank {rank}] {line}")
+        """Show what hooks printed and was not shown meanwhile."""
+        self._streaming.end(
+            [
+                "".join(text for answer in of_rank for _, _, text in answer.reply.outcome.printed)
+                for of_rank in steps
+            ]
+        )

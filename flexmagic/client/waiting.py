@@ -6,7 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flexmagic.client import engine_side
@@ -27,10 +27,14 @@ LOOK_PATIENCE = 0.5
 
 @dataclass(frozen=True)
 class Waited:
-    """How long a call has taken by now, and how far ranks say they are: what, done, out of how many."""
+    """How long a call has taken by now, and how far ranks say they are: what, done, out of how many.
+
+    ``printed``: what the code of ranks has printed by now, of those that have printed for long.
+    """
 
     seconds: float
     ranks: dict[int, tuple[str, int, int]]
+    printed: dict[int, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """``3.2 s: loading weights, rank 0 12/39, rank 1 10/39``."""
@@ -84,7 +88,7 @@ class Waiting:
                 self.free({rank: answer for rank, answer in pending.items() if rank not in gone})
                 raise self._ranks.gone_error(gone)
             if progress is not None:
-                progress(Waited(now, _how_far(pending)))
+                progress(Waited(now, *_told(pending)))
             if now > looked and (rest := waiting(pending)):
                 self._ranks.cluster.check_controller()
                 places = self._ranks.control.look(rest, LOOK_PATIENCE)
@@ -97,7 +101,7 @@ class Waiting:
             for answer in pending.values():
                 if not _failed(answer):
                     answer.wait_for_output(GRACE)  # a reply can overtake what was said before it
-            progress(Waited(time.perf_counter() - started, _how_far(pending)))
+            progress(Waited(time.perf_counter() - started, *_told(pending)))
         return None
 
     @property
@@ -129,10 +133,13 @@ def waiting(pending: Pending) -> list[int]:
     return [rank for rank, answer in pending.items() if not answer.ready()]
 
 
-def _how_far(pending: Pending) -> dict[int, tuple[str, int, int]]:
-    """What the ranks have said last of how far they are."""
+def _told(pending: Pending) -> tuple[dict[int, tuple[str, int, int]], dict[int, str]]:
+    """What the ranks have said last of how far they are, and what they have printed."""
     told = {rank: answer.data for rank, answer in pending.items()}
-    return {rank: data[engine_side.PROGRESS] for rank, data in told.items() if engine_side.PROGRESS in data}
+    far = {rank: data[engine_side.PROGRESS] for rank, data in told.items() if engine_side.PROGRESS in data}
+    return far, {
+        rank: data[engine_side.PRINTED] for rank, data in told.items() if engine_side.PRINTED in data
+    }
 
 
 def _failed(answer: Any) -> bool:

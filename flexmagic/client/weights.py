@@ -55,7 +55,8 @@ class Weights:
     def __init__(self, calls: Calls, reports: list[ModelReport]) -> None:
         self._calls = calls
         self._reports = reports
-        self._edits: list[WeightEdited] = []
+        known = sorted({n: made for report in reports for n, made in report.edits.items()}.items())
+        self._edits = [WeightEdited(number, names, text, self) for number, (names, text) in known]
 
     def parameter(self, name: str) -> torch.Tensor:
         """A whole parameter by name, in its own dtype on the CPU; nothing else of the model moves.

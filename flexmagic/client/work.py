@@ -17,6 +17,7 @@ from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.waiting import Progress
 from flexmagic.engine.limits import Limits, Picked
+from flexmagic.errors import InputError
 
 
 class Work(ABC):
@@ -134,6 +135,28 @@ class Work(ABC):
             self.model, inputs, capture, progress=progress, only=only, without=without,
             seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
         )  # fmt: skip
+
+    def repeat(
+        self,
+        inputs: Any,
+        times: int | Sequence[int],
+        *,
+        seed: int = 0,
+        max_new_tokens: int | None = None,
+        **options: Any,
+    ) -> list[Run]:
+        """Several runs that differ in their seeds only: ``seed``, ``seed + 1`` and so on, ``times`` of them.
+
+        ``times`` may also be a list of the seeds themselves. With ``max_new_tokens`` each is a generation.
+        Options and errors are those of :meth:`run`, or of :meth:`generate`; ``run.seed`` is a run's seed.
+        """
+        seeds = range(seed, seed + times) if isinstance(times, int) else list(times)
+        if not seeds:
+            msg = f"Repeating {times} times makes no run: give a number, 1 or more, or a list of seeds."
+            raise InputError(msg)
+        if max_new_tokens is None:
+            return [self.run(inputs, seed=each, **options) for each in seeds]
+        return [self.generate(inputs, max_new_tokens, seed=each, **options) for each in seeds]
 
     def generate(
         self,

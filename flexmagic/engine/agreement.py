@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.engine.tree import kind_of, modules_of
@@ -37,6 +38,24 @@ def numbers_of_all(groups: Groups, mine: list[int]) -> list[list[int]]:
     out = [torch.empty_like(numbers) for _ in range(groups.place.world_size)]
     dist.all_gather(out, numbers, group=groups.own)
     return [[int(n) for n in of_rank] for of_rank in out]
+
+
+def same_request(groups: Groups, what: str, *, well: bool, values: int = 0) -> None:
+    """Go on only if all ranks are well and ask for the same, with the same values; all must call it.
+
+    ``values``: a number made from them. Raises :class:`RunStopped` on all ranks alike.
+    """
+    said = numbers_of_all(groups, [int(well), zlib.crc32(what.encode()), values])
+    if not all(ok for ok, _, _ in said):
+        raise RunStopped
+    same = "Do not branch on `rank`, nor on what else differs between ranks"
+    if len({digest for _, digest, _ in said}) > 1:
+        asked: list[Any] = [None] * groups.place.world_size
+        dist.all_gather_object(asked, what, group=groups.own)
+        listed = ", ".join(f"on rank {rank} for {each}" for rank, each in enumerate(asked))
+        raise RunStopped(f"the trace asks for different sites: {listed}. {same}")
+    if len({digest for _, _, digest in said}) > 1:
+        raise RunStopped(f"the trace gave {what} different values on the ranks. {same}")
 
 
 def _digest(arguments: Mapping[str, Any]) -> int:

@@ -22,6 +22,7 @@ from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.generation import Step
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.pipeline import Pipeline
+from flexmagic.engine.prints import Prints
 from flexmagic.engine.runtime import RunPlan, Runtime, mode
 from flexmagic.engine.shortcuts import check_stages
 from flexmagic.engine.stage_whole import whole_of
@@ -68,6 +69,7 @@ def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
         )
     instrument = runtime.instrument(plan, Extent(shared_out=False))
     instrument.at_once = True
+    instrument.prints = Prints()  # what the cell itself prints is told meanwhile
     steps = _Steps(runtime, plan, instrument)
     printed, value, stopped = io.StringIO(), None, ""
     kept = {name: runtime.namespace[name] for name in MADE_BY_US if name in runtime.namespace}
@@ -75,7 +77,7 @@ def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
     try:
         with instrument, _watched(runtime, steps), mode(grad=plan.grad), draws:
             torch.manual_seed(plan.seed)
-            with contextlib.redirect_stdout(printed):
+            with Prints(runtime.say).taken(printed):
                 value = _evaluated(source, runtime.namespace)
     except RunStopped as stop:
         stopped = stop.reason or OTHER_FAILED

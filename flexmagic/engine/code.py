@@ -15,11 +15,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from flexmagic.engine.limits import Limits
+from flexmagic.engine.tensors import check_result
 from flexmagic.errors import CellError, HookError, RankFailure
 
 NAMES = ("x", "site", "index", "step", "ctx", "module", "rank", "modules", "persistent")
 """What a hook body sees besides the engine's own namespace; the function form gets ``(x, h)``."""
+
+LEFT = "__left__"
+"""What a body calls with the value that it leaves."""
 
 TRACE = "trace"
 """The name of the code of a run's trace, where hooks have theirs."""
@@ -121,7 +127,7 @@ def build(source: HookSource, namespace: dict[str, Any]) -> Callable[[dict[str, 
     if source.function is not None:
         return _from_function(source.function, namespace)
     body = _defined(_compile(source), namespace)
-    return lambda names: body(**names)
+    return lambda names: body(**names, **{LEFT: _like(names["x"])})
 
 
 def build_script(
@@ -145,6 +151,17 @@ def build_script(
         return function(**{name: value for name, value in given.items() if name in takes})
 
     return call
+
+
+def _like(x: torch.Tensor) -> Callable[[Any], Any]:
+    """What hands on a value that can replace a tensor, and raises on the line where another one is left."""
+    shape, dtype, device = x.shape, x.dtype, x.device
+
+    def left(value: Any) -> Any:
+        check_result(value, shape, dtype, device)
+        return value
+
+    return left
 
 
 def _defined(code: Any, namespace: dict[str, Any]) -> Callable[..., Any]:
@@ -192,11 +209,12 @@ class HookView:
 
 
 class _Returns(ast.NodeTransformer):
-    """Make a bare ``return`` hand back ``x``; functions defined inside keep their own returns."""
+    """Make each ``return`` hand back a checked value, a bare one ``x``; functions inside keep their own."""
 
     def visit_Return(self, node: ast.Return) -> ast.Return:
-        if node.value is None:
-            node.value = ast.copy_location(ast.Name("x", ast.Load()), node)
+        value = node.value or ast.copy_location(ast.Name("x", ast.Load()), node)
+        checked = ast.Call(ast.copy_location(ast.Name(LEFT, ast.Load()), node), [value], [])
+        node.value = ast.copy_location(checked, node)
         return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
@@ -208,8 +226,20 @@ class _Returns(ast.NodeTransformer):
 
 def _compile(source: HookSource) -> Any:
     parsed = ast.parse(shifted(source), source.filename)
+    end = ast.parse(f"return {LEFT}(x)").body
+    for node in ast.walk(end[0]):
+        if isinstance(node, (ast.stmt, ast.expr)):
+            node.lineno = node.end_lineno = _last_set(parsed)
+            node.col_offset = node.end_col_offset = -1  # all of the line
     body: list[ast.stmt] = [_Returns().visit(statement) for statement in parsed.body]
-    return _compiled(source, NAMES, [*body, *ast.parse("return x").body])
+    return _compiled(source, (*NAMES, LEFT), [*body, *end])
+
+
+def _last_set(parsed: ast.Module) -> int:
+    """The last line that gives ``x`` a value, or the last of all."""
+    names = [node for node in ast.walk(parsed) if isinstance(node, ast.Name) and node.id == "x"]
+    lines = [node.lineno for node in names if isinstance(node.ctx, ast.Store)]
+    return max(lines, default=parsed.body[-1].lineno if parsed.body else 1)
 
 
 def _compiled(source: HookSource, names: Sequence[str], body: list[ast.stmt]) -> Any:
@@ -233,6 +263,8 @@ def failure(
     """An exception from user code as data: its kind, message and the user's own line."""
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == filename]
     line = own[-1].lineno if own else None
+    if line is None and source is not None and source.function is not None and source.text:
+        line = source.first_line  # what it returned was wrong
     text = source.line(line) if source else ""
     return RankFailure(
         rank=rank,

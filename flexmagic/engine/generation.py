@@ -27,10 +27,11 @@ from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
-from flexmagic.engine.shortcuts import shortened
+from flexmagic.engine.shortcuts import check_stages, shortened
 from flexmagic.engine.stage_whole import form_of, whole_of
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import as_bytes
+from flexmagic.engine.tracing import step_begins, step_ends, traced_steps
 from flexmagic.engine.tree import inner_of, modules_of, unwrapped
 from flexmagic.errors import InputError, ModelError
 from flexmagic.layout.rule import Extent
@@ -77,6 +78,8 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
     Raises :class:`ModelError` or :class:`InputError` on all ranks alike where it cannot start.
     """
     assert runtime.loaded is not None  # the client has a model
+    if plan.trace is not None:
+        check_stages(runtime.loaded, "A trace goes through a generation only where each rank has all layers")
     model = generator(runtime.loaded, runtime.groups)
     options = _options(model, prepared, request)
     instrument = runtime.instrument(plan, Extent(shared_out=False))
@@ -84,6 +87,7 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
     steps = _Steps(runtime, plan, instrument, request.max_new_tokens)
     root = modules_of(runtime.model)[""]
     ids: list[list[int]] = []
+    prompt = options["input_ids"].shape[1] if "input_ids" in options else 0
     attached = shortened(runtime.loaded, instrument, runtime.rules, plan.short, runtime.forms)
     with (
         attached,
@@ -96,10 +100,12 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
             root.register_forward_hook(steps.end),
         )
         try:
-            ids = model.generate(
-                **options, stopping_criteria=[*request.options.get("stopping_criteria", ()), steps]
-            )
-            ids = torch.as_tensor(ids).tolist()
+            with traced_steps(instrument, request.max_new_tokens):
+                ids = model.generate(
+                    **options, stopping_criteria=[*request.options.get("stopping_criteria", ()), steps]
+                )
+                ids = torch.as_tensor(ids).tolist()
+                steps.cut(max(len(ids[0]) - prompt, 1))
         except RunStopped as stop:
             instrument.outcome.stopped = stop.reason or OTHER_FAILED
             steps.close()
@@ -111,9 +117,6 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
             for handle in handles:
                 handle.remove()
     runtime.captures.remember(plan.key, instrument.context)
-    prompt = options["input_ids"].shape[1] if "input_ids" in options else 0
-    if ids:  # a model on a GPU may have looked one step further than it had to
-        del steps.done[max(len(ids[0]) - prompt, 1) :]
     return Generated(steps.done, ids, prompt)
 
 
@@ -190,10 +193,17 @@ class _Steps:
         self._started, self.running = time.perf_counter(), True
         rows = len(shown) if isinstance(shown, torch.Tensor) else batch_of(arguments)
         self._instrument.begin_step(step, Extent(rows, seq, shared_out=False, past=past))
+        step_begins(self._instrument, step)
 
     def end(self, *_: Any) -> None:
         """After a forward: close its captures."""
+        step_ends(self._instrument)
         self.close()
+
+    def cut(self, number: int) -> None:
+        """Forget steps beyond so many: a model on a GPU may have looked one further than it had to."""
+        del self.done[number:]
+        self._instrument.outcome = self.done[-1].reply.outcome
 
     def close(self, error: str = "") -> None:
         """Keep a forward's report, also of one that did not end; what is said later goes to the last one."""

@@ -99,5 +99,6 @@ def _check_ids(ids: torch.Tensor, model: nn.Module) -> None:
     vocabulary = getattr(config, "vocab_size", None)
     if isinstance(vocabulary, int) and ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < vocabulary:
         wrong = int(ids.max()) if int(ids.max()) >= vocabulary else int(ids.min())
-        msg = f"Token id {wrong} is outside the vocabulary of {vocabulary}."
+        ids_are = f"ids are 0 to {vocabulary - 1}"
+        msg = f"Token id {wrong} is outside the vocabulary of {vocabulary}: {ids_are}."
         raise InputError(msg)

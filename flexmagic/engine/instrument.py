@@ -7,14 +7,15 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import nn
 
+from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.captures import Captures, RunKey
-from flexmagic.engine.code import NAMES, HookSource, failure
+from flexmagic.engine.code import NAMES, failure
 from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
@@ -22,45 +23,17 @@ from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
 from flexmagic.engine.outcome import Edit, Outcome
-from flexmagic.engine.site_value import SiteValue, check_result, gradient_at
-from flexmagic.engine.tensors import (
-    checksum,
-    leaves,
-    like_original,
-    local_of,
-    replace_leaf,
-)
+from flexmagic.engine.prints import Prints
+from flexmagic.engine.site_value import SiteValue, gradient_at
+from flexmagic.engine.tensors import check_result, checksum, leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
-from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Layout
 from flexmagic.layout.part import Places
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site, layer_of
 
 OTHER_FAILED = "another rank's hook failed"
-
-
-@dataclass(frozen=True)
-class ActiveHook:
-    """A compiled hook and the exact sites it runs at in this run, on ``heads`` of their features."""
-
-    source: HookSource
-    call: Callable[[dict[str, Any]], Any]
-    sites: frozenset[Site]
-    heads: Heads | None = None
-
-    @property
-    def limited(self) -> bool:
-        """Whether its body sees only a part of the tensor."""
-        return not self.source.limits.whole or self.heads is not None
-
-    def acts_at(self, site: Site) -> bool:
-        """Whether it runs at a site that the forward has reached."""
-        return site in self.sites
-
-    def settle(self, *, well: bool) -> None:
-        """After it ran on a whole tensor: what all ranks have to agree on, given that this one is well."""
 
 
 class Instrument:
@@ -101,11 +74,13 @@ class Instrument:
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
+        self._idle = False
         self.at_once = False
         self._handles: list[Any] = []
         self._visits: Counter[Site | None] = Counter()
         self.context: dict[str, Any] = {}
         self.outcome = Outcome()
+        self.prints = Prints()
 
     def __enter__(self) -> Self:
         """Attach one torch hook per module and port that is looked at."""
@@ -121,6 +96,15 @@ class Instrument:
             module = modules[path]
             self._handles.append(self._attach(module, path, port))
         return self
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Nothing is hooked or captured in a block: what runs there is not the run's own forward."""
+        self._idle = True
+        try:
+            yield
+        finally:
+            self._idle = False
 
     def begin_step(self, step: int, extent: Extent) -> None:
         """A generation's next forward begins: with captures, counts and a report of its own."""
@@ -199,7 +183,17 @@ class Instrument:
         self._captures.keep(self._run, site, changed)
         return None if changed is local else like_original(changed, gradient)
 
+    def at_parameter(self, site: Site, gradient: torch.Tensor) -> torch.Tensor:
+        """What hooks at a parameter's gradient leave of it; the model has no use for it."""
+        hooks = self._acting(site)
+        if not hooks:
+            return gradient
+        self.outcome.calls[site] += 1
+        return self._apply(hooks, site, modules_of(self._model)[site.path.rpartition(".")[0]], gradient)
+
     def _visit(self, module: nn.Module, path: str, port: str, value: Any) -> Any:
+        if self._idle:
+            return value
         for where, tensor in list(leaves(value)):
             site = Site(path, port, where)
             if not self._holds(site):
@@ -320,9 +314,11 @@ class Instrument:
                 return None
             part = window.cut(x)
             before = part._version  # noqa: SLF001 - torch's documented counter
-            with contextlib.redirect_stdout(printed), self._draws(hook, site):
+            with self.prints.taken(printed), self._draws(hook, site):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
+        except RunStopped:  # all ranks end here, in what a trace had them do together
+            raise
         except BaseException as error:  # noqa: BLE001 - even SystemExit must not end an engine; it becomes data
             self.outcome.failures.append(self._failure(hook, site, error))
             return None
@@ -347,8 +343,10 @@ class Instrument:
         printed, where = io.StringIO(), "" if site is None else str(site)
         self._visits[site] += site is not None
         try:
-            with contextlib.redirect_stdout(printed), self._draws(hook, site):
+            with self.prints.taken(printed), self._draws(hook, site):
                 yield
+        except RunStopped:
+            raise
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
             self.outcome.failures.append(self._failure(hook, site, error))
         finally:

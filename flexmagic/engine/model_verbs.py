@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,7 @@ class ModelReport:
     ``parameters``: shape and dtype as this rank has them; ``whole``: shapes in the unsharded model,
     as far as there is one; ``weights``: those that a forward uses in parts. ``sharing``: by what the
     rows of a batch are shared out. ``heads``: how many its attention has, if its configuration says so.
+    ``edits``: the weight edits in force by number, each with its parameters and its code.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ModelReport:
     sharing: str
     local_bytes: int
     heads: int | None = None
+    edits: Mapping[int, tuple[tuple[str, ...], str]] = field(default_factory=dict)
 
 
 @verb
@@ -202,6 +204,7 @@ def _report(runtime: Runtime) -> ModelReport:
         sharing=kind_of_sharing(model),
         local_bytes=parameter_bytes(model),
         heads=_heads(parts[""]),
+        edits=dict(runtime.edits.made),
     )
 
 

@@ -1,4 +1,4 @@
-"""What one rank reports of a run's hooks."""
+"""What one rank reports of a run, as plain data."""
 
 from __future__ import annotations
 

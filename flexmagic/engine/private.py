@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -49,6 +50,23 @@ def come_to_rest(model: nn.Module) -> None:
             if group is not None:
                 group._all_gather_result = None  # noqa: SLF001
             module.reshard()
+
+
+@contextlib.contextmanager
+def kept_whole(units: Sequence[FSDPModule]) -> Iterator[None]:
+    """Units of ``fully_shard``, the first whole in a block, all as they were after it; all ranks enter."""
+    groups: list[Any] = [unit._get_fsdp_state()._fsdp_param_group for unit in units]  # noqa: SLF001
+    before = [group is not None and bool(group.is_unsharded) for group in groups]
+    try:
+        for unit in units[:1]:
+            unit.unshard()
+        yield
+    finally:
+        for unit, whole in zip(units, before, strict=True):
+            if whole:
+                unit.unshard()
+            else:
+                unit.reshard()
 
 
 def gathered(parameter: nn.Parameter) -> contextlib.AbstractContextManager[Any]:

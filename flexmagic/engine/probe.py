@@ -67,14 +67,20 @@ class Notes:
     """What one rank sees in the probe: a :class:`Seen` per site, its weights, what gets overwritten.
 
     ``called``: for each module, which of its children it called, in order. ``whole``: the shapes of
-    the unsharded model's parameters; ``wholes``: where to look up their values.
+    the unsharded model's parameters; ``wholes``: where to look up their values. ``originals``: what this
+    rank had of those that were edited since.
     """
 
-    def __init__(self, whole: Mapping[str, tuple[int, ...]], wholes: Checkpoint | Unsharded) -> None:
+    def __init__(
+        self,
+        whole: Mapping[str, tuple[int, ...]],
+        wholes: Checkpoint | Unsharded,
+        originals: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
         self.seen: dict[Site, Seen] = {}
         self.weights: dict[tuple[str, int], Found] = {}
         self.called: dict[str, list[str]] = {}
-        self._whole, self._wholes = whole, wholes
+        self._whole, self._wholes, self._originals = whole, wholes, originals or {}
         self._tensors: dict[Site, tuple[torch.Tensor, int]] = {}
 
     def enter(self, path: str, module: nn.Module) -> None:
@@ -82,7 +88,8 @@ class Notes:
         if path:
             self.called.setdefault(path.rpartition(".")[0], []).append(path)
         own = unwrapped(module).named_parameters(recurse=False)
-        parameters = {f"{path}.{name}" if path else name: parameter for name, parameter in own}
+        named = ((f"{path}.{name}" if path else name, parameter) for name, parameter in own)
+        parameters = {name: self._as_loaded(name, parameter) for name, parameter in named}
         weights = [
             weight
             for name, parameter in parameters.items()
@@ -92,6 +99,12 @@ class Notes:
         # now, as what shards weights at rest takes them away again after the forward
         for found in find(weights, parameters, self._wholes):
             self.weights[found.weight.name, found.weight.dim] = found
+
+    def _as_loaded(self, name: str, parameter: torch.Tensor) -> torch.Tensor:
+        """A plain parameter as it was before it was edited."""
+        found = self._originals.get(name)
+        plain = found is not None and not isinstance(parameter, DTensor) and found.shape == parameter.shape
+        return found if found is not None and plain else parameter
 
     def __call__(self, site: Site, tensor: torch.Tensor) -> None:
         """Note a site's tensor; of a module called often only the first few calls."""

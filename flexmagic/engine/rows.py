@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -97,11 +97,22 @@ def share(arguments: Mapping[str, Any], group: int, groups: int) -> tuple[dict[s
     }, True
 
 
-def extent_of(arguments: Mapping[str, Any], *, shared_out: bool) -> Extent:
-    """The rows of a whole batch, and the tokens per row where it consists of token ids."""
-    ids = arguments.get("input_ids")
+def extent_of(
+    arguments: Mapping[str, Any], *, shared_out: bool, surveyed: Collection[str] | None = None
+) -> Extent:
+    """The rows of a whole batch, and the tokens per row where it consists of token ids.
+
+    ``surveyed``: the arguments that the survey gave, ``None`` where they were the user's own.
+    """
+    ids, batch = arguments.get("input_ids"), batch_of(arguments)
     seq = ids.shape[1] if isinstance(ids, torch.Tensor) and ids.ndim == 2 else None
-    return Extent(batch_of(arguments), seq, shared_out)
+    more = {
+        name
+        for name, value in arguments.items()
+        if isinstance(value, torch.Tensor) and value.ndim and len(value) == batch
+    }
+    by_row = () if surveyed is None else tuple(sorted(more.difference(surveyed)))
+    return Extent(batch, seq, shared_out, by_row=by_row)
 
 
 def copies_of_a_row(arguments: Mapping[str, Any], row: int, copies: int) -> dict[str, Any]:

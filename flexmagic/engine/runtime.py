@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
@@ -20,7 +21,7 @@ from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
-from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
+from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.kept import Kept
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
@@ -28,6 +29,7 @@ from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.pipeline import whole_batches
+from flexmagic.engine.prints import Prints, Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
@@ -40,6 +42,7 @@ from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.trainable import taking_gradients
 from flexmagic.engine.twin import probe_inputs
 from flexmagic.engine.weight_edits import WeightEdits
+from flexmagic.engine.whole import Whole
 from flexmagic.errors import ModelError
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.rule import Extent, Rule
@@ -104,6 +107,7 @@ class Runtime:
     groups: Groups
     namespace: dict[str, Any]
     tell: Tell = lambda _what, _done, _total: None
+    say: Say = lambda _text: None
     captures: Captures = field(default_factory=Captures)
     kept: Kept = field(default_factory=Kept)
     spent: Spent = field(default_factory=Spent)
@@ -116,6 +120,7 @@ class Runtime:
     gradients: Gradients | None = None
     whole: dict[str, tuple[int, ...]] = field(default_factory=dict)
     weights: tuple[WeightSplit, ...] = ()
+    taken: dict[Site, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
     surveyed: tuple[Any, ...] = ()
     guessable: bool = False
     mates: frozenset[int] | None = None
@@ -170,7 +175,7 @@ class Runtime:
             self.namespace.pop("model", None)
             self.namespace.pop("tokenizer", None)
         self.loaded = self.origin = self.gradients = None
-        self.rules, self.whole, self.weights = {}, {}, ()
+        self.rules, self.whole, self.weights, self.taken = {}, {}, (), {}
         self.row_groups, self.surveyed = (), ()
         self.forms = {}
         self.captures.clear()
@@ -179,12 +184,12 @@ class Runtime:
         """Measure every site's layout; ``inputs``: the user's, ``None`` to make some up."""
         assert self.loaded is not None  # adopt() and the verbs come here with a model
         with forms_kept(self.model) as forms:
-            found = survey(self.loaded, self.groups, inputs)
+            found = survey(self.loaded, self.groups, inputs, self.edits.originals())
         self.forms = forms
         self.rules, self.row_groups, self.gradients = found.rules, found.groups, None
         self.captures.overwritten = found.overwritten
         self.whole = found.parameters
-        self.weights = found.weights
+        self.weights, self.taken = found.weights, found.taken
         self.surveyed = self._form(inputs)
 
     def _form(self, arguments: Mapping[str, Any] | None) -> tuple[Any, ...]:
@@ -232,21 +237,33 @@ class Runtime:
             capture_at=dict(plan.capture_at),
             lasting=replace(self.lasting[plan.owner], training=plan.backward is not None),
         )  # fmt: skip
+        instrument.prints = Prints(self.say)
         if plan.trace is not None:
             active.append(self._trace_hook(plan.trace, instrument))
         return instrument
 
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
+        whole = self.whole_model(instrument)
         return trace_hook(
-            source, self.model, self.rules, self.groups, namespace=self.namespace, context=instrument.context
+            source, whole, self.rules, self.groups, namespace=self.namespace, context=instrument.context
         )
+
+    def whole_model(self, instrument: Instrument) -> Whole:
+        """The model as a trace sees it in a run."""
+        assert self.loaded is not None  # the client has a model
+        return Whole(
+            self.model, self.loaded.mesh, self.groups, self.rules, self.taken, self.whole, self.weights,
+            instrument.paused,
+        )  # fmt: skip
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
         """One forward with the plan's hooks and captures."""
         groups = max(self.row_groups, default=0) + 1
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
-        instrument = self.instrument(plan, extent_of(prepared.arguments, shared_out=shared_out))
+        surveyed = probe_inputs(self.model, 1, 1) if self.guessable else None
+        extent = extent_of(prepared.arguments, shared_out=shared_out, surveyed=surveyed)
+        instrument = self.instrument(plan, extent)
         instrument.at_once = plan.backward is not None  # a loss is one of all rows
         error, loss = "", None
         started = time.perf_counter()
@@ -316,11 +333,12 @@ class Runtime:
             for name, gradient in taken().items():
                 site = Site(name, "grad")
                 scale = self.gradients.scale if instrument.exchange.extent.shared_out else 1.0
+                local = local_of(gradient).detach()
+                local = instrument.at_parameter(
+                    site, local * scale if site in self.gradients.reduced else local
+                )
                 if site in plan.capture:
-                    local = local_of(gradient).detach()
-                    self.captures.keep(
-                        plan.key, site, local * scale if site in self.gradients.reduced else local
-                    )
+                    self.captures.keep(plan.key, site, local)
         return float(loss.detach())
 
 

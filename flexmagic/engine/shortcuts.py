@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import dataclasses
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import RunEnds, RunStopped
 from flexmagic.engine.instrument import Instrument
-from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
+from flexmagic.engine.tensors import hollow, leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import Staged, modules_of
 from flexmagic.errors import ModelError
 from flexmagic.layout.assemble import split
@@ -78,7 +76,7 @@ def forms_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
     def keeping(path: str) -> Callable[..., None]:
         def keep(_module: nn.Module, _args: Any, output: Any) -> None:
             if path not in forms and not isinstance(output, torch.Tensor):
-                forms[path] = _hollow(output)
+                forms[path] = hollow(output)
 
         return keep
 
@@ -90,24 +88,6 @@ def forms_kept(model: nn.Module) -> Iterator[dict[str, Any]]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _hollow(value: Any) -> Any:
-    """A nested value with ``None`` for its tensors and for whatever else might hold some, as caches do."""
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*map(_hollow, value))
-    if isinstance(value, (tuple, list)):
-        return type(value)(map(_hollow, value))
-    if isinstance(value, MutableMapping):
-        hollow = copy.copy(value)
-        for key in value:
-            hollow[key] = _hollow(value[key])
-        return hollow
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for where, _ in list(leaves(value)):
-            value = replace_leaf(value, where, None)
-        return value
-    return value if isinstance(value, (bool, int, float, str)) else None
 
 
 @contextlib.contextmanager

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.exchange import Exchange, Pick, RunStopped
 from flexmagic.engine.region import enter, leave
-from flexmagic.engine.tensors import dtype_name
 from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import split
 from flexmagic.layout.layout import Layout
@@ -113,23 +111,3 @@ def gradient_at(site: Site, original: torch.Tensor | None, rules: Mapping[Site, 
     if rule is None or rule.refused:
         return None
     return replace(rule, addends=(), row_addends=()) if isinstance(original, DTensor) else rule
-
-
-def check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
-    """Raise :class:`TypeError` or :class:`ValueError` for what cannot replace a tensor like this."""
-    if not isinstance(result, torch.Tensor):
-        msg = f"the hook left {type(result).__name__} in x, not a tensor"
-        raise TypeError(msg)
-    if result.shape != shape or result.dtype != dtype:
-        msg = (
-            f"the hook changed x from {_kind(shape, dtype)} to {_kind(result.shape, result.dtype)}; "
-            "shape and dtype must stay"
-        )
-        raise ValueError(msg)
-    if result.device != device:
-        msg = f"the hook moved x from {device} to {result.device}"
-        raise ValueError(msg)
-
-
-def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
-    return f"{dtype_name(dtype)}{list(shape)}"

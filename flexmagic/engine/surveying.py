@@ -48,6 +48,7 @@ class Surveyed:
 
     ``groups``: each rank's data group. ``overwritten``: sites the model writes into later.
     ``parameters``: shapes in the unsharded model. ``weights``: those that forwards use in parts.
+    ``taken``: every rank's part of what modules take, where all take plain tensors.
     """
 
     rules: dict[Site, Rule]
@@ -55,6 +56,7 @@ class Surveyed:
     overwritten: set[Site]
     parameters: dict[str, tuple[int, ...]]
     weights: tuple[WeightSplit, ...]
+    taken: dict[Site, tuple[tuple[int, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,16 @@ class _Mine:
     error: str = ""
 
 
-def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> Surveyed:
+def survey(
+    loaded: Loaded,
+    groups: Groups,
+    inputs: Mapping[str, Any] | None,
+    originals: Mapping[str, torch.Tensor] | None = None,
+) -> Surveyed:
     """Measure every site's layout in one forward; in two with data groups, micro-batches or no whole form.
 
     ``inputs``: the user's own, the same on every rank; ``None`` to make some up for a language model.
+    ``originals``: this rank's parts of edited parameters as they were.
     Raises :class:`ModelError` if the forward fails on some rank.
     """
     data = row_groups(loaded.mesh, everyone(groups, data_ranks(loaded.model)))
@@ -92,7 +100,7 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
         mine_at = data[groups.place.rank]
         more = rows_from(arguments, mine_at, rows[mine_at] + 1)
         arguments = copies_of_a_row(arguments, mine_at, rows[mine_at])
-    mine = _look(loaded, arguments, more, twin)
+    mine = _look(loaded, arguments, more, twin, originals)
     parts: list[_Mine] = everyone(groups, mine)
     failed = {rank: part.error for rank, part in enumerate(parts) if part.error}
     if failed:
@@ -112,8 +120,22 @@ def survey(loaded: Loaded, groups: Groups, inputs: Mapping[str, Any] | None) -> 
     )
     overwritten = set().union(*(part.overwritten for part in parts))
     return Surveyed(
-        infer(evidence), data, overwritten, twin.parameters if twin else {}, tuple(evidence.weights)
+        infer(evidence),
+        data,
+        overwritten,
+        twin.parameters if twin else {},
+        tuple(evidence.weights),
+        _taken([part.seen for part in parts]),
     )
+
+
+def _taken(seen: list[dict[Site, Seen]]) -> dict[Site, tuple[tuple[int, ...], ...]]:
+    out = {}
+    for site in seen[0]:
+        parts = [of_rank[site] for of_rank in seen if site in of_rank]
+        if site.port == "input" and len(parts) == len(seen) and not any(p.distributed for p in parts):
+            out[site] = tuple(part.shape for part in parts)
+    return out
 
 
 def _with_plain_output(
@@ -163,13 +185,17 @@ def together(groups: Groups, work: Callable[[], None]) -> None:
 
 
 def _look(
-    loaded: Loaded, arguments: Mapping[str, Any], more: Mapping[str, Any] | None, twin: Twin | None
+    loaded: Loaded,
+    arguments: Mapping[str, Any],
+    more: Mapping[str, Any] | None,
+    twin: Twin | None,
+    originals: Mapping[str, torch.Tensor] | None,
 ) -> _Mine:
     """Make one forward, and another with ``more`` rows where that is asked for, and return the notes."""
     wholes: Checkpoint | Unsharded = Checkpoint(loaded.folder)
     if loaded.unsharded is not None and twin is not None and twin.elements <= SMALL:
         wholes = Unsharded(loaded.unsharded)
-    notes = Notes(twin.parameters if twin else {}, wholes)
+    notes = Notes(twin.parameters if twin else {}, wholes, originals)
     try:
         with whole_batches(loaded.model):
             observe(loaded.model, lambda: loaded.model(**arguments), notes, notes.enter)

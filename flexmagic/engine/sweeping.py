@@ -17,12 +17,13 @@ from typing import Any
 
 import torch
 
+from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.code import build_script
 from flexmagic.engine.draws import draw_from
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.inputs import Prepared
-from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
+from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.micro_batches import batch_dim
 from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.rows import batch_of, extent_of, share
@@ -32,7 +33,6 @@ from flexmagic.engine.tensors import detached, dtype_name
 from flexmagic.engine.trace import Trace
 from flexmagic.engine.traced import Save, Traced, View
 from flexmagic.engine.tracing import NAMES, TraceHook, TraceSource
-from flexmagic.engine.tree import modules_of
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
@@ -161,8 +161,8 @@ def sweep(
     extent = extent_of(prepared.arguments, shared_out=shared_out)
     own = [len(part) for part in torch.arange(batch).tensor_split(groups)] if shared_out else [batch]
     contexts: list[dict[str, Any]] = [{} for _ in sources]
-    traces = _trace_hooks(runtime, sources, contexts)
     instrument = runtime.instrument(plan, replace(extent, rows=batch * count))
+    traces = _trace_hooks(runtime, instrument, sources, contexts)
     instrument.hooks.append(hook := _hook(traces, Rows(count, tuple(own)), runtime.rules, plan.seed))
     arguments = {n: torch.cat([v] * count) if isinstance(v, torch.Tensor) else v for n, v in alone.items()}
     reply = _forward(runtime, plan, instrument, hook, arguments)
@@ -176,16 +176,20 @@ def sweep(
 
 
 def _trace_hooks(
-    runtime: Runtime, sources: Sequence[TraceSource], contexts: Sequence[dict[str, Any]]
+    runtime: Runtime,
+    instrument: Instrument,
+    sources: Sequence[TraceSource],
+    contexts: Sequence[dict[str, Any]],
 ) -> list[TraceHook]:
     """The hooks of traces with the same code and the same names; what they can share is made once."""
     groups, world_size = runtime.groups, runtime.place.world_size
-    view = View(Trace(runtime.rules, world_size), modules_of(runtime.model), runtime.rules)
+    view = View(Trace(runtime.rules, world_size), runtime.whole_model(instrument), runtime.rules)
     sites = frozenset(view.sites)
     body = build_script(sources[0].code, (*NAMES, *sources[0].given), runtime.namespace)
     out = []
     for source, context in zip(sources, contexts, strict=True):
         own = copy.copy(view)
+        own._parameters = {}  # noqa: SLF001 - what one trace does to its copies is not for the others
         own.trace = trace = Trace(runtime.rules, world_size)
         named = dict(zip(NAMES, (Traced(own), Save(context), context, runtime.place.rank), strict=True))
         run = functools.partial(body, {**named, **source.given})

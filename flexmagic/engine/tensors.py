@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,24 @@ def replace_leaf(value: Any, where: str, new: torch.Tensor | None) -> Any:
     return changed
 
 
+def hollow(value: Any) -> Any:
+    """A nested value with ``None`` for its tensors and for whatever else might hold some, as caches do."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(hollow, value))
+    if isinstance(value, (tuple, list)):
+        return type(value)(map(hollow, value))
+    if isinstance(value, MutableMapping):
+        out = copy.copy(value)
+        for key in value:
+            out[key] = hollow(value[key])
+        return out
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for where, _ in list(leaves(value)):
+            value = replace_leaf(value, where, None)
+        return value
+    return value if isinstance(value, (bool, int, float, str)) else None
+
+
 def detached(values: Mapping[str, Any]) -> dict[str, Any]:
     """The same values without the graphs that their tensors are part of."""
     out = dict(values)
@@ -89,6 +107,25 @@ def like_original(piece: torch.Tensor, original: torch.Tensor) -> torch.Tensor:
 def dtype_name(dtype: torch.dtype) -> str:
     """``float32`` for ``torch.float32``."""
     return str(dtype).removeprefix("torch.")
+
+
+def check_result(result: Any, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> None:
+    """Raise :class:`TypeError` or :class:`ValueError` for what cannot replace a tensor like this."""
+    if not isinstance(result, torch.Tensor):
+        what = "None" if result is None else type(result).__name__
+        msg = f"{what} was left in x, not a tensor: return the new tensor, or change x and return nothing"
+        raise TypeError(msg)
+    if result.shape != shape or result.dtype != dtype:
+        now = _kind(result.shape, result.dtype)
+        msg = f"x changed from {_kind(shape, dtype)} to {now}; shape and dtype must stay"
+        raise ValueError(msg)
+    if result.device != device:
+        msg = f"x moved from {device} to {result.device}; it must stay on its device"
+        raise ValueError(msg)
+
+
+def _kind(shape: torch.Size, dtype: torch.dtype) -> str:
+    return f"{dtype_name(dtype)}{list(shape)}"
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:

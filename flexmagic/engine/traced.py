@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterator, Mapping
+import itertools
+from collections.abc import Collection, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 from flexmagic.engine.trace import Trace
+from flexmagic.engine.whole import Whole
 from flexmagic.errors import SiteError
 from flexmagic.layout.sites import Site, one_of
 
@@ -18,14 +21,15 @@ NAMES = ("input", "inputs", "output")
 
 
 class View:
-    """What all names of one trace share: the coroutine, the modules and the sites there are."""
+    """What all names of one trace share: the coroutine, the whole model and the sites there are."""
 
-    def __init__(self, trace: Trace, modules: Mapping[str, nn.Module], sites: Collection[Site]) -> None:
-        self.trace = trace
+    def __init__(self, trace: Trace, whole: Whole, sites: Collection[Site]) -> None:
+        self.trace, self.whole = trace, whole
+        self._parameters: dict[str, torch.Tensor] = {}
         self.sites = [site for site in sites if site.port in PORTS]
         ends = [site.path.split(".") for site in self.sites]  # also modules that other pipeline stages have
         known = [".".join(parts[:depth]) for parts in ends for depth in range(1, len(parts) + 1)]
-        self.modules: dict[str, nn.Module | None] = {**dict.fromkeys(known), **modules}
+        self.modules: dict[str, nn.Module | None] = {**dict.fromkeys(known), **whole.modules}
         self._leaves: dict[tuple[str, str], list[str]] = {}
         for site in self.sites:
             self._leaves.setdefault((site.path, site.port), []).append(site.leaf)
@@ -63,6 +67,27 @@ class View:
             raise SiteError(several(path, port, leaf, leaves))
         self.trace.write(Site(path, port, leaf), new)
 
+    def parameter(self, name: str) -> torch.Tensor:
+        """A whole parameter, read once."""
+        if name not in self._parameters:
+            found = self.trace.ask(name, lambda: self.whole.parameter(name))
+            self._parameters[name] = found
+            why = f"{name}, as a trace has it, is a copy: writing into it changes nothing. {EDITED}"
+            self.trace.watch(found, why)
+        return self._parameters[name]
+
+    def call(self, path: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """What a module makes of whole tensors."""
+        for given in (*args, *kwargs.values()):
+            if isinstance(given, (Traced, Nested)):
+                raise TypeError(f"{path} was given {given!r}. Give it a tensor, such as an .output")
+        if not any(isinstance(given, torch.Tensor) for given in (*args, *kwargs.values())):
+            raise TypeError(f"{path or 'the model'} was given no tensor")
+        return self.trace.ask(f"{path}(...)", lambda: self.whole.call(path, args, kwargs))
+
+
+EDITED = "Weights are edited with %%flexweights, or model.edit(...)."
+
 
 def several(path: str, port: str, leaf: str, leaves: list[str]) -> str:
     """That a name means no single tensor, and which there are."""
@@ -99,6 +124,10 @@ class Traced:
         if name in NAMES:
             return view.value(*view.place(path, name))
         module = view.modules[path]
+        if name == "steps" and not path:
+            return Steps(view.trace)
+        if (parameter := view.whole.parameter_name(path, name)) is not None:
+            return view.parameter(parameter)
         if name == "config" and module is not None and hasattr(module, name):
             return module.config
         raise AttributeError(self._absent(name, module))
@@ -109,8 +138,8 @@ class Traced:
             return f"gradients are not read in a trace: give the run a loss and capture {shown}:grad_output"
         if module is not None and hasattr(module, name):
             return (
-                f"{shown} has a {name!r}, but a rank's own may be only a piece: a trace reads inputs and "
-                "outputs of modules. A whole parameter is session.model.parameter(name)."
+                f"{shown} has a {name!r}, but a rank's own may be only a piece: a trace has the inputs, "
+                "outputs and parameters of modules, whole."
             )
         near = difflib.get_close_matches(name, [*names, *NAMES], 3)
         hint = f"Did you mean {' or '.join(near)}?" if near else f"It has {', '.join([*names[:12], *NAMES])}."
@@ -120,7 +149,9 @@ class Traced:
         """Assign the ``input`` or ``output``."""
         if name not in NAMES or self._inside(name) is not None:
             shown = self._path or "model"
-            raise AttributeError(f"{shown}.{name} cannot be assigned: assign {shown}.output or {shown}.input")
+            known = self._view.whole.parameter_name(self._path, name)
+            how = f"assign {shown}.output or {shown}.input" if known is None else EDITED
+            raise AttributeError(f"{shown}.{name} cannot be assigned in a trace: {how}")
         self._view.assign(*self._view.place(self._path, name), new)
 
     def __getitem__(self, key: int | slice | str) -> Any:
@@ -152,16 +183,46 @@ class Traced:
         """How many numbered modules there are inside."""
         return len(self[:])
 
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        """Refuse: a module on a rank takes and gives pieces."""
-        raise TypeError(
-            f"{self._path or 'the model'} cannot be called in a trace: on each rank it takes and gives "
-            "pieces. Assign its input and read its output, or use a %%flexrun cell."
-        )
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module makes of whole tensors, apart from the forward: ``model.lm_head(h)``."""
+        return self._view.call(self._path, args, kwargs)
 
     def __repr__(self) -> str:
         """The path."""
         return f"<{self._path or 'model'} in a trace>"
+
+
+class Steps:
+    """The forwards of a generation: ``for step in model.steps[2:4]`` goes on in each of these.
+
+    Step 0 sees the whole prompt, each later one a token. Steps with an end must come, without one all that
+    do are taken.
+    """
+
+    def __init__(self, trace: Trace, wanted: slice = slice(None)) -> None:
+        self._trace, self._wanted = trace, wanted
+
+    def __getitem__(self, at: slice | int) -> Steps:
+        """Some of them; raises :class:`SiteError` for what is no slice counted from the start."""
+        if isinstance(at, int) and at >= 0:
+            raise SiteError(f"steps are gone through: for step in model.steps[{at}:{at + 1}]")
+        if (
+            not isinstance(at, slice)
+            or any(n is not None and n < 0 for n in (at.start, at.stop, at.step))
+            or at.step == 0
+        ):
+            raise SiteError("steps are counted from the start of the generation: model.steps[2:4]")
+        return Steps(self._trace, at)
+
+    def __iter__(self) -> Iterator[int]:
+        """Go on to each, and give its number."""
+        start, stop, by = self._wanted.start or 0, self._wanted.stop, self._wanted.step or 1
+        for step in itertools.count(start, by):
+            if stop is not None and step >= stop:
+                return
+            if not self._trace.go_to(step, needed=stop is not None):
+                return
+            yield step
 
 
 class Nested:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,18 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from flexmagic.engine.agreement import numbers_of_all
+from flexmagic.engine.active_hook import ActiveHook
+from flexmagic.engine.agreement import same_request
 from flexmagic.engine.code import HookSource, build_script
 from flexmagic.engine.exchange import RunEnds, RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.instrument import ActiveHook, Instrument
+from flexmagic.engine.instrument import Instrument
 from flexmagic.engine.pipeline import Pipeline, Turns
 from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.stage_trace import Line
-from flexmagic.engine.surveying import everyone
 from flexmagic.engine.trace import Trace
 from flexmagic.engine.traced import Save, Traced, View
-from flexmagic.engine.tree import modules_of
+from flexmagic.engine.whole import Whole
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
@@ -57,40 +56,27 @@ class TraceHook(ActiveHook):
     def settle(self, *, well: bool) -> None:
         """Go on only if all ranks are well and wait for the same; raises :class:`RunStopped` on all alike."""
         try:
-            self._settle(well=well)
+            same_request(self.groups, self.trace.waiting, well=well)
         except RunStopped:
             if self.line is not None:
                 self.line.over = True
             raise
 
-    def _settle(self, *, well: bool) -> None:
-        waits_for = self.trace.waits_for
-        said = numbers_of_all(self.groups, [int(well), zlib.crc32(str(waits_for).encode())])
-        if not all(ok for ok, _ in said):
-            raise RunStopped
-        if len({digest for _, digest in said}) > 1:
-            asked = everyone(self.groups, "nothing more" if waits_for is None else str(waits_for))
-            listed = ", ".join(f"on rank {rank} for {site}" for rank, site in enumerate(asked))
-            raise RunStopped(
-                f"the trace asks for different sites: {listed}. Do not branch on `rank`, nor on what else "
-                "differs between ranks"
-            )
-
 
 def trace_hook(
     source: TraceSource,
-    model: nn.Module,
+    whole: Whole,
     rules: Mapping[Site, Rule],
     groups: Groups,
     *,
     namespace: dict[str, Any],
     context: dict[str, Any],
 ) -> TraceHook:
-    """The hook of a trace for one run, whose ``context`` it saves into."""
-    stands = standing(model)
+    """The hook of a trace for one run, whose ``context`` it saves into; ``whole``: the model it sees."""
+    stands = standing(whole.model)
     line = None if stands is None else Line(groups, stands.line)
     trace = Trace(rules, groups.place.world_size, None if line is None else line.ranks)
-    view = View(trace, modules_of(model), rules)
+    view = View(trace, whole, rules)
     own = dict(zip(NAMES, (Traced(view), Save(context), context, groups.place.rank), strict=True))
     names = {**own, **source.given}
     body = build_script(source.code, tuple(names), namespace)
@@ -120,23 +106,21 @@ def traced(instrument: Instrument, model: nn.Module) -> Iterator[None]:
 
     Raises :class:`RunStopped` on all ranks alike if the cell fails before it asks for anything.
     """
-    hook = next((hook for hook in instrument.hooks if isinstance(hook, TraceHook)), None)
+    hook = _hook_of(instrument)
     if hook is None:
         yield
         return
     try:
-        with instrument.contained(hook):
-            hook.trace.begin()
-        hook.settle(well=not instrument.outcome.failures)
+        _go_on(instrument, hook, hook.trace.begin)
         with _in_turns(instrument, hook, model):
             try:
                 yield
             except RunEnds:
                 if hook.line is not None:
                     hook.line.finish()
-                _end(instrument, hook)
+                _contained(instrument, hook, hook.trace.end)
                 raise
-        _end(instrument, hook)
+        _contained(instrument, hook, hook.trace.end)
     finally:
         hook.trace.close()
 
@@ -167,7 +151,49 @@ def _in_turns(instrument: Instrument, hook: TraceHook, model: nn.Module) -> Iter
         handle.remove()
 
 
-def _end(instrument: Instrument, hook: TraceHook) -> None:
+@contextlib.contextmanager
+def traced_steps(instrument: Instrument, most: int) -> Iterator[None]:
+    """A generation of so many forwards at most, with a trace; the trace must have come to its end after it.
+
+    Each forward is to begin with :func:`step_begins` and to end with :func:`step_ends`.
+    """
+    hook = _hook_of(instrument)
+    if hook is None:
+        yield
+        return
+    hook.trace.steps = most
+    try:
+        yield
+        _contained(instrument, hook, hook.trace.end)
+    finally:
+        hook.trace.close()
+
+
+def step_begins(instrument: Instrument, step: int) -> None:
+    """A generation's forward begins; raises :class:`RunStopped` as :func:`traced` does."""
+    hook = _hook_of(instrument)
+    if hook is not None and (step == 0 or hook.trace.begins(step)):
+        _go_on(instrument, hook, hook.trace.begin)
+
+
+def step_ends(instrument: Instrument) -> None:
+    """A generation's forward is over; what the cell asked for in vain is among the failures."""
+    hook = _hook_of(instrument)
+    if hook is not None:
+        _contained(instrument, hook, lambda: hook.trace.end(over=False))
+
+
+def _hook_of(instrument: Instrument) -> TraceHook | None:
+    return next((hook for hook in instrument.hooks if isinstance(hook, TraceHook)), None)
+
+
+def _go_on(instrument: Instrument, hook: TraceHook, go: Callable[[], None]) -> None:
+    with instrument.contained(hook):
+        go()
+    hook.settle(well=not instrument.outcome.failures)
+
+
+def _contained(instrument: Instrument, hook: TraceHook, do: Callable[[], None]) -> None:
     if not instrument.outcome.failures:
         with instrument.contained(hook):
-            hook.trace.end()
+            do()

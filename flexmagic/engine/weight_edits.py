@@ -16,9 +16,8 @@ from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.private import come_to_rest, gathered
-from flexmagic.engine.site_value import check_result
 from flexmagic.engine.surveying import everyone
-from flexmagic.engine.tensors import checksum
+from flexmagic.engine.tensors import check_result, checksum
 from flexmagic.engine.trainable import Trainables
 from flexmagic.engine.tree import modules_of, parameters_of, unit_gathered
 from flexmagic.errors import HookError, ModelError, RankFailure
@@ -38,9 +37,13 @@ class WeightEdit:
 
 @dataclass
 class WeightEdits:
-    """The edits of one model on one rank, with what this rank's parts were before each."""
+    """The edits of one model on one rank, with what this rank's parts were before each.
+
+    ``made``: what they were, parameters and code as text.
+    """
 
     before: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
+    made: dict[int, tuple[tuple[str, ...], str]] = field(default_factory=dict)
 
     def apply(self, edit: WeightEdit, model: nn.Module, groups: Groups, namespace: dict[str, Any]) -> int:
         """Run the code on every parameter and write this rank's parts, on all ranks or on none.
@@ -73,6 +76,7 @@ class WeightEdits:
         _agree(everyone(groups, (failures, sums)), edit)
         number = max(self.before, default=0) + 1
         kept = self.before.setdefault(number, {})
+        self.made[number] = tuple(edit.layouts), edit.source.text.strip()
         for name, own in pieces.items():
             with held(model, name, write=True) as local:
                 assert local is not None  # it was there before
@@ -83,10 +87,18 @@ class WeightEdits:
     def undo(self, number: int, model: nn.Module) -> None:
         """Put the parts back that an edit wrote; all ranks call it together."""
         come_to_rest(model)
+        self.made.pop(number, None)
         for name, before in self.before.pop(number, {}).items():
             with held(model, name, write=True) as local:
                 if local is not None:
                     local.copy_(before)
+
+    def originals(self) -> dict[str, torch.Tensor]:
+        """What this rank had of all edited parameters before the first edit of each."""
+        out: dict[str, torch.Tensor] = {}
+        for number in sorted(self.before):
+            out = {**self.before[number], **out}
+        return out
 
     def restore(self, model: nn.Module) -> None:
         """Put back all parts as they were before the first edit."""

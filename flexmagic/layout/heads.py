@@ -23,9 +23,13 @@ class Heads:
         """Heads one after the other, or ``stride`` features apart."""
         return cls(tuple(first + at * (stride or width) for at in range(count)), width)
 
+    @property
+    def columns(self) -> tuple[int, ...]:
+        """All features of all heads, in their order."""
+        return tuple(start + at for start in self.starts for at in range(self.width))
+
     def _columns(self, device: torch.device) -> torch.Tensor:
-        starts = torch.tensor(self.starts, device=device)
-        return (starts[:, None] + torch.arange(self.width, device=device)).reshape(-1)
+        return torch.tensor(self.columns, device=device)
 
     def spans(self) -> tuple[Span, ...]:
         """The features that they are, ascending."""

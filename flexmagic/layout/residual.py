@@ -34,7 +34,7 @@ def residual(
     out[".resid_pre"] = Meaning(block, "input", into.leaf)
     out[".resid_post"] = Meaning(block, "output", post.leaf)
     inner = [s for s in structure.dims if s.path.startswith(f"{block}.") and structure.width(s) == width]
-    values = look([into, post, *inner], TOKENS)
+    values = look([into, post, *inner], TOKENS, None)
     if not {into, post} <= set(values):
         return out
     sums = _Sums(values, into, post, width)

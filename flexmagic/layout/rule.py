@@ -23,12 +23,14 @@ class Extent:
 
     ``shared_out``: whether the data groups have different rows of it, not all the same ones.
     ``past``: tokens per row that came before, of which the model keeps what it computed.
+    ``by_row``: what the run gives for each row that the survey did not.
     """
 
     rows: int | None = None
     seq: int | None = None
     shared_out: bool = True
     past: int = 0
+    by_row: tuple[str, ...] = ()
 
     def fits(self, dim: Dim, length: int) -> bool:
         """Whether a dim of a whole tensor may be so long; where nothing says it, it may.
@@ -36,7 +38,8 @@ class Extent:
         What counts tokens may count those that came before too, as keys do.
         """
         if dim.size is not None:
-            return length == dim.size
+            one_for_all = dim.size == 1 and not self.shared_out  # of a model that now makes one for each row
+            return length == dim.size or (one_for_all and length == self.rows)
         if self.seq is not None and dim.name == "seq":
             return length in {self.seq, self.past + self.seq}
         both = None if self.rows is None or self.seq is None else self.rows * self.seq
@@ -132,6 +135,17 @@ class Rule:
             raise LayoutError(msg)
         return replace(self, ranks=here)
 
+    def moved(self, by: int) -> Rule | None:
+        """The rule with so many dims more in front, or fewer if negative; of a batch that is not shared out.
+
+        ``None`` where pieces are made along a dim that goes.
+        """
+        splits = [split for split in self.splits if not split.rows]
+        if by < -len(self.dims) or any(split.dim + by < 0 for split in splits):
+            return None
+        dims = (Dim("stack"),) * by + self.dims[max(-by, 0) :]
+        return replace(self, dims=dims, splits=tuple(replace(s, dim=s.dim + by) for s in splits))
+
     def local_layout(self, local: Sequence[Shape | None], extent: Extent | None = None) -> Layout:
         """The layout of a real tensor, from every rank's local shape.
 
@@ -146,6 +160,12 @@ class Rule:
         if absent:
             msg = f"{self.site}: rank {', '.join(absent)} never reached this site in this run"
             raise LayoutError(msg)
+        if extent.shared_out and extent.by_row and self._one_for_all:
+            msg = (
+                f"{self.site} is refused in this run: the survey saw one value for all rows here, and with "
+                f"{', '.join(extent.by_row)} each data group may have another."
+            )
+            raise LayoutError(msg)
         splits = [split for split in self.splits if extent.shared_out or not split.rows]
         shape = self._whole(local, splits, extent)
         if shape is None:
@@ -154,9 +174,16 @@ class Rule:
             self._block(rank, shape, splits, local) if rank in self.ranks else None
             for rank in range(self.mesh.size)
         )
-        names = tuple(dim.name for dim in self.dims)
+        names = tuple(
+            "batch" if d.size == 1 and n > 1 else d.name for d, n in zip(self.dims, shape, strict=True)
+        )
         addends = self._addends(shared_out=extent.shared_out)
         return Layout(shape, names, self.dtype, self.mesh, blocks, addends, self.how)
+
+    @property
+    def _one_for_all(self) -> bool:
+        """Whether the survey saw one value here for all rows."""
+        return bool(self.dims) and self.dims[0].size == 1 and not any(split.rows for split in self.splits)
 
     def _whole(self, local: Sequence[Shape | None], splits: Sequence[Split], extent: Extent) -> Shape | None:
         """The whole's shape, ``None`` if the local shapes do not fit the rule."""

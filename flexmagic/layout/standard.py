@@ -17,13 +17,17 @@ from flexmagic.layout.dims import Dim
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.sites import Site
 
-Look = Callable[[Sequence[Site], int], Mapping[Site, torch.Tensor]]
-"""Whole values at sites in a forward of so many tokens in one row."""
+Edit = tuple[Site, tuple[int, ...]]
+"""A site, and the features of which the first token's are changed there."""
+Look = Callable[[Sequence[Site], int, Edit | None], Mapping[Site, torch.Tensor]]
+"""Whole values at sites in a forward of so many tokens in one row, one site changed where that is asked."""
 
 LISTS = ("blocks", "layers")
 """Both mean the list of layers."""
 TENSORS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 OF_HEADS = ("pattern", "q", "k", "v", "z")
+APART = 3
+"""Tokens of the forwards in which queries and keys are told apart."""
 _STANDARD = re.compile(r"(blocks|layers)(\..*)?|embed|final_norm|unembed")
 _PROJECTIONS = {
     "q": re.compile(r"(^|_)w?q(_|$)|query(?!_key)"),
@@ -216,14 +220,14 @@ class Standard:
     def _fused(self, sites: Sequence[Site], result: Site, count: int, width: int) -> dict[str, Meaning]:
         """Queries, keys and values that one projection makes; with one token its values are the result.
 
-        Of the rest, queries come before keys.
+        Of the rest, the first token's queries change nothing that later tokens get, and its keys do.
         """
         for site in sites:
             features = self.structure.width(site) or 0
             groups, odd = divmod(features // width - count, 2)
             if features % width or odd or groups < 1 or count % groups:
                 continue
-            values = self.look([site, result], 1)
+            values = self.look([site, result], 1, None)
             if site not in values or result not in values:
                 continue
             whole, wanted = (values[x].double().reshape(-1) for x in (site, result))
@@ -231,10 +235,26 @@ class Standard:
                 value = heads["v"].cut(whole)
                 found = value.repeat_interleave(count // groups, 0).reshape(-1)
                 if float((found - wanted).abs().max()) <= 1e-2 * float(wanted.abs().max()):
-                    return {
-                        f".attn.{name}": Meaning(site.path, "output", "", of) for name, of in heads.items()
+                    named = self._apart(site, result, heads) if count == groups else heads
+                    unknown = Meaning(missing=f"what of {site} are queries and what keys cannot be told")
+                    return {f".attn.{name}": unknown for name in "qk"} | {
+                        f".attn.{name}": Meaning(site.path, "output", "", of) for name, of in named.items()
                     }
         return {}
+
+    def _apart(self, site: Site, result: Site, heads: Mapping[str, Heads]) -> dict[str, Heads]:
+        """Which of two parts of a projection are queries, and which keys; neither where that is not seen."""
+        plain = self.look([result], APART, None)
+        moves = []
+        for name in "qk":
+            edited = self.look([result], APART, (site, heads[name].columns))
+            if result not in plain or result not in edited:
+                return {"v": heads["v"]}
+            before, after = (of[result].double().reshape(APART, -1)[1:] for of in (plain, edited))
+            moves.append(float((after - before).abs().max()) > 1e-3 * float(before.abs().max()))
+        if moves == [False, True]:
+            return dict(heads)
+        return {"v": heads["v"]} | ({"q": heads["k"], "k": heads["q"]} if moves == [True, False] else {})
 
 
 def _arrangements(count: int, groups: int, width: int) -> list[dict[str, Heads]]:

@@ -11,25 +11,14 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
 from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.generating import SAMPLING, check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
-from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
-    from flexmagic.client.waiting import Waited
-
-
-SAMPLING = ("sample", "temperature", "top_k", "top_p")
-
-
-def sampling(args: Any) -> dict[str, Any]:
-    """What of a line's options goes to the model's own ``generate``: naming one asks for sampling."""
-    given = {name: getattr(args, name) for name in ("temperature", "top_k", "top_p")}
-    options = {name: value for name, value in given.items() if value is not None}
-    return {"do_sample": True, **options} if options or args.sample else {}
 
 
 def skips(words: Sequence[str]) -> dict[str, str | None]:
@@ -46,17 +35,10 @@ def skips(words: Sequence[str]) -> dict[str, str | None]:
 
 def check(args: Any) -> None:
     """Raise :class:`InputError` for options that mean nothing together."""
-    one_forward = {"--backward": args.backward, "--stop-at": args.stop_at, "--grad": args.grad or None}
-    given = [name for name, value in one_forward.items() if value is not None]
-    if args.generate is None and sampling(args):
-        msg = "--sample, --temperature, --top-k and --top-p mean something with --generate N only."
-    elif args.generate is not None and given:
-        msg = f"{given[0]} needs one forward; it cannot be had with --generate."
-    elif args.repeat < 1:
+    check_generating(args, "backward", "stop_at", "grad")
+    if args.repeat < 1:
         msg = f"--repeat {args.repeat}: give a number of runs, 1 or more."
-    else:
-        return
-    raise InputError(msg)
+        raise InputError(msg)
 
 
 ONE_INPUT = ("prompt", "inputs", "backward", "stop_at", "skip", "repeat", "generate", *SAMPLING)
@@ -95,16 +77,8 @@ class RunMagics(DeskMagics):
     @argument(
         "--grad", action=BooleanOptionalAction, default=False, help="keep what gradients need, without a loss"
     )
-    @argument(
-        "--generate", type=int, metavar="N", help="generate up to N tokens with the model's own generate"
-    )
+    @generating
     @argument("--name", help="of a cell: the variable of the notebook that gets its forwards")
-    @argument("--sample", action="store_true", help="generate: sample instead of taking the likeliest token")
-    @argument("--temperature", type=float, help="generate: divide the logits by this, to sample")
-    @argument(
-        "--top-k", type=int, metavar="K", help="generate: sample among the K likeliest tokens; 0 is all"
-    )
-    @argument("--top-p", type=float, metavar="P", help="generate: sample among the likeliest tokens up to P")
     @needs_local_scope
     @no_var_expand
     @line_cell_magic
@@ -206,13 +180,8 @@ class RunMagics(DeskMagics):
     def _generate(self, args: Any, inputs: Any, options: dict[str, Any]) -> Generation:
         """Show the text in the status line as it comes, and the run at the end."""
         with waiting(self._desk.shell, "Generating", cancel=self._desk.session.cancel) as status:
-
-            def progress(waited: Waited) -> None:
-                text, done, total = waited.ranks.get(0, ("", 0, 0))
-                status.say(f"Generating {done}/{total}: {visible(text, 400)}" if total else "Generating")
-
             run = self._desk.session.generate(
-                inputs, args.generate, progress=progress, **options, **sampling(args)
+                inputs, args.generate, progress=telling(status.say), **options, **sampling(args)
             )
             status.done(repr(run))
         return run

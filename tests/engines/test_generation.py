@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flexmagic import FlexError, HookError, InputError, ModelError
+from flexmagic import FlexError, HookError, InputError, LayoutError, ModelError
 
 from .conftest import MODEL, PROMPT, clear, relative
+from .matrix import models
+from .test_aliases import GPT2
 
 pytestmark = pytest.mark.engines
 
@@ -248,3 +250,31 @@ def test_models_without_generate_are_refused(session):
     session.load_cell("import torch\ntorch.manual_seed(0)\nmodel = torch.nn.Linear(2, 2)")
     with pytest.raises(ModelError, match=r"Linear has no generate\(\) of its own"):
         session.generate({"input": torch.ones(1, 2)})
+
+
+def test_positions_of_several_rows_are_whole_where_every_rank_has_all_rows(session, tmp_path):
+    """GPT-2 has one row of positions in the survey, and one for each row in a generation."""
+    folder = models.write("GPT-2", tmp_path)
+    clear(session)
+    session.load_cell(GPT2.format(folder=str(folder)), fsdp=2)
+    one = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval()
+    site = "transformer.wpe"
+    ids = torch.randint(3, 200, (2, 5), generator=torch.Generator().manual_seed(0))
+    reference = Truth(one, site, lambda x, _step: x * 3)
+    wanted = reference(ids, 3)
+    plain = session.generate(ids, 3)
+    session.hook(site, "x *= 3", name="h")
+    run = session.generate(ids, 3)
+    assert run.ids == wanted.tolist()
+    assert relative(run.step(0).logits.torch(), plain.step(0).logits.torch()) > 1e-3
+    for n in range(3):
+        assert run.step(n)[site].shape == (2, 5 if n == 0 else 1, 64)
+        assert relative(run.step(n)[site].torch(), reference.kept[n]) <= 1e-6
+    clear(session)
+    own = {"input_ids": ids, "position_ids": torch.tensor([[0, 1, 2, 3, 4], [3, 4, 5, 6, 7]])}
+    run = session.run(own, capture=site)
+    with torch.no_grad():
+        assert relative(run.logits.torch(), one(**own, use_cache=False).logits) <= 1e-5
+    with pytest.raises(LayoutError, match="with position_ids each data group may have another"):
+        _ = run[site]
+    assert session.run(ids, capture=site)[site].shape == (1, 5, 64)

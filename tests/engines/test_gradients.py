@@ -145,6 +145,96 @@ def test_a_hook_on_a_gradient_edits_it(loaded, one_process, truth, port):
     assert "cut v1" in loaded.run(IDS, backward=LOSS)[name].info.hook
 
 
+EARLY = "model.layers.1"
+EARLIER = ("model.embed_tokens.weight:grad", "model.layers.0.mlp.up_proj.weight:grad", f"{EARLY}:grad_output")
+
+
+def measured(session, gradient, held=None):
+    """The derivative of the loss along a gradient at the early site, by two runs on both sides of it.
+
+    ``held``: what some features of the middle module's output stay at, as if no gradient went there.
+    """
+    direction, losses = gradient / gradient.norm(), []
+    names = ("move",) if held is None else ("move", "hold")
+    for amount in (0.5, -0.5):
+
+        def move(x, _h, step=amount * direction):
+            return x + step
+
+        def hold(x, _h):
+            x[..., 100:200] = held[..., 100:200]
+
+        session.hook(EARLY, move, name="move")
+        if held is not None:
+            session.hook(MIDDLE, hold, name="hold")
+        losses.append(session.run(IDS, backward=LOSS, only=names).loss)
+    for name in names:
+        session.hooks[name].remove()
+    return losses[0] - losses[1]
+
+
+def check_derivatives(session, one_process, truth):
+    """A gradient, and what an edit of a later one makes of it, by finite differences and in one process."""
+    plain = session.run(IDS, capture=[*EARLIER, MIDDLE], backward=LOSS)
+    gradient = plain[f"{EARLY}:grad_output"].torch()
+    assert measured(session, gradient) == pytest.approx(float(gradient.norm()), rel=1e-2)
+    session.hook(f"{MIDDLE}:grad_output", "x[..., 100:200] = 0", name="cut")
+    run = session.run(IDS, capture=EARLIER, backward=LOSS)
+    edited = run[f"{EARLY}:grad_output"].torch()
+    assert relative(edited, gradient) > 1e-3
+    held = plain[MIDDLE].torch()
+    assert measured(session, edited, held) == pytest.approx(float(edited.norm()), rel=1e-2)
+    session.hooks["cut"].remove()
+
+    def cut(gradient):
+        gradient = gradient.clone()
+        gradient[..., 100:200] = 0
+        return gradient
+
+    want = gradients_of(
+        one_process,
+        lambda m: [m.get_submodule(MIDDLE).register_forward_hook(lambda _m, _a, out: hooked(out, cut))],
+    )
+    for name in EARLIER:
+        site = Site.parse(name)
+        assert relative(want[site], truth[site]) > 1e-4
+        assert relative(run[name].torch(), want[site]) <= 1e-5
+
+
+def hooked(tensor, hook):
+    tensor.register_hook(hook)
+
+
+def check_parameters(session, truth):
+    """Hooks at parameters' gradients get them whole, and change what is captured, not the model."""
+    names = [f"model.layers.1.mlp.{part}_proj.weight:grad" for part in ("up", "down")]
+    before = session.model.parameter("model.layers.1.mlp.up_proj.weight")
+    session.hook(names, "ctx[site] = x.norm()\nx[:, -3:] = x.flip(0)[:, :3]", name="turn")
+    run = session.run(IDS, capture=names, backward=LOSS)
+    assert not run.warnings
+    for name in names:
+        want = truth[Site.parse(name)].clone()
+        assert float(run.context[name]) == pytest.approx(float(want.norm()), rel=1e-5)
+        plain = want.clone()
+        want[:, -3:] = want.flip(0)[:, :3]
+        assert relative(want, plain) > 1e-3
+        assert relative(run[name].torch(), want) <= 1e-5
+        assert run[name].after == ("turn v1",)
+    session.hooks["turn"].remove()
+    assert torch.equal(session.model.parameter("model.layers.1.mlp.up_proj.weight"), before)
+    session.hook(names[0], "x += rank", name="split")
+    with pytest.raises(HookError, match="left different values on the ranks"):
+        session.run(IDS, backward=LOSS)
+    session.hooks["split"].remove()
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"fsdp": 2}])
+def test_a_gradient_and_an_edited_one_are_the_measured_derivatives(session, one_process, truth, sizes):
+    session.load(MODEL, attn="eager", **sizes)
+    check_derivatives(session, one_process, truth)
+    check_parameters(session, truth)
+
+
 @pytest.mark.parametrize(
     ("loss", "kind", "said"),
     [

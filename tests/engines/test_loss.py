@@ -72,12 +72,17 @@ def test_as_a_magic(desk):  # noqa: F811
 
 
 WRONG_INPUT = {
-    '%flexrun --inputs "[99999]"': "Token id 99999 is outside the vocabulary of 2048",
+    '%flexrun --inputs "[99999]"': "Token id 99999 is outside the vocabulary of 2048: ids are 0 to 2047",
     '%flexrun --inputs "[-1]"': "Token id -1 is outside the vocabulary",
     '%flexrun "a" --stop-at model.layers.9': "Did you mean",
     '%flexrun "a" --backward "logits"': "must be one number",
-    "%%flexhook model.layers.0.mlp --name none\nreturn None": "hook 'none' failed",
-    "%%flexhook model.layers.0.mlp --name none\nx = x.half()": "to float16",
+    "%%flexhook model.layers.0.mlp --name none\nreturn None": (
+        "line 2, on every rank:\n    return None\nTypeError: None was left in x, not a tensor: return the new"
+    ),
+    "%%flexhook model.layers.0.mlp --name none\nx = x.half()\ny = 1": (
+        "line 2, on every rank:\n    x = x.half()\nValueError: x changed from float32[1, 15, 256] to float16"
+    ),
+    "%%flexhook model.layers.0.mlp --name none\nx = x.to('meta')": "x = x.to('meta')\nValueError: x moved",
 }
 
 

@@ -300,20 +300,47 @@ def test_hooks_see_what_px_defined_on_the_engines(desk, loaded):
     assert typed.said.count("used 0.25") == 1
 
 
+def test_what_hooks_print_is_shown_while_the_run_goes_on(desk, tmp_path):
+    """The hook goes on only when its first words have been shown."""
+    go = tmp_path / "go"
+    body = (
+        "import os, sys, time\nprint('begun', file=sys.stderr)\n"
+        f"while not os.path.exists({str(go)!r}):\n    print('again'); time.sleep(0.05)\nprint('done')"
+    )
+    typed(desk, f"%%flexhook model.layers.0.mlp --name slow\n{body}")
+    running, lines = desk._flexmagic_desk.session._running, []
+    show = running.printer
+
+    def watch(text):
+        lines.append(text)
+        go.touch()
+
+    running.printer = watch
+    try:
+        typed(desk, f'run = %flexrun "{PROMPT}"')
+    finally:
+        running.printer = show
+    assert lines[0].startswith("begun\nagain")
+    assert "done" not in lines[0]
+    said = "\n".join(lines)
+    assert said.count("begun") == said.count("done") == 1
+
+
 def test_plain_cells_run_on_the_engines_until_they_are_asked_back(desk):
-    typed(desk, "mine = 1")
+    typed(desk, "plain_cell = 1")
     typed(desk, "%flexcells engines")
     try:
-        assert typed(desk, "mine = 2\nmodel.training") is False
-        assert typed(desk, "print('once')\nmine") == 2  # the engines' own
+        assert typed(desk, "plain_cell = 2\nmodel.training") is False
+        assert typed(desk, "print('once')\nplain_cell") == 2  # the engines' own
         assert typed.said.count("once") == 1
         assert typed(desk, "rank * 10") == {0: 0, 1: 10}
         assert "line 2, on every rank" in failing(desk, "a = 1\nmissing + a")
         assert "ZeroDivisionError" in failing(desk, "1 / 0")
         assert len(typed(desk, "%flexhook").rows) == 0  # magics stay here
     finally:
+        desk.run_cell("del plain_cell")  # on the engines, where other tests go on
         typed(desk, "%flexcells notebook")
-    assert typed(desk, "mine") == 1
+    assert typed(desk, "plain_cell") == 1
 
 
 def test_the_whole_traceback_is_there_when_asked_for(desk):

@@ -78,33 +78,38 @@ PLACES = [
 ]
 
 
-@pytest.mark.parametrize("sizes", SIZES)
-def test_gradients_are_those_of_one_process_at_every_kind_of_site(clean, one_process, sizes):
-    clean.load(MODEL, attn="eager", **sizes)
+def check_gradients(session, one_process):
+    """A module that mixes all features, and a probe beside it, at every kind of site."""
     plain = float(loss_of(one_process(IDS, use_cache=False).logits).detach())
     for path, port in PLACES:
         module = clean_module(one_process, path, port)
         probe = None if port == "input" else nn.Linear(module.out.out_features, 1)
-        clean.modules["mix"] = module
-        h = clean.hook(f"{path}:{port}", "x = modules.mix(x)", name="mix")
+        session.modules["mix"] = module
+        h = session.hook(f"{path}:{port}", "x = modules.mix(x)", name="mix")
         loss = LOSS
         if probe is not None:
-            clean.modules["probe"] = probe
-            clean.hook(path, "ctx['p'] = modules['probe'](x).mean()", name="probe")
+            session.modules["probe"] = probe
+            session.hook(path, "ctx['p'] = modules['probe'](x).mean()", name="probe")
             loss += " + ctx['p']"
-        run = clean.run(IDS, backward=loss)
+        run = session.run(IDS, backward=loss)
         value, want, want_probe = truth(one_process, module, path, port=port, probe=probe)
         assert abs(value - plain) > 1e-4 * abs(plain)
         assert run.loss == pytest.approx(value, rel=1e-5)
-        got = clean.modules["mix"].gradients()
+        got = session.modules["mix"].gradients()
         for name, gradient in want.items():
             assert relative(got[name], gradient) <= 1e-5, (path, name)
         if probe is not None:
-            for name, gradient in clean.modules["probe"].gradients().items():
+            for name, gradient in session.modules["probe"].gradients().items():
                 assert relative(gradient, want_probe[name]) <= 1e-5, (path, name)
-            clean.hooks["probe"].remove()
+            session.hooks["probe"].remove()
         h.remove()
-        clean.modules.zero_grad()
+        session.modules.zero_grad()
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_gradients_are_those_of_one_process_at_every_kind_of_site(clean, one_process, sizes):
+    clean.load(MODEL, attn="eager", **sizes)
+    check_gradients(clean, one_process)
 
 
 def clean_module(model, path, port):
@@ -155,28 +160,34 @@ def test_a_probe_is_trained_and_saved(clean, tmp_path):
     assert torch.equal(clean.modules["probe"].state_dict()["weight"], trained["weight"])
 
 
-@pytest.mark.parametrize("sizes", [{"tp": 2}, {"fsdp": 2}])
-def test_an_adapter_trains_as_in_one_process(clean, one_process, sizes):
-    model = clean.load(MODEL, attn="eager", **sizes)
+def check_adapter(session, one_process):
+    """Twenty steps of an adapter on all layers: losses, states on all ranks, the model's own weights."""
+    model = session.model
     weights = {n: model.parameter(n) for n in ("model.layers.1.mlp.down_proj.weight", "model.norm.weight")}
-    before = clean.run(IDS).logits.torch()
-    clean.adapter("model.layers.*.mlp.down_proj", rank=4, name="lora", seed=5)
-    assert torch.equal(clean.run(IDS).logits.torch(), before)
-    state = clean.modules["lora"].state_dict()
+    before = session.run(IDS).logits.torch()
+    session.adapter("model.layers.*.mlp.down_proj", rank=4, name="lora", seed=5)
+    assert torch.equal(session.run(IDS).logits.torch(), before)
+    state = session.modules["lora"].state_dict()
     losses = []
     for _ in range(20):
-        losses.append(clean.run(IDS, backward=LOSS).loss)
-        clean.modules.step("adamw", lr=2e-3)
+        losses.append(session.run(IDS, backward=LOSS).loss)
+        session.modules.step("adamw", lr=2e-3)
     want = trained_in_one_process(one_process, state)
     assert abs(want[-1] - want[0]) > 0.5
     assert losses == pytest.approx(want, rel=1e-3)
-    sums = clean._calls.all("module_sums", clean._id)
-    assert sums[0] == sums[1]
+    sums = session._calls.all("module_sums", session._id)
+    assert all(of_rank == sums[0] for of_rank in sums)
     for name, weight in weights.items():
         assert torch.equal(model.parameter(name), weight)
-    del clean.modules["lora"]
-    assert not len(clean.hooks)
-    assert torch.equal(clean.run(IDS).logits.torch(), before)
+    del session.modules["lora"]
+    assert not len(session.hooks)
+    assert torch.equal(session.run(IDS).logits.torch(), before)
+
+
+@pytest.mark.parametrize("sizes", [{"tp": 2}, {"fsdp": 2}])
+def test_an_adapter_trains_as_in_one_process(clean, one_process, sizes):
+    clean.load(MODEL, attn="eager", **sizes)
+    check_adapter(clean, one_process)
 
 
 def trained_in_one_process(model, state):

@@ -6,7 +6,7 @@ import torch
 from flexmagic import CellError, HookError, InputError, Session
 from flexmagic.errors import FlexError, StuckError
 
-from .conftest import MODEL, clear, relative
+from .conftest import MODEL, PROMPT, clear, relative
 
 pytestmark = pytest.mark.engines
 
@@ -207,7 +207,7 @@ def test_gradients_are_those_of_one_process(split, one_process):
     assert relative(run[site].torch(), plain[site].torch()) > 1e-3
     assert relative(run[site].torch(), kept["x"].grad) <= 1e-5
     carried = "h = model.layers[1].output\nmodel.layers[2].output = model.layers[2].output + h"
-    with pytest.raises(HookError, match=r"line 2.*\n.*\n.*cannot carry a value.*detach"):
+    with pytest.raises(HookError, match=r"(?s)line 2.*cannot carry a value.*detach"):
         split.trace(TEXTS, carried, backward="logits[:, -1, 5].sum()")
     split.trace(TEXTS, carried.replace("+ h", "+ h.detach()"), backward="logits[:, -1, 5].sum()")
 
@@ -236,8 +236,8 @@ BAD = {
     "model.layers[1].self_attn.output + 1": r"line 1.*name one of model.layers.1.self_attn:output\[0\]",
     "torch.relu(model.layers[1].self_attn.output)": r"line 1.*name one of model.layers.1.self_attn:output",
     "model.layers[1].self_attn.output[:, -1]": r"line 1.*name one of model.layers.1.self_attn:output\[0\]",
-    "model.norm.weight": "line 1.*only a piece.*parameter",
-    "model.lm_head(1)": "line 1.*cannot be called in a trace",
+    "model.norm.variance_epsilon": "line 1.*only a piece.*parameter",
+    "model.lm_head(1)": "line 1.*was given no tensor",
     "model.layers[1].grad_output": "line 1.*give the run a loss",
     "save.y = undefined": "line 1.*NameError",
     "if rank == 1:\n    1 / 0": "line 2, on rank 1:.*ZeroDivisionError",
@@ -348,3 +348,115 @@ def test_on_four_ranks(one_process, dims):
         with pytest.raises(HookError, match=r"line 2, on rank 3"):
             four.trace(TEXTS, "model.layers[1].output\nif rank == 3: 1 / 0")
         check(four, one_process, code, edits)
+
+
+# --- generations -------------------------------------------------------------------------------------
+
+
+def generated(model, ids, n, path, edit):
+    """Tokens and every step's logits of the model's own generate, a module's outputs edited by step."""
+    logits, calls = [], []
+
+    def after(_m, _a, out):
+        calls.append(None)
+        return edit(out.clone(), len(calls) - 1)
+
+    handles = [
+        model.get_submodule(path).register_forward_hook(after),
+        model.register_forward_hook(lambda _m, _a, out: logits.append(out.logits.clone())),
+    ]
+    try:
+        mask = torch.ones_like(ids)
+        return model.generate(ids, attention_mask=mask, max_new_tokens=n, logits_to_keep=0), logits
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def test_a_trace_acts_in_the_steps_that_it_goes_through(split, one_process):
+    """A value of the prompt's step is added in two later ones, on a sharded site."""
+    code = (
+        "early = model.layers[1].mlp.up_proj.output[:, -1:]\n"
+        "for step in model.steps[2:4]:\n"
+        "    x = model.layers[1].mlp.up_proj.output\n"
+        "    x += 20 * early\n"
+        "    save.last = step\n"
+        "    save.logits = model.output.logits"
+    )
+    plain = split.generate(PROMPT, 6)
+    run = split.trace(PROMPT, code, max_new_tokens=6)
+    kept = {}
+
+    def edit(x, step):
+        if step == 0:
+            kept["early"] = x[:, -1:].clone()
+        return x + 20 * kept["early"] if step in {2, 3} else x
+
+    ids = torch.tensor([row[: run._made.prompt] for row in run.ids])
+    wanted, logits = generated(one_process, ids, 6, SHARDED, edit)
+    assert run.ids == wanted.tolist()
+    assert run.steps == 6
+    for n in range(6):
+        assert relative(run.step(n).logits.torch(), logits[n]) <= 1e-5
+        same = torch.equal(run.step(n).logits.torch(), plain.step(n).logits.torch())
+        assert same == (n < 2)
+    assert run.context["last"] == 3
+    assert torch.equal(run.context["logits"], run.step(3).logits.torch())
+    assert run.step(2).seed == 0
+
+
+def test_steps_without_an_end_are_those_that_there_are(split):
+    code = (
+        "tokens = []\n"
+        "for step in model.steps:\n"
+        "    tokens.append(model.output.logits[:, -1].argmax(-1))\n"
+        "save.tokens = torch.stack(tokens, -1)\n"
+        "for step in model.steps[step + 1:]:\n"
+        "    1 / 0"
+    )
+    plain = split.generate(TEXTS, 4)
+    run = split.trace(TEXTS, code, max_new_tokens=4)
+    assert run.ids == plain.ids
+    new = [row[run._made.prompt :] for row in run.ids]
+    assert run.context["tokens"].tolist() == new
+    for n in range(plain.steps):
+        assert torch.equal(run.step(n).logits.torch(), plain.step(n).logits.torch())
+
+
+BAD_STEPS = {
+    "x = 1\nfor step in model.steps[2:9]:\n    model.layers[1].output": (
+        "line 2.*step 3 was never reached: the generation had steps 0 to 2.*Generate more"
+    ),
+    "for step in model.steps[2:3]: pass\nfor step in model.steps[1:2]:\n    pass": (
+        r"line 2.*step 1 has passed; the generation is at step 2.*model.steps\[3:\]"
+    ),
+    "x = model.steps[3]": r"line 1.*for step in model.steps\[3:4\]",
+    "x = model.steps[-1:]": "line 1.*counted from the start",
+    "for step in model.steps[1:3]:\n    a = model.layers[2].output\n    b = model.layers[1].output": (
+        "line 3.*read after it had passed.*model.steps"
+    ),
+    "for step in model.steps[2:3]:\n    if rank: 1 / 0": "line 2, on rank 1.*ZeroDivisionError",
+    "for step in model.steps[rank:3]:\n    model.output.logits": "different sites: on rank 0 for .*on rank 1",
+    "for step in model.steps: pass\nmodel.output.logits": "line 2.*after the forward was over",
+}
+
+
+@pytest.mark.parametrize("code", BAD_STEPS)
+def test_wrong_steps_are_said_with_the_line(unharmed, code):
+    with pytest.raises(FlexError, match=f"(?s){BAD_STEPS[code]}") as caught:
+        unharmed.trace(TEXTS, code, max_new_tokens=4)
+    assert len(str(caught.value).splitlines()) <= 6
+
+
+def test_a_run_of_one_forward_has_no_steps_and_a_generation_no_loss(unharmed):
+    with pytest.raises(HookError, match=r"(?s)line 1.*is one forward and has no steps.*--generate"):
+        unharmed.trace(TEXTS, "for step in model.steps: pass")
+    with pytest.raises(InputError, match="need one forward"):
+        unharmed.trace(TEXTS, "x = 1", max_new_tokens=2, backward="logits.sum()")
+    with pytest.raises(HookError, match=r"(?s)line 2.*model.layers.2.mlp:output was never reached in step 1"):
+        unharmed.trace(
+            TEXTS,
+            "for step in model.steps[1:]:\n    model.layers[2].mlp.output",
+            max_new_tokens=3,
+            skip="model.layers.2",
+        )

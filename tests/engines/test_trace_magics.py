@@ -5,6 +5,7 @@ import torch
 
 from flexmagic import Run
 
+from .conftest import PROMPT
 from .test_magics import desk, failing, shell, typed  # noqa: F401 - fixtures
 
 pytestmark = pytest.mark.engines
@@ -25,6 +26,28 @@ def test_a_run_gets_a_name_and_a_grid_is_one_command(desk):  # noqa: F811
     typed(desk, "where = 2")
     typed(desk, f"{LINE} --name one --given layer=where at=-1\n{body}")
     assert typed(desk, 'float(one.context["top"] - grid["top"][2, 1])') == 0
+
+
+def test_a_generation_is_gone_through_and_modules_are_called(desk, loaded):  # noqa: F811
+    line = f'%%flextrace "{PROMPT}" --generate 4 --name run'
+    body = "for step in model.steps[1:3]:\n    model.layers[2].output *= 0\nsave.lens = step"
+    assert typed(desk, f"{line}\n{body}") is None
+    run = desk.user_ns["run"]
+    loaded.hook("model.layers.2", "x *= 0", name="h", step="1:3")
+    assert run.ids == loaded.generate(PROMPT, 4).ids
+    loaded.hooks["h"].remove()
+    assert run.ids != loaded.generate(PROMPT, 4).ids
+    typed(desk, f"{line} --temperature 5 --top-k 0 --seed 3\nsave.x = 1")
+    sampled = desk.user_ns["run"].ids
+    assert sampled == loaded.generate(PROMPT, 4, do_sample=True, temperature=5.0, top_k=0, seed=3).ids
+    lens = typed(desk, f"{LINE}\nsave.lens = model.lm_head(model.norm(model.layers[3].output))")
+    assert float((lens.context["lens"] - lens.logits.torch()).abs().max()) == 0
+    said = failing(desk, f"{line}\nfor step in model.steps[2:9]:\n    pass")
+    assert "the trace failed, step 3, line 2, on every rank" in said
+    assert "step 4 was never reached" in said
+    assert len(said.splitlines()) < 12
+    assert "mean something with --generate" in failing(desk, f"{LINE} --top-k 3\nx = 1")
+    assert "needs one forward" in failing(desk, f"{line} --backward logits.sum()\nx = 1")
 
 
 def test_in_loops_functions_exec_and_under_time(desk, loaded):  # noqa: F811

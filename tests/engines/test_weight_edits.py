@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from flexmagic import Session
 from flexmagic.errors import HookError, ModelError
 
 from .conftest import MODEL, relative
@@ -91,6 +92,64 @@ def test_code_that_fails_changes_nothing_on_any_rank(loaded):
     with pytest.raises(ModelError, match=r"Did you mean model.layers.1.mlp.down_proj.weight"):
         model.edit("model.layers.1.mlp.down_prj.weight", "x *= 2")
     assert not model.edits.rows
+
+
+def test_a_session_that_attaches_lists_the_edits_and_undoes_them(loaded):
+    model, before = loaded.model, loaded.model.parameter(DOWN)
+    model.edit(DOWN, "x *= 2")
+    model.edit("model.norm.weight", lambda x, h: x * 3)
+    with Session.attach(loaded.cluster_name) as other:
+        assert other.model.edits.rows == model.edits.rows
+        assert [row[1] for row in other.model.edits.rows] == [DOWN, "model.norm.weight"]
+        other.model.undo()
+        other.model.undo()
+        assert torch.equal(other.model.parameter(DOWN), before)
+        assert not other.model.edits.rows
+    loaded.model.restore()
+
+
+HAND_CUT = """
+import torch, torch.distributed as dist
+from torch import nn
+torch.manual_seed(0)
+
+class Net(nn.Module):
+    def __init__(self, width, hidden):
+        super().__init__()
+        self.up, self.down = nn.Linear(width, hidden, bias=False), nn.Linear(hidden, width, bias=False)
+        self.late = False
+
+    def forward(self, x):
+        out = self.down(torch.relu(self.up(x)))
+        if self.up.out_features < 8:
+            dist.all_reduce(out)
+        return out
+
+unsharded = lambda: torch.manual_seed(0) and Net(6, 8)
+whole, model = unsharded(), Net(6, 4)
+with torch.no_grad():
+    model.up.weight.copy_(whole.up.weight[rank * 4:rank * 4 + 4])
+    model.down.weight.copy_(whole.down.weight[:, rank * 4:rank * 4 + 4])
+"""
+
+
+def test_after_an_edit_plain_parts_are_still_known(session):
+    """A new survey looks up where the parts stand, which what they were loaded with tells."""
+    model = session.load_cell(HAND_CUT, tp=2)
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(1))
+    plain = session.run({"x": x}, capture="up")
+    assert plain["up"].shape == (3, 8)
+    before = model.parameter("up.weight")
+    edit = model.edit("up.weight", "x[1::2] *= 5")
+    model.update(session._calls.all("survey_for", {"x": x}))
+    run = session.run({"x": x}, capture="up")
+    edited = before.clone()
+    edited[1::2] *= 5
+    assert torch.equal(model.parameter("up.weight"), edited)
+    assert relative(run["up"].torch(), x @ edited.T) <= 1e-5
+    assert relative(run["up"].torch(), plain["up"].torch()) > 1e-2
+    edit.undo()
+    assert torch.equal(model.parameter("up.weight"), before)
 
 
 def test_letting_go_of_the_model_puts_its_weights_back(session, one_process):

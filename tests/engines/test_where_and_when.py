@@ -1,5 +1,7 @@
 """Where and when hooks act, in which order and which of them; plain torch hooks are the truth."""
 
+import zlib
+
 import pytest
 import torch
 
@@ -83,6 +85,8 @@ def test_every_distribution_is_as_one_process(session, edited, axes):
     assert run["model.layers.3.mlp"].after == ("plus 3 v1", "times 3 v1")
     assert run["model.layers.3.mlp", "look 3"].before == ("times 3 v1",)
     assert run["model.layers.3.mlp", "look 3"].shape == run["model.layers.3.mlp"].shape
+    clear(session)
+    check_noise(session, edited, SITE)
 
 
 @pytest.mark.parametrize("inside", ["", ".up_proj"])
@@ -361,20 +365,44 @@ def test_an_engine_that_refuses_a_hook_leaves_every_engine_with_the_old_one(load
     assert torch.equal(loaded.run(PROMPT).logits.torch(), wanted)
 
 
-@pytest.mark.parametrize("site", [SITE, "model.layers.1.mlp.up_proj"])
-def test_noise_is_the_same_whatever_the_number_of_ranks(loaded, edited, ids, site):
-    """One process draws the same from the seed that the run, the site, the hook and the call make."""
-    import zlib
-
-    plain = loaded.run(PROMPT).logits.torch()
-    loaded.hook(site, "x += torch.randn_like(x)", name="noise")
-    run = loaded.run(PROMPT, seed=5)
-    assert relative(run.logits.torch(), plain) > 1e-3
-    assert torch.equal(loaded.run(PROMPT, seed=5).logits.torch(), run.logits.torch())
+def check_noise(session, edited, site):
+    """One process draws the same, bit for bit, from the seed that run, site, hook and call make."""
+    plain = session.run(TEXTS)
+    session.hook(site, "noise = torch.randn_like(x)\nctx['noise'] = noise\nx += noise", name="noise")
+    first, again, third = session.repeat(TEXTS, [5, 5, 6])
+    assert [run.seed for run in (first, again, third)] == [5, 5, 6]
+    assert relative(first.logits.torch(), plain.logits.torch()) > 1e-3
+    assert torch.equal(again.logits.torch(), first.logits.torch())
+    assert relative(third.logits.torch(), first.logits.torch()) > 1e-3
+    drawn = []
 
     def noise(x):
         with torch.random.fork_rng():
             torch.manual_seed(zlib.crc32(f"5|{site}:output|noise|1".encode()))
-            return x + torch.randn_like(x)
+            drawn.append(torch.randn_like(x))
+        return x + drawn[0]
 
-    assert relative(run.logits.torch(), truth(edited, ids, {site: noise})) <= 1e-5
+    want = truth(edited, torch.tensor(first.ids), {site: noise})
+    assert torch.equal(first.context["noise"], drawn[0])
+    assert relative(first.logits.torch(), want) <= 1e-5
+
+
+@pytest.mark.parametrize("site", [SITE, "model.layers.1.mlp.up_proj"])
+def test_noise_is_the_same_whatever_the_number_of_ranks(loaded, edited, site):
+    check_noise(loaded, edited, site)
+
+
+def test_repeated_runs_differ_in_their_seeds_only(loaded):
+    loaded.hook(SITE, "x += torch.randn_like(x)", name="noise")
+    runs = loaded.repeat(PROMPT, 3, seed=7, capture=SITE)
+    assert [run.seed for run in runs] == [7, 8, 9]
+    assert [run.number - runs[0].number for run in runs] == [0, 1, 2]
+    alone = loaded.run(PROMPT, seed=8, capture=SITE)
+    assert torch.equal(runs[1][SITE].torch(), alone[SITE].torch())
+    assert not torch.equal(runs[0][SITE].torch(), alone[SITE].torch())
+    texts = loaded.repeat(PROMPT, [1, 2], max_new_tokens=2)
+    assert [(run.steps, run.seed) for run in texts] == [(2, 1), (2, 2)]
+    assert loaded.runs[runs[2].number].seed == 9
+    for none in (0, -1, []):
+        with pytest.raises(InputError, match="makes no run"):
+            loaded.repeat(PROMPT, none)

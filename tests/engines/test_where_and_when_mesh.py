@@ -8,6 +8,9 @@ import torch
 from flexmagic import Session
 
 from .conftest import MODEL, clear, relative
+from .test_gradients import check_derivatives, check_parameters, gradients_of
+from .test_modules import check_adapter, check_gradients
+from .test_where_and_when import check_noise
 
 pytestmark = [pytest.mark.engines]
 
@@ -117,3 +120,35 @@ def test_skipped_modules_pass_what_lies_otherwise(crossed, one_process):
     again = crossed.run(TEXTS, capture=SHARDED)
     assert torch.equal(stopped[SHARDED].torch(), again[SHARDED].torch())
     assert torch.equal(again.logits.torch(), plain.logits.torch())
+
+
+def test_noise_is_that_of_one_process(crossed, edited):
+    check_noise(crossed, edited, SHARDED)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_gradients_and_edited_ones_are_those_of_one_process(crossed, one_process):
+    truth = gradients_of(one_process)
+    check_derivatives(crossed, one_process, truth)
+    check_parameters(crossed, truth)
+
+
+@pytest.fixture
+def without_modules(crossed):
+    yield crossed
+    clear(crossed)
+    for name in list(crossed.modules):
+        del crossed.modules[name]
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_modules_are_trained_as_in_one_process(without_modules, one_process):
+    check_gradients(without_modules, one_process)
+
+
+@pytest.mark.full
+@pytest.mark.timeout(300)
+def test_an_adapter_is_trained_as_in_one_process(without_modules, one_process):
+    check_adapter(without_modules, one_process)

@@ -137,8 +137,8 @@ class _Bench:
     # --- flexmagic: the run as a session asks for it, without the messages between notebook and engine
 
     def flexmagic(self) -> float:
+        from flexmagic.engine.active_hook import ActiveHook
         from flexmagic.engine.code import HookSource, build
-        from flexmagic.engine.instrument import ActiveHook
         from flexmagic.engine.runtime import RunPlan
         from flexmagic.layout.rule import Extent
 
