@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from flexmagic.client.model import Model
     from flexmagic.client.run import Run
     from flexmagic.client.session import Session
+    from flexmagic.view.compare import compare
+    from flexmagic.view.forms import grid, lines, strip
 
 __version__ = _version("flexmagic")
 
@@ -49,6 +51,10 @@ __all__ = [
     "Session",
     "SiteError",
     "StuckError",
+    "compare",
+    "grid",
+    "lines",
+    "strip",
 ]
 
 _LAZY = {
@@ -57,11 +63,15 @@ _LAZY = {
     "Model": "flexmagic.client.model",
     "Run": "flexmagic.client.run",
     "Session": "flexmagic.client.session",
+    "compare": "flexmagic.view.compare",
+    "grid": "flexmagic.view.forms",
+    "lines": "flexmagic.view.forms",
+    "strip": "flexmagic.view.forms",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Load the classes of the public API when they are first asked for: importing stays light."""
+    """Load the public API when they are first asked for: importing stays light."""
     if name not in _LAZY:
         msg = f"module {__name__!r} has no attribute {name!r}"
         raise AttributeError(msg)

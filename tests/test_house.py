@@ -52,7 +52,8 @@ BELOW["flexmagic"] = BELOW["flexmagic.magics"] | {"flexmagic.magics"}
 
 LAZILY = {
     # a handle shows itself when it is displayed or written, and only then is the viewer needed
-    "flexmagic.client.activation": {"flexmagic.view.display", "flexmagic.view.html"},
+    "flexmagic.client.activation": {"flexmagic.view.display"},
+    "flexmagic.client.looks": {"flexmagic.view.html", "flexmagic.view.png", "flexmagic.view.table"},
 }
 
 NOTEBOOK = {"IPython", "ipykernel", "ipywidgets", "anywidget", "jupyter_client"}
@@ -68,7 +69,10 @@ BANNED = {
 }
 """Libraries that a room must not know, however late it imports them."""
 
-WIDGETS = {f"flexmagic.view.{name}" for name in ("cancel", "display", "rank_tabs", "widget")}
+WIDGETS = {
+    f"flexmagic.view.{name}"
+    for name in ("cancel", "display", "inserter", "panel", "panels", "rank_tabs", "widget")
+}
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 
 
@@ -207,6 +211,10 @@ EXPORTED = [
     "Session",
     "SiteError",
     "StuckError",
+    "compare",
+    "grid",
+    "lines",
+    "strip",
 ]
 
 

@@ -37,7 +37,7 @@ def test_a_look_is_answered_with_codes_and_a_palette():
     content, (codes, palette) = Asked(source(noise(), site="m:output")).ask(kind="look", width=800)
     assert content["kind"] == "picture"
     assert (content["view"], content["id"], content["asked"]) == ("v", 1, "look")
-    assert content["cells"] == [6, 20]
+    assert content["panes"][0]["cells"] == [6, 20]
     assert len(codes) == 120
     assert len(palette) == 1024
     assert content["title"] == "m:output"

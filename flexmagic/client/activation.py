@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmagic.client.looks import Looks
 from flexmagic.errors import SiteError
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -41,7 +40,7 @@ class Origin:
     warnings: tuple[str, ...] = ()
 
 
-class Activation:
+class Activation(Looks):
     """One whole tensor that a run left on the engines in pieces.
 
     Holding it costs nothing; indexing, :meth:`numpy` and the viewer fetch what they show and no
@@ -256,9 +255,17 @@ class Activation:
             index = tuple(fixed[d] if d in fixed else slice(*bounds[d]) for d in range(len(self.shape)))
             values = self[index]
             values = values[None] if rows < 0 else values.T if rows > cols else values
-            return reduce_overview(values, row_edges - row_edges[0], col_edges - col_edges[0])
+            origin = int(row_edges[0]), int(col_edges[0])
+            return reduce_overview(values, row_edges - origin[0], col_edges - origin[1], origin)
         reads = self._reads(bounds, holes=True)
-        parts = self._ask("overview", reads, [(read.local, read.result) for read in reads], window)
+        by_rank: dict[int, list[Any]] = {}
+        for read in reads:
+            by_rank.setdefault(read.rank, []).append((read.local, read.result))
+        key = self._origin.run, self._origin.site
+        asked: dict[int, Any] = {
+            rank: ("overview", (*key, mine, window), {}) for rank, mine in by_rank.items()
+        }
+        parts = list(self._calls.some(asked).values()) if asked else []
         self._moved += sum(part.mean.nbytes * 7 for part in parts)
         nothing = reduce_overview(np.zeros((0, 0)), row_edges * 0, col_edges * 0)
         return replace(merge_overviews(parts or [nothing]), row_edges=row_edges, col_edges=col_edges)
@@ -274,12 +281,6 @@ class Activation:
         return tokens if len(tokens) == self.shape[dim] else None
 
     # display
-
-    def to_html(self, path: str | Path | None = None) -> str:
-        """One self-contained HTML page with picture, header and numbers; written to ``path`` if given."""
-        from flexmagic.view.html import to_html
-
-        return to_html(self, path)
 
     def __repr__(self) -> str:
         """Site, shape, dtype, layout and the hooks that acted before: no data is fetched."""
@@ -315,5 +316,5 @@ def _pieces(layout: Layout) -> tuple[Any, ...]:
             continue
         starts = [list(itertools.accumulate((b - a for a, b in spans), initial=0))[:-1] for spans in block]
         for spans, local in zip(itertools.product(*block), itertools.product(*starts), strict=True):
-            out.append(Piece(rank, tuple(spans), tuple(local)))
+            out.append(Piece(rank, tuple(spans), tuple(local), layout.addend(rank)))
     return tuple(out)

@@ -48,10 +48,10 @@ def call(verb: str, payload: bytes) -> Any:
     """Run one of the engine's verbs with arguments pickled by value."""
     import cloudpickle
 
-    from flexmagic.engine import model_verbs, state_verbs, verbs
+    from flexmagic.engine import look_verbs, model_verbs, state_verbs, verbs
 
     args, kwargs = cloudpickle.loads(payload)
-    room = next(room for room in (verbs, model_verbs, state_verbs) if hasattr(room, verb))
+    room = next(room for room in (verbs, model_verbs, state_verbs, look_verbs) if hasattr(room, verb))
     return getattr(room, verb)(*args, **kwargs)
 
 
@@ -60,7 +60,13 @@ def prepare() -> None:
     from IPython import get_ipython
 
     from flexmagic.client import control
-    from flexmagic.engine import model_verbs, state_verbs, verbs, watch  # noqa: F401 - so that they are there
+    from flexmagic.engine import (  # noqa: F401 - so that they are there
+        look_verbs,
+        model_verbs,
+        state_verbs,
+        verbs,
+        watch,
+    )
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel

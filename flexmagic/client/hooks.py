@@ -35,6 +35,7 @@ class Hook:
         self._book = book
         self._history: list[HookVersion] = []
         self.name = name
+        self.last_error = ""
         self._enabled = True
 
     @classmethod

@@ -8,6 +8,7 @@ from typing import Any
 
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
+from flexmagic.client.hook_errors import noted
 from flexmagic.client.hooks import Hook
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
@@ -131,10 +132,11 @@ class Work(ABC):
 
         Raises :class:`InputError`, :class:`HookError` or :class:`ModelError`.
         """
-        return self._running.run(
-            self.model, inputs, capture, progress=progress, only=only, without=without,
-            seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
-        )  # fmt: skip
+        with noted(self.hooks):
+            return self._running.run(
+                self.model, inputs, capture, progress=progress, only=only, without=without,
+                seed=seed, grad=grad, backward=self.losses.meant(backward), stop_at=stop_at, skip=skip,
+            )  # fmt: skip
 
     def repeat(
         self,
@@ -182,7 +184,8 @@ class Work(ABC):
         Raises :class:`InputError`, :class:`HookError`, or :class:`ModelError` for a model that has no
         ``generate``, or whose FSDP1 wrappers it does not reach.
         """
-        return self._running.generate(
-            self.model, inputs, capture, max_new_tokens, options,
-            progress=progress, only=only, without=without, seed=seed, skip=skip,
-        )  # fmt: skip
+        with noted(self.hooks):
+            return self._running.generate(
+                self.model, inputs, capture, max_new_tokens, options,
+                progress=progress, only=only, without=without, seed=seed, skip=skip,
+            )  # fmt: skip

@@ -61,15 +61,14 @@ def overview(
     part = as_array(piece[local])
     other = tuple(dim for dim in range(part.ndim) if dim not in (window.rows, window.cols))
     flat = part.squeeze(axis=other)
+    first_col = int(window.col_edges[0]) + result[window.cols].start
+    col_edges = _own_edges(window.col_edges, result[window.cols])
     if window.rows < 0:
-        return reduce_overview(
-            flat[None], window.row_edges, _own_edges(window.col_edges, result[window.cols])
-        )
-    return reduce_overview(
-        flat.T if window.rows > window.cols else flat,
-        _own_edges(window.row_edges, result[window.rows]),
-        _own_edges(window.col_edges, result[window.cols]),
-    )
+        return reduce_overview(flat[None], window.row_edges, col_edges, (0, first_col))
+    first_row = int(window.row_edges[0]) + result[window.rows].start
+    row_edges = _own_edges(window.row_edges, result[window.rows])
+    turned = flat.T if window.rows > window.cols else flat
+    return reduce_overview(turned, row_edges, col_edges, (first_row, first_col))
 
 
 def _own_edges(edges: NDArray[np.int64], part: slice) -> NDArray[np.int64]:

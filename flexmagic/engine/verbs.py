@@ -29,6 +29,8 @@ from flexmagic.engine.tracing import TraceSource
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
+from flexmagic.view.reduce import merge_overviews
+from flexmagic.view.source import Overview
 
 Spans = tuple[Span, ...]
 
@@ -264,10 +266,10 @@ def overview(
     site: Site,
     parts: list[tuple[tuple[slice, ...], tuple[slice, ...]]],
     window: look.Window,
-) -> list[Any]:
-    """The parts of a captured piece inside a window, reduced to the window's bins."""
+) -> Overview:
+    """The parts of a captured piece inside a window, reduced to the window's bins all together."""
     piece = runtime.captures.get(run_id, site)
-    return [look.overview(piece, local, result, window) for local, result in parts]
+    return merge_overviews([look.overview(piece, local, result, window) for local, result in parts])
 
 
 @verb

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.magics.cell_form import TRANSFORMS
 from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
+from flexmagic.magics.compare import CompareMagics
 from flexmagic.magics.completion import Completion
 from flexmagic.magics.config import ConfigMagics
 from flexmagic.magics.desk import Desk, Helper
@@ -15,6 +16,7 @@ from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.panel import PanelMagics
 from flexmagic.magics.restart import Restart
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
+    CompareMagics, PanelMagics,
     CellsMagics, ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexmagic.view.pieces import present
-from flexmagic.view.reduce import compute_stats, local_edges, merge_overviews, reduce_overview
-from flexmagic.view.source import Info, Piece
+from flexmagic.errors import InputError
+from flexmagic.view.pieces import gather_piece, present
+from flexmagic.view.reduce import (
+    compute_stats,
+    count_between,
+    digest_of,
+    local_edges,
+    merge_overviews,
+    reduce_overview,
+)
+from flexmagic.view.source import Info, Piece, Share
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from flexmagic.view.source import Index, Overview, Stats
+
+_NUMPYS = ("torch.float16", "torch.float32", "torch.float64")
 
 Labels = dict[int, "Sequence[str] | Sequence[Sequence[str]]"]
 
@@ -36,12 +47,27 @@ class ArraySource:
 
     ``labels`` maps a dim to its texts, or to one sequence of texts per position of dim 0 (the
     tokens of each row of a batch). What only ``info.missing_ranks`` own is never reduced or read.
+    ``held`` is what ranks hold themselves where that is not their part of ``array``: summands, or a
+    replica that differs. ``note`` returns more to say of a position, and ``texts`` (an array of
+    ``str`` of the same shape) what to write into its cell.
     """
 
-    def __init__(self, array: NDArray[Any], info: Info | None = None, labels: Labels | None = None) -> None:
+    def __init__(
+        self,
+        array: NDArray[Any],
+        info: Info | None = None,
+        labels: Labels | None = None,
+        *,
+        held: Mapping[int, NDArray[Any]] | None = None,
+        note: Callable[[tuple[int, ...]], str] | None = None,
+        texts: NDArray[np.str_] | None = None,
+    ) -> None:
         self._array = np.asarray(array)
         self._info = info or info_of(self._array)
         self._labels = labels or {}
+        self._held = dict(held or {})
+        self.note = note
+        self.texts = texts
         self._moved = 0
         if self._info.shape != self._array.shape:
             msg = f"info says {self._info.shape}, the array is {self._array.shape}"
@@ -88,6 +114,7 @@ class ArraySource:
                 plane[slice(*row_span), slice(*col_span)],
                 local_edges(row_edges, *row_span),
                 local_edges(col_edges, *col_span),
+                (row_span[0], col_span[0]),
             )
             for row_span, col_span in self._boxes(rows, cols, fixed)
         ]
@@ -103,6 +130,37 @@ class ArraySource:
             return texts[(fixed or {}).get(0, 0)]
         return texts
 
+    def shares(self, edges: NDArray[np.float64]) -> tuple[Share, ...]:
+        """Return what each rank that can be reached holds, counted into bins."""
+        return tuple(
+            Share(rank, compute_stats(part), count_between(part, edges))
+            for rank, part in self._parts().items()
+        )
+
+    def digests(self) -> dict[int, str]:
+        """Return a digest of each reachable rank's bytes."""
+        return {rank: digest_of(part.tobytes()) for rank, part in self._parts().items()}
+
+    def _parts(self) -> dict[int, NDArray[Any]]:
+        ranks = {piece.rank for piece in self._info.pieces} - set(self._info.missing_ranks)
+        return {rank: self._local(rank) for rank in sorted(ranks)}
+
+    def held(self, rank: int) -> ArraySource:
+        """Return what one rank holds; its labels are those of the whole where it holds all of a dim."""
+        local = self._local(rank)
+        whole = tuple((0, size) for size in local.shape)
+        info = replace(
+            self._info, shape=local.shape, pieces=(Piece(rank, whole),), partial=False, missing_ranks=(),
+            warnings=(), placements=(), nbytes=local.nbytes,
+        )  # fmt: skip
+        return ArraySource(local, info, {d: t for d, t in self._labels.items() if self._has_all(local, d)})
+
+    def _has_all(self, local: NDArray[Any], dim: int) -> bool:
+        return bool(local.shape[dim] == self._array.shape[dim])
+
+    def _local(self, rank: int) -> NDArray[Any]:
+        return self._held[rank] if rank in self._held else gather_piece(self._array, self._info, rank)
+
     def _boxes(
         self, rows: int, cols: int, fixed: dict[int, int]
     ) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -117,3 +175,21 @@ class ArraySource:
             and all(start <= fixed[d] < stop for d, (start, stop) in enumerate(piece.spans) if d in fixed)
         }
         return sorted(boxes)
+
+
+def numbers_of(values: Any) -> NDArray[Any]:
+    """Return an array of a tensor (bf16 and fp8 as float32 of the same values), a list or an array.
+
+    Raises :class:`InputError` for what is no array of numbers.
+    """
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        narrow = values.dtype.is_floating_point and str(values.dtype) not in _NUMPYS
+        values = (values.float() if narrow else values).numpy()
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of several lengths
+        raise InputError(f"These are no array of numbers: {error}") from None
+    if array.dtype.kind not in "biufc":
+        raise InputError(f"{type(values).__name__} is no array of numbers.")
+    return array

@@ -6,18 +6,28 @@ missing: also when it is none, because silence could mean either.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flexmagic.view import scale as colors
-from flexmagic.view.picture import REDUCER_TEXT
+from flexmagic.view.lines import line_caption
+from flexmagic.view.picture import LAYERS, OUTLIER, REDUCER_TEXT
 from flexmagic.view.pieces import owners
+from flexmagic.view.reduce import MOST_PEAKS
+from flexmagic.view.source import LINES
 from flexmagic.view.words import number, plural, ranks, short, span, visible
 
 if TYPE_CHECKING:
     from flexmagic.view.picture import Picture
-    from flexmagic.view.source import Source
+    from flexmagic.view.plane import Plane
+    from flexmagic.view.sheet import Pane, Sheet
+    from flexmagic.view.source import Peak, Source
+
+
+LAST_EXACT = 2.0**53
+"""From here on a whole number may not be exact in double precision, in which outliers are found."""
 
 
 def where(picture: Picture) -> str:
@@ -69,14 +79,61 @@ def _both(cells: int, values: int, *, exact: bool) -> str:
     return f"{cells:,}" if exact or not values else f"{values:,} in {plural(cells, 'cell')}"
 
 
+def ringed(picture: Picture) -> str:
+    """Return how many outliers an overview marks, and where the largest is; nothing where there is none."""
+    if not picture.peaks:
+        return ""
+    info, plane, most = picture.info, picture.plane, picture.peaks[0]
+    at = {plane.rows: most.row, plane.cols: most.col}
+    place = ", ".join(f"{visible(info.dims[d], 40)} {i}" for d, i in at.items() if d >= 0)
+    many = plural(len(picture.peaks), "value")
+    beyond = f"beyond {OUTLIER:g} times the root mean square of all"
+    if len(picture.peaks) == MOST_PEAKS:
+        many, beyond = f"the {MOST_PEAKS} largest values", f"{beyond} (there may be more)"
+    return f"Ringed: {many} {beyond}; the largest is {short(most.value)} at {place}."
+
+
 def caption(picture: Picture) -> tuple[str, ...]:
     """Return the lines under the picture."""
+    if picture.info.form == LINES:
+        how = "" if picture.overview is None else f"An {method(picture)}."
+        return tuple(text for text in (line_caption(picture), how) if text)
     how = method(picture)
     place = where(picture)
-    return (
+    lines = (
         f"{place}{'. ' if place else ''}{how[0].upper()}{how[1:]}.",
         f"Colours {picture.scale.text}; {tally(picture)}.",
+        ringed(picture),
     )
+    return tuple(line for line in lines if line)
+
+
+def sheet_caption(sheet: Sheet) -> tuple[str, ...]:
+    """Return the lines under several pictures: what they have in common once, counts added up."""
+    if len(sheet.panes) == 1:
+        return caption(sheet.lead)
+    lead, how = sheet.lead, method(sheet.lead)
+    along = "the layers" if sheet.facet == LAYERS else ""
+    if sheet.facet >= 0:
+        along = visible(lead.info.dims[sheet.facet], 40)
+        plane = replace(lead.plane, fixed={d: at for d, at in lead.plane.fixed.items() if d != sheet.facet})
+        lead = replace(lead, plane=plane)
+    last = sheet.first + len(sheet.panes)
+    some = "all" if len(sheet.panes) == sheet.count else f"[{sheet.first}:{last}] of"
+    side = f"Side by side along {along}: {some} {sheet.count}. " if along else ""
+    place = where(lead)
+    lines = [f"{side}{place[:1].upper()}{place[1:]}{'. ' if place else ''}{how[0].upper()}{how[1:]}."]
+    by_scale: dict[Any, list[Pane]] = {}
+    for pane in sheet.panes:
+        by_scale.setdefault(pane.picture.scale, []).append(pane)
+    for scale, panes in by_scale.items():
+        totals = {
+            name: sum(getattr(pane.picture.counts, name) for pane in panes) for name in vars(lead.counts)
+        }
+        whole = replace(panes[0].picture, counts=replace(lead.counts, **totals))
+        which = "" if len(by_scale) == 1 else f"{' and '.join(pane.title for pane in panes)}: "
+        lines.append(f"{which}{'c' if which else 'C'}olours {scale.text}; {tally(whole)}.")
+    return tuple(lines)
 
 
 def probe(source: Source, picture: Picture, row: int, col: int) -> str:
@@ -101,10 +158,12 @@ def probe(source: Source, picture: Picture, row: int, col: int) -> str:
         return f"{names}: {ranks([r for r, _ in found])} missing, the value cannot be reached"
     value = number(np.asarray(picture.tile)[row, col], info.dtype)
     text = f"{names} = {value}" if names else f"{value}"
+    note = getattr(source, "note", None)
+    more = f" \N{EM DASH} {visible(note(position), 400)}" if note is not None else ""
     if info.partial:
-        return f"{text} (summed over {ranks([r for r, _ in found])})" if found else text
+        return (f"{text} (summed over {ranks([r for r, _ in found])})" if found else text) + more
     kept = "; ".join(f"rank {rank} at {list(local)}" for rank, local in answering)
-    return f"{text} \N{EM DASH} {kept}" if kept else text
+    return (f"{text} \N{EM DASH} {kept}" if kept else text) + more
 
 
 def _position(picture: Picture, row: int, col: int) -> tuple[int, ...]:
@@ -149,7 +208,27 @@ def _probe_bin(source: Source, picture: Picture, row: int, col: int) -> str:
     for name, counts in (("NaN", overview.nan), ("+Inf", overview.posinf), ("-Inf", overview.neginf)):
         if counts[row, col]:
             parts.append(f"{name} {int(counts[row, col]):,}")
+    parts += [_peak_text(source, picture, peak) for peak in picture.peaks if _inside(peak, spans, plane)]
     return f"{parts[0]}: {', '.join(parts[1:])} \N{EM DASH} {_owner_text(picture, row, col)}"
+
+
+def _inside(peak: Peak, spans: dict[int, tuple[int, int]], plane: Plane) -> bool:
+    return all(
+        d < 0 or spans[d][0] <= at < spans[d][1] for d, at in ((plane.rows, peak.row), (plane.cols, peak.col))
+    )
+
+
+def _peak_text(source: Source, picture: Picture, peak: Peak) -> str:
+    """Return a ringed value with its index, in its own dtype, and where it lies on its rank."""
+    info, plane = picture.info, picture.plane
+    at = {**plane.fixed, plane.rows: peak.row, plane.cols: peak.col}
+    position = [at[d] for d in range(len(info.shape))]
+    names = ", ".join(_named(source, picture, d, i, i + 1) for d, i in enumerate(position))
+    whole = info.dtype.startswith(("int", "uint"))
+    kind = "float64" if whole or info.dtype.startswith("complex") else info.dtype
+    about = "about " if whole and abs(peak.value) >= LAST_EXACT else ""
+    found = "" if info.partial else "; ".join(f"rank {r} at {list(i)}" for r, i in owners(info, position))
+    return f"with {about}{number(peak.value, kind)} at {names}" + (f" ({found})" if found else "")
 
 
 def _owner_text(picture: Picture, row: int, col: int) -> str:

@@ -9,6 +9,7 @@ view that has data hides the other two.
 from __future__ import annotations
 
 import base64
+import html
 import struct
 import uuid
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from flexmagic.errors import FlexError
+from flexmagic.view.compare import HEAD
 from flexmagic.view.png import PAGE_WIDTH, to_png
 from flexmagic.view.text import body, heading
 from flexmagic.view.widget import TensorView
@@ -25,6 +27,7 @@ from flexmagic.view.words import visible
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from flexmagic.view.compare import Comparison
     from flexmagic.view.source import Source
 
 _WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -52,6 +55,31 @@ def show(
     display({"text/plain": heading(source.info)}, raw=True)
     display(still, raw=True, metadata=drawn)
     return view
+
+
+def show_comparison(found: Comparison) -> TensorView | None:
+    """Show a comparison: its table, and the most changed of what can be drawn as A | B | B-A."""
+    if not in_notebook():
+        print(found)  # noqa: T201 - a terminal's display
+        return None
+    display({"text/plain": str(found), "text/html": table_html(found)}, raw=True)
+    openers = found.openers
+    if not openers:
+        return None
+    first = next(iter(openers))
+    return show(openers[first](), openers, first)
+
+
+def table_html(found: Comparison) -> str:
+    """Return the table of a comparison, everything escaped."""
+    cell = 'style="text-align:left;padding:1px 14px 1px 0"'
+    head = "".join(f"<th {cell}>{html.escape(text)}</th>" for text in HEAD)
+    rows = "".join(
+        "<tr>" + "".join(f"<td {cell}>{html.escape(text)}</td>" for text in row.texts) + "</tr>"
+        for row in found
+    )
+    title = f"<p><b>{html.escape(visible(found.title, 400))}</b></p>" if found.title else ""
+    return f"{title}<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
 
 
 def in_notebook() -> bool:

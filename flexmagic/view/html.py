@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexmagic.view import header
-from flexmagic.view.caption import caption
-from flexmagic.view.picture import Look, compose
+from flexmagic.view.caption import sheet_caption
+from flexmagic.view.picture import Look
 from flexmagic.view.plane import default_plane
 from flexmagic.view.png import PAGE_WIDTH, to_png
+from flexmagic.view.sheet import compose_sheet
+from flexmagic.view.table import rank_table
 from flexmagic.view.text import body
 from flexmagic.view.words import visible
 
@@ -54,7 +56,7 @@ def _page(source: Source) -> str:
     info = source.info
     title = html.escape(header.title(info))
     picture = base64.b64encode(to_png(source)).decode()
-    said = caption(compose(source, Look())) if 0 not in info.shape else ()
+    said = sheet_caption(compose_sheet(source, Look())) if 0 not in info.shape else ()
     pairs = header.stats_pairs(source.stats()) if 0 not in info.shape else ()
     spoken = html.escape(" ".join([header.title(info), *said]))
     rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in pairs)
@@ -65,6 +67,7 @@ def _page(source: Source) -> str:
         f'<p><img alt="{spoken}" width="{PAGE_WIDTH}" src="data:image/png;base64,{picture}"></p>',
         *(f"<p>{html.escape(text)}</p>" for text in said),
         f"<h2>Statistics</h2><table>{rows}</table>" if rows else "",
+        _by_rank(source) if rows else "",
         "<h2>Who owns what</h2>" + _list("ul", header.ownership(info)) if info.pieces else "",
         f"<h2>First and last values</h2><pre>{html.escape(body(source))}</pre>",
         _labels(source),
@@ -75,6 +78,12 @@ def _page(source: Source) -> str:
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>'
         f"<body>{''.join(parts)}</body></html>\n"
     )
+
+
+def _by_rank(source: Source) -> str:
+    if not source.info.pieces:
+        return ""
+    return f"<h2>By rank</h2><pre>{html.escape(str(rank_table(source)))}</pre>"
 
 
 def _list(tag: str, texts: tuple[str, ...], name: str = "") -> str:

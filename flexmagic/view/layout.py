@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from flexmagic.view.plane import NO_DIM, extent
+from flexmagic.view.source import LINES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,6 +24,7 @@ TALLEST_LABEL = 96
 CELL_WIDE, CELL_TALL = 40, 22
 MAP_TALL, MAP_LOW = 352, 44
 NARROWEST = 120
+NUMBERS, PLOT_TALL, WIDEST_PLOT = 62, 240, 900
 
 
 @dataclass(frozen=True)
@@ -54,14 +56,21 @@ def lay_out(
     col_labels: Sequence[str] | None = None,
     row_ribbon: bool = False,
     col_ribbon: bool = False,
+    tall: int = MAP_TALL,
 ) -> Layout:
-    """Fit the plane into ``width``: big cells for small tensors, never taller than 352 pixels."""
+    """Fit the plane into ``width``: big cells for small tensors, the map never higher than ``tall``.
+
+    Where there is little room, labels get at most a third of it.
+    """
+    if info.form == LINES:
+        return _lay_out_lines(width, col_ribbon=col_ribbon)
     rows, cols = extent(info, plane)
-    left = _label_room(row_labels, rows, plane.rows)
+    highest = tall
+    left = min(_label_room(row_labels, rows, plane.rows), max(width // 3, 8))
     row_room = left
     left += (RIBBON + GAP) if row_ribbon else 0
     room = max(width - left - 2, NARROWEST)
-    tall = int(min(max(rows * CELL_TALL, MAP_LOW), MAP_TALL))
+    tall = int(min(max(rows * CELL_TALL, MAP_LOW), highest))
     wide = int(min(room, max(cols * CELL_WIDE, NARROWEST)))
     if rows > 1 and cols > 1 and info.dims[plane.rows] == info.dims[plane.cols]:
         # A dim against itself (an attention pattern) is read along its diagonal: square cells.
@@ -69,8 +78,9 @@ def lay_out(
         tall = int(max(min(tall, wide * rows / cols), MAP_LOW))
     top = 0
     if col_labels is not None and wide / max(cols, 1) >= LINE - 2:
-        top = int(min(max(len(text) for text in col_labels) * CHAR + 6, TALLEST_LABEL))
+        top = int(min(max(len(text) for text in col_labels) * CHAR + 6, TALLEST_LABEL, highest // 2))
     col_room = top
+    top = top or (0 if col_ribbon else LINE // 2)  # or the first row's number would be cut off
     top += (RIBBON + GAP) if col_ribbon else 0
     return Layout(
         left=left,
@@ -84,6 +94,16 @@ def lay_out(
         width=left + wide + 2,
         height=top + tall + AXIS,
     )
+
+
+def _lay_out_lines(width: int, *, col_ribbon: bool) -> Layout:
+    """Fit lines into ``width``: numbers on the left, no labels of rows."""
+    top = LINE // 2 + ((RIBBON + GAP) if col_ribbon else 0)
+    wide = max(min(width, WIDEST_PLOT) - NUMBERS - LINE, NARROWEST)
+    return Layout(
+        NUMBERS, top, wide, PLOT_TALL, row_ribbon=False, col_ribbon=col_ribbon, row_label_space=NUMBERS,
+        col_label_space=0, width=NUMBERS + wide + LINE, height=top + PLOT_TALL + AXIS,
+    )  # fmt: skip
 
 
 def _label_room(labels: Sequence[str] | None, rows: int, dim: int) -> int:

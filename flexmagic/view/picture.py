@@ -6,13 +6,14 @@ ribbons, holes and labels. Canvas and PNG only paint what stands here, so they c
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from flexmagic.view import scale as colors
-from flexmagic.view.layout import Layout, lay_out
+from flexmagic.view.layout import MAP_TALL, Layout, lay_out
 from flexmagic.view.pieces import present
 from flexmagic.view.plane import (
     Grid,
@@ -26,6 +27,7 @@ from flexmagic.view.plane import (
 )
 from flexmagic.view.reduce import as_real
 from flexmagic.view.ribbon import Hole, Segment, holes, ribbons
+from flexmagic.view.source import STRIP
 from flexmagic.view.words import token
 
 if TYPE_CHECKING:
@@ -33,14 +35,20 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from flexmagic.view.source import Info, Overview, Source, Span
+    from flexmagic.view.source import Info, Overview, Peak, Source, Span
 
+ALONE, LAYERS = -1, -2
+"""No facets; one facet per tensor that is there to choose from."""
 REDUCERS = ("extremum", "mean", "rms")
 REDUCER_TEXT = {
     "extremum": "signed extremum (the value of largest magnitude)",
     "mean": "mean",
     "rms": "root mean square",
 }
+OUTLIER = 6.0
+"""Times the root mean square beyond which a value is ringed in an overview."""
+SHORT, LONG = 18, 80
+"""Characters of a label beside a map, and of a token in a text."""
 BIN_PIXELS = 3
 """Size of an overview's cell: smaller ones are seen by nobody and travel all the same."""
 
@@ -50,8 +58,10 @@ class Look:
     """What somebody wants to see. Whatever does not fit the tensor is put right, never refused.
 
     ``rows``, ``cols``, ``fixed`` choose the plane (None: by default), ``row_window`` and
-    ``col_window`` the part of it (None: all), ``limits`` keeps given ones, ``width`` is the room
-    for the whole picture in CSS pixels.
+    ``col_window`` the part of it (None: all), ``limits`` keeps given ones, ``width`` and ``tall`` are
+    the room for a whole picture and for its map, in CSS pixels. ``facet`` is the dim (or
+    :data:`LAYERS`, or :data:`ALONE`) whose positions stand side by side, from the ``first`` one on;
+    None chooses: the heads of an attention pattern, nothing of anything else.
     """
 
     rows: int | None = None
@@ -63,6 +73,9 @@ class Look:
     scale: str = "linear"
     limits: tuple[float, float] | None = None
     width: int = 800
+    tall: int = MAP_TALL
+    facet: int | None = None
+    first: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,11 +100,39 @@ class Counts:
 
 
 @dataclass(frozen=True)
+class Gathered:
+    """What one look has brought, before anything is coloured; see :class:`Picture` for the fields.
+
+    ``values`` is what is drawn, ``(R, C)`` float64: NaN where nothing finite or nothing reached is.
+    """
+
+    info: Info
+    plane: Plane
+    grid: Grid
+    reducer: str
+    layout: Layout
+    values: NDArray[np.float64]
+    row_labels: tuple[str, ...] | None
+    col_labels: tuple[str, ...] | None
+    tile: NDArray[Any] | None = None
+    mask: NDArray[np.bool_] | None = None
+    overview: Overview | None = None
+    texts: NDArray[np.str_] | None = None
+
+    @property
+    def known(self) -> NDArray[np.float64]:
+        """The values that were reached, from which limits are chosen."""
+        return self.values.reshape(-1) if self.mask is None else self.values[self.mask]
+
+
+@dataclass(frozen=True)
 class Picture:
     """A composed picture. ``codes`` is ``(R, C)`` uint8, one per cell of ``grid``.
 
-    ``tile`` holds the values of an exact picture, ``overview`` the bins of any other; ``mask`` is
-    False in holes. Labels are for every position of their dim, or None.
+    ``values`` is what is drawn, as numbers; ``tile`` holds the values of an exact picture, ``overview``
+    the bins of any other; ``mask`` is False in holes. Labels are for every position of their dim, or
+    None. ``peaks`` are the outliers of an overview, each exact and in its place, and ``texts`` what
+    stands in the cells, if anything.
     """
 
     info: Info
@@ -100,6 +141,7 @@ class Picture:
     reducer: str
     scale: colors.Scale
     codes: NDArray[np.uint8]
+    values: NDArray[np.float64]
     counts: Counts
     layout: Layout
     col_ribbon: tuple[Segment, ...]
@@ -110,6 +152,8 @@ class Picture:
     tile: NDArray[Any] | None = None
     mask: NDArray[np.bool_] | None = None
     overview: Overview | None = None
+    peaks: tuple[Peak, ...] = ()
+    texts: NDArray[np.str_] | None = None
 
 
 def compose(source: Source, look: Look) -> Picture:
@@ -117,14 +161,27 @@ def compose(source: Source, look: Look) -> Picture:
 
     The tensor must have at least one element.
     """
-    info = source.info
+    found = gather(source, look)
+    return colour(found, colors.fit(found.known, look.scale, look.limits))
+
+
+def plane_of(info: Info, look: Look) -> Plane:
+    """Return the plane that a look asks for, put right where it does not fit the tensor."""
     plane = default_plane(info)
     if look.rows is not None or look.cols is not None:
         rows = plane.rows if look.rows is None else look.rows
-        plane = make_plane(info, rows, plane.cols if look.cols is None else look.cols, look.fixed)
-    elif look.fixed:
-        plane = make_plane(info, plane.rows, plane.cols, look.fixed)
-    row_labels, col_labels = (_labels(source, plane, dim) for dim in (plane.rows, plane.cols))
+        return make_plane(info, rows, plane.cols if look.cols is None else look.cols, look.fixed)
+    return make_plane(info, plane.rows, plane.cols, look.fixed) if look.fixed else plane
+
+
+def frame(
+    info: Info,
+    look: Look,
+    row_labels: tuple[str, ...] | None = None,
+    col_labels: tuple[str, ...] | None = None,
+) -> tuple[Plane, Layout, Grid]:
+    """Return what is known of a picture before data are asked for: its plane, layout and cells."""
+    plane = plane_of(info, look)
     col_ribbon, row_ribbon = ribbons(info, plane)
     layout = lay_out(
         info,
@@ -134,35 +191,82 @@ def compose(source: Source, look: Look) -> Picture:
         col_labels=col_labels,
         row_ribbon=bool(row_ribbon),
         col_ribbon=bool(col_ribbon),
+        tall=look.tall,
     )
-    grid = _grid(info, plane, look, layout)
+    return plane, layout, _grid(info, plane, look, layout)
+
+
+def gather(source: Source, look: Look, tile: NDArray[Any] | None = None) -> Gathered:
+    """Ask the source for a tile or an overview, unless the ``tile`` (R, C) has come already."""
+    info = source.info
+    plane = plane_of(info, look)
+    row_labels, col_labels = (_labels(source, plane, dim) for dim in (plane.rows, plane.cols))
+    plane, layout, grid = frame(info, look, row_labels, col_labels)
     reducer = "1:1" if grid.exact else look.reducer if look.reducer in REDUCERS else REDUCERS[0]
-    tile, mask, overview = _fetch(source, info, plane, grid)
-    info = source.info  # a rank may have died meanwhile; what it owned must not be drawn as data
+    mask, overview = None, None
+    if tile is None or tile.shape != grid.shape:
+        tile, mask, overview = _fetch(source, info, plane, grid)
     values = _cells(tile, overview, reducer)
-    if mask is not None:
-        values = np.where(mask, values, np.nan)
-    known = values if mask is None else values[mask]
-    scale = colors.fit(known, look.scale, look.limits)
-    codes = _codes(values, mask, overview, scale)
-    return Picture(
-        info=info,
+    return Gathered(
+        info=source.info,  # a rank may have died meanwhile; what it owned must not be drawn as data
         plane=plane,
         grid=grid,
         reducer=reducer,
-        scale=scale,
-        codes=codes,
-        counts=_count(codes, mask, overview),
         layout=layout,
-        col_ribbon=ribbons(info, plane)[0],
-        row_ribbon=ribbons(info, plane)[1],
-        holes=holes(info, plane),
+        values=values if mask is None else np.where(mask, values, np.nan),
         row_labels=row_labels,
         col_labels=col_labels,
         tile=tile,
         mask=mask,
         overview=overview,
+        texts=_texts(source, info, plane, grid),
     )
+
+
+def colour(found: Gathered, scale: colors.Scale) -> Picture:
+    """Return the picture of what has come, in the colours of ``scale``."""
+    codes = _codes(found.values, found.mask, found.overview, scale)
+    col_ribbon, row_ribbon = ribbons(found.info, found.plane)
+    return Picture(
+        info=found.info,
+        plane=found.plane,
+        grid=found.grid,
+        reducer=found.reducer,
+        scale=scale,
+        codes=codes,
+        values=found.values,
+        counts=_count(codes, found.mask, found.overview),
+        layout=found.layout,
+        col_ribbon=col_ribbon,
+        row_ribbon=row_ribbon,
+        holes=holes(found.info, found.plane),
+        row_labels=found.row_labels,
+        col_labels=found.col_labels,
+        tile=found.tile,
+        mask=found.mask,
+        overview=found.overview,
+        peaks=outliers(found.overview),
+        texts=found.texts,
+    )
+
+
+def outliers(overview: Overview | None) -> tuple[Peak, ...]:
+    """Return the peaks of an overview that stand out: beyond six times the root mean square of all."""
+    if overview is None or not overview.peaks:
+        return ()
+    count = overview.finite.astype(np.float64)
+    square = (np.square(overview.rms.astype(np.float64)) * count).sum() / max(count.sum(), 1.0)
+    limit = OUTLIER * math.sqrt(square)
+    return tuple(peak for peak in overview.peaks if abs(peak.value) > limit)
+
+
+def _texts(source: Source, info: Info, plane: Plane, grid: Grid) -> NDArray[np.str_] | None:
+    """Return what the source has to write into the cells of an exact picture, ``(R, C)``."""
+    texts: NDArray[np.str_] | None = getattr(source, "texts", None)
+    if texts is None or not grid.exact:
+        return None
+    part = texts[index_of(info, plane, grid)]
+    return (part.T if plane.rows > plane.cols else part).reshape(grid.shape)
 
 
 def _labels(source: Source, plane: Plane, dim: int) -> tuple[str, ...] | None:
@@ -170,14 +274,14 @@ def _labels(source: Source, plane: Plane, dim: int) -> tuple[str, ...] | None:
     texts = source.labels(dim, plane.fixed) if dim >= 0 else None
     if texts is None or len(texts) != source.info.shape[dim]:
         return None
-    return tuple(token(text, 18) for text in texts)
+    return tuple(token(text, LONG if source.info.form == STRIP else SHORT) for text in texts)
 
 
 def _grid(info: Info, plane: Plane, look: Look, layout: Layout) -> Grid:
     rows, cols = extent(info, plane)
     row_window = clamp_window(look.row_window, rows)
     col_window = clamp_window(look.col_window, cols)
-    room = (layout.map_height, layout.map_width)
+    room = (layout.map_height, cols if info.form == STRIP else layout.map_width)
     itemsize = 16 if info.dtype.startswith(("complex", "float64", "int64")) else 4
     grid = cut(row_window, col_window, room, itemsize)
     if grid.exact:

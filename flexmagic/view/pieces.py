@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -62,9 +62,38 @@ def owners(info: Info, position: Sequence[int]) -> tuple[tuple[int, tuple[int, .
     found = []
     for piece in info.pieces:
         if all(start <= at < stop for at, (start, stop) in zip(position, piece.spans, strict=True)):
-            origin = piece.local or (0,) * len(piece.spans)
+            origin = _origin(piece)
             local = tuple(
                 at - start + base for at, (start, _), base in zip(position, piece.spans, origin, strict=True)
             )
             found.append((piece.rank, local))
     return tuple(sorted(found))
+
+
+def gather_piece(whole: NDArray[Any], info: Info, rank: int) -> NDArray[Any]:
+    """Return a rank's own tensor, put together from its boxes of the whole."""
+    boxes = [piece for piece in info.pieces if piece.rank == rank]
+    ends = [
+        [base + stop - start for base, (start, stop) in zip(_origin(piece), piece.spans, strict=True)]
+        for piece in boxes
+    ]
+    out = np.zeros([max(at) for at in zip(*ends, strict=True)], dtype=whole.dtype)
+    for piece, end in zip(boxes, ends, strict=True):
+        here = tuple(slice(base, stop) for base, stop in zip(_origin(piece), end, strict=True))
+        out[here] = whole[tuple(slice(*span) for span in piece.spans)]
+    return out
+
+
+def copies(info: Info) -> tuple[tuple[int, ...], ...]:
+    """Return the ranks that hold the same boxes (and summand), one tuple per different content."""
+    held: dict[int, set[tuple[Any, ...]]] = {}
+    for piece in info.pieces:
+        held.setdefault(piece.rank, set()).add((piece.spans, piece.addend))
+    groups: dict[frozenset[tuple[Any, ...]], list[int]] = {}
+    for rank in sorted(held):
+        groups.setdefault(frozenset(held[rank]), []).append(rank)
+    return tuple(tuple(ranks) for ranks in groups.values())
+
+
+def _origin(piece: Piece) -> tuple[int, ...]:
+    return piece.local or (0,) * len(piece.spans)

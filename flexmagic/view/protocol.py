@@ -3,10 +3,12 @@
 The browser asks, Python answers; each question has the name of its view and a number, which the
 answer repeats, so that several views share one widget and late answers are told apart.
 
-* ``look``: fields of :class:`Look` and ``layer``; answered by ``picture`` with two buffers: one
-  byte per cell, and the colours of the 256 codes as RGBA.
-* ``probe``: ``picture`` (the number of its look), ``row``, ``col``; answered by ``probe``.
-* Either may be answered by ``error`` with a sentence.
+* ``look``: fields of :class:`Look`, ``layer`` and ``part``; answered by ``picture`` with two buffers
+  for each pane: one byte per cell, and the colours of the 256 codes as RGBA.
+* ``probe``: ``picture`` (the number of its look), ``pane``, ``row``, ``col``; answered by ``probe``.
+* ``check``: ``layer``; answered by ``check``, warnings of replicas that differ.
+* ``table``: ``layer`` and ``part``; answered by ``table``, statistics and histograms by rank.
+* Any of them may be answered by ``error`` with a sentence.
 """
 
 from __future__ import annotations
@@ -15,22 +17,30 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.view import header, ribbon
-from flexmagic.view.caption import bar, caption, probe
+from flexmagic.view.caption import bar, probe, sheet_caption
 from flexmagic.view.layout import LINE, ticks
-from flexmagic.view.picture import REDUCERS, Look
+from flexmagic.view.lines import INKS, curves_of
+from flexmagic.view.picture import ALONE, LAYERS, REDUCERS, Look
+from flexmagic.view.pieces import copies
 from flexmagic.view.plane import extent
-from flexmagic.view.scale import SCALES
-from flexmagic.view.words import size, visible
+from flexmagic.view.scale import SCALES, palette
+from flexmagic.view.source import LINES, STRIP, ByRank
+from flexmagic.view.table import HEAD, binned, texts
+from flexmagic.view.words import size, token, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from flexmagic.view.picture import Picture
     from flexmagic.view.ribbon import Segment
+    from flexmagic.view.sheet import Pane, Sheet
     from flexmagic.view.source import Info, Source, Span, Stats
+    from flexmagic.view.table import RankTable
 
 NARROWEST, WIDEST = 240, 2400
 _PAIR = 2
+FEW_RANKS, MOST_PARTS = 2, 128
+WHOLE = -1
 Message = dict[str, Any]
 
 
@@ -51,6 +61,8 @@ def read_look(message: Mapping[str, Any]) -> Look:
         scale=scale if scale in SCALES else SCALES[0],
         limits=limits if limits and limits[0] < limits[1] else None,
         width=min(max(width or 0, NARROWEST), WIDEST),
+        facet=_whole(message.get("facet")),
+        first=_whole(message.get("first")) or 0,
     )
 
 
@@ -89,8 +101,28 @@ def about(info: Info, source: Source, stats: Stats | None) -> Message:
         "dims": [
             {"name": visible(name, 40), "size": n} for name, n in zip(info.dims, info.shape, strict=True)
         ],
+        "replicas": isinstance(source, ByRank) and any(len(group) > 1 for group in copies(info)),
         "reducers": list(REDUCERS),
         "scales": list(SCALES),
+    }
+
+
+def parts(source: Source) -> list[list[Any]]:
+    """Return what can be looked at of a tensor: the whole, and what each rank holds where it is not that."""
+    info = source.info
+    holders = sorted({piece.rank for piece in info.pieces} - set(info.missing_ranks))
+    if not isinstance(source, ByRank) or len(holders) < FEW_RANKS:
+        return [[WHOLE, "whole"]]
+    what = "summand of rank" if info.partial else "own part of rank"
+    return [[WHOLE, "whole"], *([rank, f"{what} {rank}"] for rank in holders[:MOST_PARTS])]
+
+
+def table(found: RankTable) -> Message:
+    """Return the table by rank as the browser shows it."""
+    return {
+        "head": list(HEAD),
+        "rows": [[list(texts(row)), row.counts.tolist()] for row in found.rows],
+        "notes": [*binned(found.edges), *found.notes],
     }
 
 
@@ -100,38 +132,77 @@ def nothing_to_draw(info: Info) -> Message:
     return {"empty": f"This tensor is empty ({none} has size 0): there is nothing to draw."}
 
 
-def describe(source: Source, picture: Picture) -> Message:
-    """Return everything the canvas draws and says, except the two buffers."""
-    info, plane, grid, layout = picture.info, picture.plane, picture.grid, picture.layout
+def describe(sheet: Sheet, layers: int) -> Message:
+    """Return everything the canvases draw and say, except the buffers."""
+    info, plane = sheet.lead.info, sheet.lead.plane
+    free = [d for d in plane.fixed if info.shape[d] > 1]
+    facets = [[ALONE, "one picture"], *([d, visible(info.dims[d], 40)] for d in free)]
+    if layers > 1:
+        facets.append([LAYERS, "layer"])
+    if sheet.facet == ALONE and len(sheet.panes) > 1:
+        facets = []  # it is several pictures by nature, and there is nothing to choose
     return {
         "rows": plane.rows,
         "cols": plane.cols,
         "fixed": {str(d): at for d, at in plane.fixed.items()},
+        "exact": all(pane.picture.grid.exact for pane in sheet.panes),
+        "reducer": sheet.lead.reducer,
+        "scale": sheet.lead.scale.mode,
+        "limits": [sheet.lead.scale.low, sheet.lead.scale.high],
+        "caption": list(sheet_caption(sheet)),
+        "facet": sheet.facet,
+        "facets": facets,
+        "first": sheet.first,
+        "count": sheet.count,
+        "panes": [_describe_pane(pane) for pane in sheet.panes],
+    }
+
+
+def buffers(sheet: Sheet) -> list[bytes]:
+    """Return codes and colours of each pane in turn."""
+    return [
+        part
+        for pane in sheet.panes
+        for part in (pane.picture.codes.tobytes(), palette(pane.picture.scale.kind).tobytes())
+    ]
+
+
+def _describe_pane(pane: Pane) -> Message:
+    picture = pane.picture
+    info, plane, grid, layout = picture.info, picture.plane, picture.grid, picture.layout
+    return {
+        "title": pane.title,
+        "form": info.form,
         "extent": list(extent(info, plane)),
         "window": {"rows": list(grid.rows), "cols": list(grid.cols)},
         "cells": list(grid.shape),
-        "exact": grid.exact,
-        "reducer": picture.reducer,
-        "scale": picture.scale.mode,
-        "limits": [picture.scale.low, picture.scale.high],
         "bar": [list(pair) for pair in bar(picture)],
-        "caption": list(caption(picture)),
         "layout": vars(layout),
         "ribbons": {
             "rows": _segments(picture.row_ribbon, grid.rows),
             "cols": _segments(picture.col_ribbon, grid.cols),
         },
         "holes": [{"rows": h.rows, "cols": h.cols, "text": h.text} for h in picture.holes],
+        "peaks": [[peak.row, peak.col] for peak in picture.peaks],
+        "texts": None if picture.texts is None else [[token(t, 12) for t in row] for row in picture.texts],
         "labels": {
             "rows": _visible_part(picture.row_labels, grid.rows, layout.map_height),
-            "cols": _visible_part(picture.col_labels, grid.cols, layout.map_width),
+            "cols": _visible_part(
+                picture.col_labels, grid.cols, grid.shape[1] if info.form == STRIP else layout.map_width
+            ),
         },
         "ticks": {
             "rows": ticks(grid.rows, layout.map_height, LINE) if plane.rows >= 0 else (),
             "cols": ticks(grid.cols, layout.map_width, 56) if plane.cols >= 0 else (),
         },
-        "number": probe(source, picture, 0, 0) if not info.shape else None,
+        "curves": _curves(picture) if info.form == LINES else None,
+        "number": probe(pane.source, picture, 0, 0) if not info.shape else None,
     }
+
+
+def _curves(picture: Picture) -> Message:
+    found = curves_of(picture)
+    return vars(found) | {"inks": INKS}
 
 
 def _segments(segments: Sequence[Segment], window: Span) -> list[Message]:
@@ -141,7 +212,8 @@ def _segments(segments: Sequence[Segment], window: Span) -> list[Message]:
             "start": s.start,
             "stop": s.stop,
             "text": s.text,
-            "short": ",".join(str(rank) for rank in s.ranks),
+            "short": s.short,
+            "hatched": s.hatched,
             "fill": _css(ribbon.fill(s.color)),
             "ink": _css(ribbon.ink(s.color)),
             "missing": s.missing,

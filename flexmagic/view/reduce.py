@@ -6,13 +6,14 @@ are linear in the data and hold a single row of bins at a time, so memory stays 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexmagic.view.source import Overview, Stats
+from flexmagic.view.source import Change, Overview, Peak, Stats
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 CHUNK = 1 << 20
 """Elements that are looked at in double precision at a time."""
+MOST_PEAKS = 32
+"""Elements of largest magnitude that an overview names one by one."""
 
 
 def local_edges(edges: NDArray[np.int64], start: int, stop: int) -> NDArray[np.int64]:
@@ -44,11 +47,13 @@ def reduce_overview(
     values: NDArray[Any],
     row_edges: NDArray[np.int64],
     col_edges: NDArray[np.int64],
+    origin: tuple[int, int] = (0, 0),
 ) -> Overview:
     """Reduce ``values`` (2-d, any dtype) to bins between the edges.
 
-    Edges are non-decreasing positions in ``values``; bins of no width have ``n == 0``. Raises
-    ``ValueError`` if they leave the array.
+    Edges are non-decreasing positions in ``values``; bins of no width have ``n == 0``. ``origin`` is
+    the global position of ``values[0, 0]``, by which peaks are named. Raises ``ValueError`` if edges
+    leave the array.
     """
     row_edges = np.asarray(row_edges, dtype=np.int64)
     col_edges = np.asarray(col_edges, dtype=np.int64)
@@ -71,6 +76,8 @@ def reduce_overview(
             for counts, mark in marks:
                 counts[r, filled] = np.add.reduceat(mark.sum(axis=0), starts)
         kept = np.where(finite, x, 0.0)
+        at = (origin[0] + int(row_edges[r]), origin[1] + int(col_edges[0]))
+        sums.peaks = largest([*sums.peaks, *_peaks(kept, at, sums.peaks)])
         high = np.maximum.reduceat(np.where(finite, x, -np.inf).max(axis=0), starts)
         low = np.minimum.reduceat(np.where(finite, x, np.inf).min(axis=0), starts)
         sums.n[r, filled] = np.diff(col_edges)[filled] * len(x)
@@ -103,7 +110,32 @@ def merge_overviews(parts: Sequence[Overview]) -> Overview:
         sums.posinf += part.posinf
         sums.neginf += part.neginf
     sums.extremum = np.where(high >= -low, high, low)
+    sums.peaks = largest([peak for part in parts for peak in part.peaks])
     return sums.finish(parts[0].row_edges, parts[0].col_edges)
+
+
+def largest(peaks: Sequence[Peak], most: int = MOST_PEAKS) -> tuple[Peak, ...]:
+    """Return the peaks of largest magnitude, those first; ties go by position, whoever found them."""
+    return tuple(sorted(peaks, key=lambda peak: (-abs(peak.value), peak.row, peak.col))[:most])
+
+
+def _peaks(kept: NDArray[np.float64], at: tuple[int, int], known: Sequence[Peak]) -> list[Peak]:
+    """Return the peaks of one band of rows that may outdo the ``known`` ones."""
+    size = np.abs(kept)
+    least = abs(known[-1].value) if len(known) == MOST_PEAKS else 0.0
+    if not size.size or size.max() <= least:
+        return []
+    flat = size.reshape(-1)
+    if len(known) < MOST_PEAKS < flat.size:  # ties at the limit go by position: all that reach it
+        limit = np.partition(flat, flat.size - MOST_PEAKS)[flat.size - MOST_PEAKS]
+        found = np.flatnonzero((flat >= limit) & (flat > 0))
+    else:
+        found = np.flatnonzero(flat > least)
+    if found.size > MOST_PEAKS:
+        found = found[np.lexsort((found, -flat[found]))][:MOST_PEAKS]
+    width = kept.shape[1]
+    values = kept.reshape(-1)
+    return [Peak(at[0] + i // width, at[1] + i % width, float(values[i])) for i in found.tolist()]
 
 
 @dataclass
@@ -117,6 +149,7 @@ class _Sums:
     nan: NDArray[np.int32]
     posinf: NDArray[np.int32]
     neginf: NDArray[np.int32]
+    peaks: tuple[Peak, ...] = ()
 
     @classmethod
     def empty(cls, rows: int, cols: int) -> _Sums:
@@ -145,6 +178,7 @@ class _Sums:
             nan=self.nan,
             posinf=self.posinf,
             neginf=self.neginf,
+            peaks=self.peaks,
         )
 
 
@@ -189,3 +223,91 @@ def merge_stats(parts: Sequence[Stats]) -> Stats:
         mean=mean,
         std=math.sqrt(square / finite) if finite else math.nan,
     )
+
+
+def bin_edges(low: float, high: float, bins: int = 40) -> NDArray[np.float64]:
+    """Return the edges of equal bins from ``low`` to ``high``; no bin where either is not finite."""
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return np.zeros(1)
+    if low == high:
+        wide = max(abs(low) * 1e-3, 1e-12)
+        low, high = low - wide, high + wide
+    # In halves, so that the distance cannot overflow.
+    return np.linspace(low / 2, high / 2, bins + 1) * 2
+
+
+def count_between(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return how many finite values each bin has: ``edges[i] <= x < edges[i + 1]``, the last one closed."""
+    counts = np.zeros(max(len(edges) - 1, 0), dtype=np.int64)
+    if not counts.size:
+        return counts
+    flat = values.reshape(-1)
+    for start in range(0, flat.size, CHUNK):
+        x = as_real(flat[start : start + CHUNK])
+        x = x[np.isfinite(x)]
+        at = np.searchsorted(edges, x, side="right") - 1
+        at[x == edges[-1]] = len(counts) - 1
+        counts += np.bincount(at[(at >= 0) & (at < len(counts))], minlength=len(counts))
+    return counts
+
+
+def compare_values(a: NDArray[Any], b: NDArray[Any], same: NDArray[np.bool_]) -> Change:
+    """Return how ``b`` differs from ``a``; ``same`` says which elements have equal bits."""
+    wide = np.complex128 if np.iscomplexobj(a) or np.iscomplexobj(b) else np.float64
+    x, y = a.astype(wide), b.astype(wide)
+    both = np.isfinite(x) & np.isfinite(y)
+    with np.errstate(over="ignore", invalid="ignore"):
+        delta = np.abs(y[both] - x[both])
+        base = np.square(np.abs(x[both])).sum()
+    return Change(
+        n=int(x.size),
+        same=int(same.sum()),
+        odd=int((~both & ~same).sum()),
+        largest=float(delta.max()) if delta.size else math.nan,
+        square=float(np.square(delta).sum()),
+        base=float(base),
+    )
+
+
+def merge_changes(parts: Sequence[Change]) -> Change:
+    """Join the changes of disjoint pieces into that of the whole."""
+    return Change(
+        n=sum(part.n for part in parts),
+        same=sum(part.same for part in parts),
+        odd=sum(part.odd for part in parts),
+        largest=max((p.largest for p in parts if not math.isnan(p.largest)), default=math.nan),
+        square=sum(part.square for part in parts),
+        base=sum(part.base for part in parts),
+    )
+
+
+def same_bits(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return which elements of two arrays of one shape and dtype have equal bits, same shape."""
+    if not a.size:
+        return np.zeros(a.shape, dtype=bool)
+    x, y = (np.ascontiguousarray(v).view(np.uint8).reshape(*v.shape, v.dtype.itemsize) for v in (a, b))
+    equal: NDArray[np.bool_] = (x == y).all(axis=-1)
+    return equal
+
+
+def digest_of(raw: Any) -> str:
+    """Return a digest of some bytes: equal ones mean equal bits, as far as anybody can tell."""
+    return hashlib.blake2b(raw, digest_size=16).hexdigest()
+
+
+def difference_dtype(a: str, b: str) -> str:
+    """Return the dtype of a difference, by torch's name: wide enough that nothing is lost in storing it."""
+    kinds = {a, b}
+    if any(kind.startswith("complex") for kind in kinds):
+        return "complex128" if kinds & {"complex128", "float64"} else "complex64"
+    if all(kind == "bool" or kind.startswith(("int", "uint")) for kind in kinds):
+        return "int64"
+    return "float64" if kinds & {"float64", "int64"} else "float32"
+
+
+def subtract(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    """Return ``b - a`` in the dtype that :func:`difference_dtype` names."""
+    wide = np.dtype(difference_dtype(a.dtype.name, b.dtype.name))
+    with np.errstate(over="ignore", invalid="ignore"):
+        out: NDArray[Any] = b.astype(wide) - a.astype(wide)
+    return out

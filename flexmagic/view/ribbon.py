@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
 from flexmagic.view.words import ranks as name_ranks
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flexmagic.view.plane import Plane
     from flexmagic.view.source import Info, Piece, Span
 
@@ -25,18 +26,36 @@ _BRIGHT = 0.36
 
 @dataclass(frozen=True)
 class Segment:
-    """A stretch of one dim with the ranks that own it; ``color`` counts the distinct owners."""
+    """A stretch of one dim with the ranks that own it; ``color`` counts the distinct owners.
+
+    ``copies``: how many ranks hold every value of it (or every summand, where ``summed``).
+    """
 
     start: int
     stop: int
     ranks: tuple[int, ...]
     color: int
     missing: bool = False
+    copies: int = 1
+    summed: bool = False
 
     @property
     def text(self) -> str:
-        """What is printed on the stretch."""
-        return name_ranks(self.ranks) + (" missing" if self.missing else "")
+        """What is printed on the stretch: ``ranks 0, 1 ×2`` for replicas."""
+        name = f"sum of {name_ranks(self.ranks)}" if self.summed else name_ranks(self.ranks)
+        many = f" ×{self.copies}" if self.copies > 1 else ""
+        return name + many + (" missing" if self.missing else "")
+
+    @property
+    def short(self) -> str:
+        """What is printed where there is no room for :attr:`text`."""
+        many = f"×{self.copies}" if self.copies > 1 else ""
+        return ("+" if self.summed else ",").join(str(rank) for rank in self.ranks) + many
+
+    @property
+    def hatched(self) -> bool:
+        """Whether the colour has been used before, so that a pattern tells the two apart."""
+        return self.color >= len(OKABE_ITO)
 
 
 @dataclass(frozen=True)
@@ -60,7 +79,12 @@ def fill(color: int) -> tuple[int, int, int]:
 
 def ink(color: int) -> tuple[int, int, int]:
     """Return black or white, whichever is readable on the n-th owner's colour."""
-    red, green, blue = (c / 255 for c in fill(color))
+    return ink_on(fill(color))
+
+
+def ink_on(color: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Return black or white, whichever is readable on a colour."""
+    red, green, blue = (c / 255 for c in color)
     bright = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2
     return (0, 0, 0) if bright > _BRIGHT / 2 else (255, 255, 255)
 
@@ -85,27 +109,64 @@ def ribbon(info: Info, plane: Plane, dim: int) -> tuple[Segment, ...]:
     if dim < 0 or not pieces:
         return ()
     # One sweep along the dim: a rank may own thousands of stretches of it.
-    edges: dict[int, list[tuple[int, int]]] = {}
-    for (start, stop), rank in {(piece.spans[dim], piece.rank) for piece in pieces}:
-        edges.setdefault(start, []).append((rank, 1))
-        edges.setdefault(stop, []).append((rank, -1))
-    now: Counter[int] = Counter()
-    stretches: list[tuple[int, tuple[int, ...]]] = []
+    edges: dict[int, list[tuple[Piece, int]]] = {}
+    for piece in pieces:
+        start, stop = piece.spans[dim]
+        edges.setdefault(start, []).append((piece, 1))
+        edges.setdefault(stop, []).append((piece, -1))
+    ranks: dict[int, int] = {}
+    boxes: dict[tuple[tuple[Span, ...], int], int] = {}
+    stretches: list[tuple[int, _Owned]] = []
     for cut in sorted(edges):
-        for rank, change in edges[cut]:
-            now[rank] += change
-        group = tuple(sorted(rank for rank, boxes in now.items() if boxes))
-        if not stretches or stretches[-1][1] != group:
-            stretches.append((cut, group))
-    groups = sorted({group for _, group in stretches if group})
+        for piece, change in edges[cut]:
+            _add(ranks, piece.rank, change)
+            _add(boxes, (piece.spans, piece.addend), change)
+        owned = _Owned(tuple(sorted(ranks)), _equal(boxes.values()), len({addend for _, addend in boxes}) > 1)
+        if not stretches or stretches[-1][1] != owned:
+            stretches.append((cut, owned))
+    groups = sorted({owned.ranks for _, owned in stretches if owned.ranks})
     alone = all(len(group) == 1 for group in groups)
     known = {group: group[0] if alone else n for n, group in enumerate(groups)}
     lost = set(info.missing_ranks)
     return tuple(
-        Segment(start, stop, group, known[group], missing=lost.issuperset(group))
-        for (start, group), (stop, _) in pairwise(stretches)
-        if group
+        Segment(
+            start,
+            stop,
+            owned.ranks,
+            known[owned.ranks],
+            lost.issuperset(owned.ranks),
+            owned.copies,
+            owned.summed,
+        )
+        for (start, owned), (stop, _) in pairwise(stretches)
+        if owned.ranks
     )
+
+
+class _Owned(NamedTuple):
+    """Who owns a stretch, how many hold each value of it, and whether they hold summands."""
+
+    ranks: tuple[int, ...]
+    copies: int
+    summed: bool
+
+
+Counted = TypeVar("Counted")
+
+
+def _add(counts: dict[Counted, int], what: Counted, change: int) -> None:
+    """Count up or down, keeping only what there is."""
+    now = counts.get(what, 0) + change
+    if now:
+        counts[what] = now
+    else:
+        del counts[what]
+
+
+def _equal(counts: Iterable[int]) -> int:
+    """Return the count that all have in common, else 1."""
+    found = set(counts)
+    return found.pop() if len(found) == 1 else 1
 
 
 def ribbons(info: Info, plane: Plane) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:

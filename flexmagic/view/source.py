@@ -24,18 +24,23 @@ Span: TypeAlias = "tuple[int, int]"
 """Half-open ``[start, stop)`` in global positions of one dim."""
 
 
+MAP, STRIP, LINES = "map", "strip", "lines"
+
+
 @dataclass(frozen=True)
 class Piece:
     """A box of the whole tensor that one rank owns.
 
     ``spans`` has one entry per dim. Several ranks may own the same box (replicas), and one rank may
     own several boxes. ``local`` is where the box starts in the rank's own tensor; empty means at
-    its origin, which is right whenever the rank owns a single box.
+    its origin, which is right whenever the rank owns a single box. Where the tensor is a sum of what
+    ranks hold, ``addend`` counts the summands of the same box; the same one twice is a replica.
     """
 
     rank: int
     spans: tuple[Span, ...]
     local: tuple[int, ...] = ()
+    addend: int = 0
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,9 @@ class Info:
     Invariants: ``len(dims) == len(shape)``; every piece has ``len(shape)`` spans inside the shape.
     ``dtype`` is torch's name without the prefix (``"bfloat16"``). ``nbytes`` counts the bytes held
     on the engines, replicas included. ``missing_ranks`` cannot answer: what only they own is a
-    hole, never a value. ``partial`` says that the ranks hold summands, not values.
+    hole, never a value. ``partial`` says that the ranks hold summands, not values. ``form`` is how it
+    is drawn: as a map, as coloured text (:data:`STRIP`, one dim with labels), or as lines
+    (:data:`LINES`, one line per row).
     """
 
     site: str
@@ -62,6 +69,7 @@ class Info:
     partial: bool = False
     warnings: tuple[str, ...] = ()
     missing_ranks: tuple[int, ...] = ()
+    form: str = MAP
 
     def __post_init__(self) -> None:
         """Hold the invariants, so that no picture is drawn of an impossible layout."""
@@ -98,6 +106,28 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Peak:
+    """A value of large magnitude at its global position in the plane; ``value`` in double precision."""
+
+    row: int
+    col: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one rank itself holds: its statistics and a histogram.
+
+    ``counts`` (int64) has one entry per bin that was asked for: bin ``i`` counts the finite values in
+    ``edges[i] <= x < edges[i + 1]``, the last bin its upper edge too.
+    """
+
+    rank: int
+    stats: Stats
+    counts: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Overview:
     """A window of two dims reduced to row bins x column bins.
 
@@ -107,7 +137,8 @@ class Overview:
     ``neginf`` (int32) the ones of them that are not finite. ``mean``, ``rms`` and ``extremum`` (the
     value of largest magnitude with its sign; a tie goes to the positive one) are float32 over the
     finite ones, 0 where there is none, and of the magnitude for complex tensors. Values beyond
-    float32 saturate at its largest finite value.
+    float32 saturate at its largest finite value. ``peaks`` are the finite elements of largest
+    magnitude in the window, the largest first, with the exact value and place of each.
     """
 
     row_edges: NDArray[np.int64]
@@ -119,6 +150,7 @@ class Overview:
     nan: NDArray[np.int32]
     posinf: NDArray[np.int32]
     neginf: NDArray[np.int32]
+    peaks: tuple[Peak, ...] = ()
 
     @property
     def finite(self) -> NDArray[np.int32]:
@@ -179,4 +211,55 @@ class Source(Protocol):
         The texts may depend on where one stands in other dims (each row of a batch has its own
         tokens): ``fixed`` says where. They are hostile input: the viewer escapes them.
         """
+        ...
+
+
+@runtime_checkable
+class ByRank(Protocol):
+    """A :class:`Source` that can also be looked at rank by rank."""
+
+    def shares(self, edges: NDArray[np.float64]) -> tuple[Share, ...]:
+        """Return what each rank that can be reached holds itself, counted into bins between ``edges``.
+
+        A few numbers travel per rank. Of a sum, a rank's share is its own summand.
+        """
+        ...
+
+    def digests(self) -> dict[int, str]:
+        """Return a digest of the bytes of each rank that can be reached: equal ones mean equal bits."""
+        ...
+
+    def held(self, rank: int) -> Source:
+        """Return what one rank holds as a tensor of its own: its summand, its copy or its piece."""
+        ...
+
+
+@dataclass(frozen=True)
+class Change:
+    """How two tensors A and B of the same shape differ, added up over disjoint pieces.
+
+    ``n`` counts the elements compared, ``same`` those with equal bits (NaN with the same NaN too);
+    ``largest`` is max|B-A| over those where the difference is finite, NaN where there is none;
+    ``odd`` counts the elements that are not both finite and not of equal bits. ``square`` and
+    ``base`` are the sums of |B-A|^2 and |A|^2 over the elements finite in both.
+    """
+
+    n: int
+    same: int
+    odd: int
+    largest: float
+    square: float
+    base: float
+
+
+@runtime_checkable
+class Comparable(Protocol):
+    """A :class:`Source` that can be compared with some others where their data are."""
+
+    def change_to(self, other: Any) -> Change | None:
+        """Return how ``other`` differs from this, counted where the data are; None if that cannot be."""
+        ...
+
+    def difference_to(self, other: Any) -> Source | None:
+        """Return ``other`` minus this, left where the data are; None if that cannot be."""
         ...

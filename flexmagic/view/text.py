@@ -9,6 +9,7 @@ import numpy as np
 from flexmagic.view import header
 from flexmagic.view.pieces import present
 from flexmagic.view.plane import Plane, default_plane, extent
+from flexmagic.view.table import disagreements
 from flexmagic.view.words import number, short, token, visible
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ def body(source: Source, stats: Stats | None = None) -> str:
         "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells
     ]
     at = ", ".join(f"{visible(info.dims[d], 40)} {i}" for d, i in sorted(plane.fixed.items()))
-    return "\n".join([numbers, *([f"  at {at}:"] if at else []), *lines])
+    warnings = [f"  warning: {text}" for text in disagreements(source)]
+    return "\n".join([numbers, *warnings, *([f"  at {at}:"] if at else []), *lines])
 
 
 def _table(source: Source, info: Info, plane: Plane) -> list[list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ import traitlets
 from flexmagic.errors import FlexError
 from flexmagic.view import protocol
 from flexmagic.view.caption import probe
-from flexmagic.view.picture import compose
-from flexmagic.view.scale import palette
+from flexmagic.view.picture import ALONE
+from flexmagic.view.sheet import compose_sheet
+from flexmagic.view.source import ByRank
+from flexmagic.view.table import disagreements, rank_table
 from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
@@ -27,10 +30,11 @@ if TYPE_CHECKING:
 
     from ipywidgets import DOMWidget
 
-    from flexmagic.view.picture import Picture
+    from flexmagic.view.sheet import Sheet
     from flexmagic.view.source import Source, Stats
 
 _STATIC = Path(__file__).parent / "static"
+_PARTS = ("ask", "paint", "lines", "pane", "table", "view")
 _MOST_VIEWS = 16
 
 
@@ -53,8 +57,8 @@ class TensorView(anywidget.AnyWidget):
     ``source`` if they are known already.
     """
 
-    # One ES module from three files, joined as they are: no build step, nothing fetched.
-    _esm = "\n".join((_STATIC / f"{part}.js").read_text("utf-8") for part in ("ask", "paint", "view"))
+    # One ES module from several files, joined as they are: no build step, nothing fetched.
+    _esm = "\n".join((_STATIC / f"{part}.js").read_text("utf-8") for part in _PARTS)
     _css = (_STATIC / "canvas.css").read_text("utf-8")
     picture_key = traitlets.Unicode("").tag(sync=True)
 
@@ -72,10 +76,11 @@ class TensorView(anywidget.AnyWidget):
         self._labels = list(self._openers)
         self._sources = {label: source}
         self._start = self._labels.index(label)
-        self._stats: dict[tuple[str, tuple[int, ...]], Stats] = {}
+        self._held: dict[tuple[str, int], Source] = {}
+        self._stats: dict[tuple[str, int | None, tuple[int, ...]], Stats] = {}
         if stats is not None:
-            self._stats[label, source.info.missing_ranks] = stats
-        self._shown: OrderedDict[str, tuple[int, Source, Picture]] = OrderedDict()
+            self._stats[label, None, source.info.missing_ranks] = stats
+        self._shown: OrderedDict[str, tuple[int, Sheet]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
         # Front ends may deliver messages on several threads, while a cell runs too.
         self._lock = threading.Lock()
@@ -119,48 +124,81 @@ class TensorView(anywidget.AnyWidget):
             return self._probe(question), []
         if question.get("kind") == "look":
             return self._look(question)
+        if question.get("kind") == "table":
+            return self._table(question), []
+        if question.get("kind") == "check":
+            source = self._source(self._chosen(question)[0])
+            return {"kind": "check", "warnings": list(disagreements(source))}, []
         text = f"the view was asked for {question.get('kind')!r}, which it does not know"
         raise FlexError(text)
 
     def _look(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
-        layer = question.get("layer")
-        known = isinstance(layer, int) and 0 <= layer < len(self._labels)
-        number = layer if known and isinstance(layer, int) else self._start
-        source = self._source(self._labels[number])
+        label, part = self._chosen(question)
+        whole = self._source(label)
+        source = whole if part is None else self._part(label, part)
         info = source.info
         content = {
             "kind": "picture",
             "layers": [visible(label) for label in self._labels],
-            "layer": number,
+            "layer": self._labels.index(label),
+            "parts": protocol.parts(whole),
+            "part": protocol.WHOLE if part is None else part,
         }
         if 0 in info.shape:
             content |= protocol.about(info, source, None) | protocol.nothing_to_draw(info)
             return content, []
-        picture = compose(source, protocol.read_look(question))
-        stats = self._stats_of(self._labels[number], source)
-        content |= protocol.describe(source, picture) | protocol.about(info, source, stats)
+        layers = [(text, partial(self._source, text)) for text in self._labels]
+        sheet = compose_sheet(source, protocol.read_look(question), layers)
+        stats = self._stats_of(label, part, source)
+        content |= protocol.describe(sheet, len(layers)) | protocol.about(info, source, stats)
         view = str(question.get("view"))
-        self._shown[view] = (int(question.get("id") or 0), source, picture)
+        self._shown[view] = (int(question.get("id") or 0), sheet)
         _keep_last(self._shown, view)
-        return content, [picture.codes.tobytes(), palette(picture.scale.kind).tobytes()]
+        return content, protocol.buffers(sheet)
+
+    def _chosen(self, question: protocol.Message) -> tuple[str, int | None]:
+        """Return the label that a question is about, and the rank if it is about one rank's own."""
+        layer, part = question.get("layer"), question.get("part")
+        known = isinstance(layer, int) and 0 <= layer < len(self._labels)
+        label = self._labels[layer if known and isinstance(layer, int) else self._start]
+        ranks = {rank for rank, _ in protocol.parts(self._source(label))} - {protocol.WHOLE}
+        return label, part if isinstance(part, int) and part in ranks else None
+
+    def _part(self, label: str, rank: int) -> Source:
+        """Return what one rank holds of a tensor."""
+        if (label, rank) not in self._held:
+            source = self._source(label)
+            assert isinstance(source, ByRank)  # or it would not have been offered
+            self._held[label, rank] = source.held(rank)
+        return self._held[label, rank]
+
+    def _table(self, question: protocol.Message) -> protocol.Message:
+        """Return the table by rank of what this view shows, and whether replicas agree."""
+        label, _ = self._chosen(question)
+        source = self._source(label)
+        if 0 in source.info.shape:
+            return {"kind": "table", "rows": [], "notes": []}
+        return {"kind": "table"} | protocol.table(rank_table(source))
 
     def _probe(self, question: protocol.Message) -> protocol.Message:
         """Read a cell of the picture this view shows: from what has travelled already."""
-        number, source, picture = self._shown.get(str(question.get("view")), (None, None, None))
-        if source is None or picture is None or number != question.get("picture"):
+        number, sheet = self._shown.get(str(question.get("view")), (None, None))
+        if sheet is None or number != question.get("picture"):
             return {"kind": "probe", "text": ""}
-        row, col = int(question["row"]), int(question["col"])
-        text = probe(source, picture, row, col)
-        return {"kind": "probe", "picture": number, "row": row, "col": col, "text": text}
+        pane, row, col = (int(question.get(name) or 0) for name in ("pane", "row", "col"))
+        panes = sheet.panes if sheet.facet == ALONE else sheet.panes[pane : pane + 1]
+        said = [(one.title, probe(one.source, one.picture, row, col)) for one in panes]
+        text = "\n".join(f"{title}: {text}" if title else text for title, text in said)
+        return {"kind": "probe", "picture": number, "pane": pane, "row": row, "col": col, "text": text}
 
     def _source(self, label: str) -> Source:
         if label not in self._sources:
             self._sources[label] = self._openers[label]()
         return self._sources[label]
 
-    def _stats_of(self, label: str, source: Source) -> Stats:
+    def _stats_of(self, label: str, part: int | None, source: Source) -> Stats:
         """Return the statistics, computed once for as long as the same ranks answer."""
-        key = (label, source.info.missing_ranks)
+        key = (label, part, source.info.missing_ranks)
         if key not in self._stats:
             self._stats[key] = source.stats()
         return self._stats[key]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,17 @@ def test_the_suite_says_what_is_met_and_what_was_not_run(tmp_path):
     assert found["environment"]["cores"] >= 1
     assert {row["met"] for row in found["rows"] if not row["target"]} == {None}
     assert all(isinstance(row["met"], bool) for row in found["rows"] if row["target"])
+
+
+@pytest.mark.full
+def test_opening_a_view_sends_what_is_visible():
+    pytest.importorskip("selenium")
+    if not all(any(map(shutil.which, names)) for names in (["chromium", "google-chrome"], ["chromedriver"])):
+        pytest.skip("needs Chromium and its driver")
+    options = ("--ranks", "2", "--large", "1024", "4096", "--small", "64", "128", "--repeat", "1")
+    said = printed("viewer.py", *options)
+    sent = [int(text.replace(",", "")) for text in re.findall(r": ([\d,]+) bytes to the browser", said)]
+    assert len(sent) == 2
+    assert 0 < max(sent) < 1_000_000
+    assert int(re.search(r"saved: ([\d,]+)", said)[1].replace(",", "")) <= 1_000_000
+    assert len(re.findall(r"(plotly|treescope): not run", said)) == 2

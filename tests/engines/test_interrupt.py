@@ -35,6 +35,29 @@ def test_an_interrupt_ends_endless_user_code_and_the_model_stays(loaded, tmp_pat
     assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
 
 
+def test_a_call_can_be_cancelled_from_another_thread(loaded, tmp_path):
+    before = loaded.run(PROMPT).logits.torch()
+    flag = tmp_path / "entered"
+    loaded.hook(
+        "model.layers.0.mlp",
+        f"open({str(flag)!r} + str(rank), 'w').close()\nwhile True: pass",
+        name="endless",
+    )
+
+    def cancel():
+        while not all(flag.with_name(f"entered{rank}").exists() for rank in range(2)):
+            time.sleep(0.01)  # polling for the engines' own sign, not waiting a fixed time
+        loaded.cancel()
+
+    watcher = threading.Thread(target=cancel)
+    watcher.start()
+    with pytest.raises(KeyboardInterrupt):
+        loaded.run(PROMPT)
+    watcher.join()
+    loaded.hooks["endless"].remove()
+    assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
+
+
 def test_an_interrupt_while_only_some_ranks_have_been_asked_ends_all(loaded, monkeypatch):
     before = loaded.run(PROMPT).logits.torch()
     loaded.hook("model.layers.0.mlp", "while True: pass", name="endless")

@@ -482,3 +482,58 @@ def test_weights_are_edited_in_a_cell_and_put_back(desk, loaded):
     assert "no edit to undo" in failing(desk, "%flexweights --undo")
     assert "An edit is a cell" in failing(desk, f"%flexweights {name}")
     assert "blocks.*.attn.pattern" in str(typed(desk, "%flexmodel --names"))
+
+
+def test_one_prompt_without_and_with_a_hook_is_compared(desk):
+    typed(desk, "%%flexhook model.layers.1.mlp --name damp\nx[:, -1] *= 0.5")
+    found = typed(desk, f'%flexcompare "{PROMPT}" --hook damp --capture model.layers.*.mlp')
+    rows = {row.site: row for row in found}
+    assert rows["model.layers.0.mlp:output"].texts[-1] == "bit-equal"
+    one = found["model.layers.1.mlp:output"]
+    assert (one.b.numpy()[:, -1] == one.a.numpy()[:, -1] * 0.5).all()
+    assert abs(one.a.numpy()[:, -1]).max() > 0
+    assert rows["model.layers.1.mlp:output"].change.same >= one.a.numpy()[:, :-1].size
+    typed(desk, f'a = %flexrun "{PROMPT}"')
+    typed(desk, f'b = %flexrun "{PROMPT}" --seed 3')
+    assert {row.texts[-1] for row in typed(desk, "%flexcompare a b")} == {"bit-equal"}
+    assert "Name two runs" in failing(desk, "%flexcompare a")
+
+
+def test_panels_work_on_the_session(desk, loaded):
+    hooks = typed(desk, "%%flexhook model.layers.1.mlp --name damp\nx[:, -1] *= 0.5") and typed(
+        desk, "%flexpanel hooks"
+    )
+    hooks.source.value = "x[:, -1] *= 0"
+    apply, undo, *_ = hooks.children[-2].children
+    apply.click()
+    assert "damp v2 is on all 2 ranks" in hooks.said.value
+    assert loaded.run(PROMPT)["model.layers.1.mlp"].numpy()[:, -1].max() == 0
+    hooks.source.value = "x[:, -1] *="
+    apply.click()
+    assert "Nothing was sent. line 1" in hooks.said.value
+    hooks.source.value = "x[:, 10_000] += 1"
+    apply.click()
+    failing(desk, f'%flexrun "{PROMPT}"')
+    hooks.children[-2].children[-1].click()
+    assert "last error: rank 0, model.layers.1.mlp:output, line 1: IndexError" in hooks.failed.value
+    undo.click()
+    loaded.run(PROMPT)
+    assert loaded.hooks["damp"].last_error == ""
+    undo.click()
+    assert loaded.hooks["damp"].version == 1
+    hooks.on.value = False
+    assert not loaded.hooks["damp"].enabled
+    model = typed(desk, "%flexpanel model")
+    model.search.value = "layers.2.mlp:output"
+    ((text, site),) = model.sites.options
+    assert site == "model.layers.2.mlp:output"
+    assert "256" in text
+    model.sites.value = site
+    assert model.cell.value.startswith("%%flexhook model.layers.2.mlp:output --name look")
+    model.cell.value += "x *= 0"
+    model.children[-2].children[1].click()
+    assert "look v1" in model.sites.options[0][0]
+    assert not loaded.run(PROMPT)["model.layers.2.mlp"].numpy().any()
+    cluster = typed(desk, "%flexpanel cluster")
+    assert cluster.table.value.count("idle") == 2
+    assert "There is no" in failing(desk, "%flexpanel sites") or "no panel" in typed.said

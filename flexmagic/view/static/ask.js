@@ -27,7 +27,7 @@ class Asker {
     this.heard = false;
     this.answered = answered;
     this.late = late;
-    this.open = { look: {}, probe: {} };
+    this.open = { look: {}, probe: {}, table: {}, check: {} };
     this.receive = this.receive.bind(this);
     model.on("msg:custom", this.receive);
   }

@@ -1,4 +1,4 @@
-// Part of the live view: joined with its neighbours into one ES module, in the order ask, paint, view.
+// Part of the live view: joined with its neighbours into one ES module, ask first and view last.
 
 const UNDER = 0, FIRST = 1, LAST = 249, OVER = 250, NAN = 252, POSINF = 253, NEGINF = 254;
 const FEW_CLIPPED = 64, LEAST_MARK = 5, MOST_MARKS = 20000;
@@ -35,6 +35,11 @@ class Painter {
   color(code) {
     const [r, g, b] = this.palette.subarray(4 * code, 4 * code + 3);
     return `rgb(${r},${g},${b})`;
+  }
+  /** Black or white, whichever is readable on the colour of a code. */
+  inkOn(code) {
+    const [red, green, blue] = [...this.palette.subarray(4 * code, 4 * code + 3)].map((part) => (part / 255) ** 2.2);
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.18 ? "#000" : "#fff";
   }
   /** Pixel of a position along rows (y) or columns (x), in CSS pixels of the canvas. */
   pixel(along, at) {
@@ -123,8 +128,36 @@ class Painter {
       context.fillRect(
         x0 + ((i % cols) + 0.5) * wide - w / 2, y0 + (Math.floor(i / cols) + 0.5) * tall - h / 2, w, h);
     }
+    this.write(context, wide, tall);
     for (const hole of this.picture.holes) this.hole(context, hole);
+    for (const peak of this.picture.peaks) this.ring(context, peak);
     if (cursor) this.outline(context, cursor, focused);
+  }
+  /** Write what a source has to say in each cell, where there is room to read it. */
+  write(context, wide, tall) {
+    const { texts, window: drawn } = this.picture;
+    if (!texts || wide < 26 || tall < 13) return;
+    context.font = `11px ${FONT}`;
+    context.textAlign = "center";
+    context.textBaseline = "middle";
+    texts.forEach((row, r) => row.forEach((text, c) => {
+      const code = this.codes[r * this.picture.cells[1] + c];
+      context.fillStyle = this.inkOn(code);
+      const x = this.pixel("cols", drawn.cols[0] + c + 0.5), y = this.pixel("rows", drawn.rows[0] + r + 0.5);
+      context.fillText(this.fit(context, text, wide - 4), x, y);
+    }));
+  }
+  /** A ring around the very place of an outlier, however small the cells are. */
+  ring(context, [row, col]) {
+    const x = this.pixel("cols", col + 0.5), y = this.pixel("rows", row + 0.5);
+    for (const [ink, line] of [["#fff", 4], ["#000", 2]]) {
+      context.beginPath();
+      context.arc(x, y, 7, 0, 2 * Math.PI);
+      context.strokeStyle = ink;
+      context.lineWidth = line;
+      context.stroke();
+    }
+    context.lineWidth = 1;
   }
   frame(context) {
     const lay = this.layout;
@@ -176,6 +209,7 @@ class Painter {
         ? [lay.left - thick - 3, start, thick, stop - start] : [start, lay.top - thick - 3, stop - start, thick];
       context.fillStyle = segment.missing ? this.pattern(context, "hole") : segment.fill;
       context.fillRect(x, y, Math.max(w - (upright ? 0 : 1), 0.5), Math.max(h - (upright ? 1 : 0), 0.5));
+      if (segment.hatched && !segment.missing) this.hatch(context, segment.ink, [x, y, w, h]);
       const room = (upright ? thick : w) - 2;
       const text = [segment.text, segment.short].find((t) => context.measureText(t).width <= room);
       if (text === undefined || (upright && h < 9)) continue;
@@ -188,8 +222,24 @@ class Painter {
       context.fillText(text, x + w / 2, y + h / 2 + 0.5);
     }
   }
-  labels(context) {
-    const lay = this.layout, { ticks, labels, window: drawn } = this.picture;
+  /** Stripes over a colour that has been used before. */
+  hatch(context, ink, [x, y, w, h]) {
+    context.save();
+    context.beginPath();
+    context.rect(x, y, w, h);
+    context.clip();
+    context.strokeStyle = ink;
+    context.globalAlpha = 0.55;
+    context.beginPath();
+    for (let at = x - h; at < x + w; at += 6) {
+      context.moveTo(at, y + h);
+      context.lineTo(at + h, y);
+    }
+    context.stroke();
+    context.restore();
+  }
+  labels(context, { ticks, labels, window: drawn } = this.picture) {
+    const lay = this.layout;
     context.font = `11px ${FONT}`;
     context.fillStyle = this.ink;
     context.textBaseline = "middle";

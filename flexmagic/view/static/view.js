@@ -1,4 +1,4 @@
-// Part of the live view: joined with its neighbours into one ES module, in the order ask, paint, view.
+// Part of the live view: joined with its neighbours into one ES module, ask first and view last.
 
 /** The controls, the canvas and the words around it; turns what a person does into questions. */
 class View {
@@ -6,8 +6,9 @@ class View {
     this.el = el;
     this.state = { fixed: {}, reducer: "extremum", scale: "linear" };
     this.twin = new StaticTwin(el, model.get("picture_key"));
+    this.panes = [];
+    this.active = 0;
     this.build();
-    this.painter = new Painter(this.canvas);
     this.asker = new Asker(model, (m, b) => this.answered(m, b), (kind) => this.late(kind));
     this.resized = new ResizeObserver(() => this.room() !== this.asked && this.look());
     this.resized.observe(el);
@@ -36,35 +37,51 @@ class View {
     this.notes = make("div", { class: "fxm-notes" });
     this.choices = make("span", { class: "fxm-choices" });
     this.hold = make("input", { type: "checkbox", onchange: () => this.holdLimits() });
+    this.pageText = make("span", {});
+    this.pages = make("span", { class: "fxm-zoom", role: "group", "aria-label": "Pages" },
+      button("‹", "Earlier ones", () => this.page(-1)), this.pageText, button("›", "Later ones", () => this.page(1)));
     this.bar = make("div", { class: "fxm-bar" }, this.choices,
       make("label", { title: "Keep the present colour limits" }, this.hold, " hold limits"),
       make("span", { class: "fxm-zoom", role: "group", "aria-label": "Zoom" },
         button("−", "Zoom out", () => this.zoom(2)), button("+", "Zoom in", () => this.zoom(0.5)),
-        button("Whole", "Show all of it", () => this.whole())));
-    this.canvas = make("canvas", {
-      class: "fxm-canvas", tabindex: "0", role: "application", "aria-roledescription": "map of values",
-      onkeydown: (e) => this.key(e), onwheel: (e) => this.wheel(e), onpointerdown: (e) => this.grab(e),
-      onpointermove: (e) => this.hover(e), onpointerup: (e) => this.release(e), onpointerleave: () => this.leave(),
-      ondblclick: (e) => { this.point(e); this.zoom(0.5); }, onfocus: () => this.focus(), onblur: () => this.paint(),
-    });
-    this.number = make("output", { class: "fxm-number" });
+        button("Whole", "Show all of it", () => this.whole())), this.pages);
+    this.stage = make("div", { class: "fxm-stage" });
     this.read = make("div", { class: "fxm-read", role: "status", "aria-live": "polite" });
     this.legend = make("div", { class: "fxm-legend" });
     this.caption = make("div", { class: "fxm-caption" });
     this.owners = make("ul");
+    this.owned = make("details", {}, make("summary", {}, "Who owns what"), this.owners);
     this.stats = make("div", { class: "fxm-stats" });
     this.error = make("div", { class: "fxm-error", role: "alert" });
     this.again = button("Try again", "Ask once more", () => this.look());
     this.status = make("div", { class: "fxm-status", role: "status" });
-    this.body = make("div", { class: "fxm-body" }, this.bar,
-      make("div", { class: "fxm-stage" }, this.canvas, this.number), this.read, this.legend, this.caption,
-      make("details", {}, make("summary", {}, "Who owns what"), this.owners),
-      make("div", { class: "fxm-help" }, "Click the map, then: arrows read, + and − or the wheel zoom, Shift+arrows or dragging pan, 0 shows all."));
+    this.table = new RankTable(() => this.asker.ask("table", { layer: this.state.layer, part: this.state.part }));
+    this.help = make("div", { class: "fxm-help" });
+    this.body = make("div", { class: "fxm-body" }, this.bar, this.stage, this.read, this.legend, this.caption,
+      this.owned, this.table.node, this.help);
     // The notebook's own shortcuts (0 0 restarts a kernel) must not fire from within.
     this.root = make("section", { class: "fxm", "data-lm-suppress-shortcuts": "true" },
       make("header", {}, this.title, this.facts), this.notes, this.stats, this.error, this.body, this.status);
     this.root.hidden = true;
     this.el.append(this.root);
+  }
+  get pane() { return this.panes[this.active]; }
+  get picture() { return this.pane?.picture; }
+  get painter() { return this.pane.painter; }
+  /** Make as many places for pictures as there are; those that stay keep their focus. */
+  arrange(count) {
+    while (this.panes.length > count) this.panes.pop().node.remove();
+    while (this.panes.length < count) {
+      this.panes.push(new Pane(this, this.panes.length));
+      this.stage.append(this.panes.at(-1).node);
+    }
+    this.active = Math.min(this.active, count - 1);
+    for (const pane of this.panes) pane.canvas.tabIndex = pane.index === this.active ? 0 : -1;
+  }
+  activate(pane) {
+    if (this.active === pane.index) return;
+    this.active = pane.index;
+    for (const other of this.panes) other.canvas.tabIndex = other === pane ? 0 : -1;
   }
   room() {
     return Math.floor(this.el.getBoundingClientRect().width) - 26;
@@ -86,6 +103,12 @@ class View {
   answered(message, buffers) {
     this.status.textContent = "";
     if (message.kind === "probe") return this.said(message);
+    if (message.kind === "check") return this.warn(message.warnings);
+    if (message.asked === "table") {
+      this.table.show(message.kind === "table" ? message : { rows: [], notes: [message.text] });
+      return undefined;
+    }
+    if (message.asked === "check") return undefined; // its sentence comes with the next look
     this.root.hidden = false;
     this.error.replaceChildren();
     if (message.kind === "error") {
@@ -105,47 +128,61 @@ class View {
     this.take(message, buffers);
     return undefined;
   }
-  take(picture, [codes, palette]) {
+  take(message, buffers) {
     const bytes = (view) => new Uint8Array(view.buffer, view.byteOffset, view.byteLength);
-    const wish = this.painter.window;
-    this.picture = picture;
-    this.painter.load(picture, bytes(codes), new Uint8Array(bytes(palette)));
+    const wish = this.panes.length && this.picture ? this.painter.window : null;
+    const before = this.message;
+    this.message = message;
+    this.arrange(message.panes.length);
+    const spoken = `${message.title}: ${message.caption.join(" ")}`;
+    message.panes.forEach((picture, i) =>
+      this.panes[i].take(picture, bytes(buffers[2 * i]), new Uint8Array(bytes(buffers[2 * i + 1])), spoken));
     if (this.asker.waits("look")) {
       // A later question is on its way: do not jump back to this one while somebody pans or zooms.
-      const same = ["layer", "rows", "cols"].every((name) => this.state[name] === picture[name]);
-      if (same && this.state.row_window) this.painter.window = wish;
+      const same = ["layer", "part", "rows", "cols"].every((name) => this.state[name] === message[name]);
+      if (same && this.state.row_window && wish) for (const pane of this.panes) pane.painter.window = wish;
     } else {
-      const { layer, rows, cols, fixed, window: shown } = picture;
-      Object.assign(this.state, { layer, rows, cols, fixed, row_window: shown.rows, col_window: shown.cols });
+      const { layer, part, rows, cols, fixed, facet, first } = message, { window: shown } = this.picture;
+      Object.assign(this.state, { layer, part, rows, cols, fixed, facet, first, row_window: shown.rows, col_window: shown.cols });
     }
     this.controls();
     this.colorBar();
-    this.caption.replaceChildren(...picture.caption.map((text) => make("p", {}, text)));
-    const single = picture.number !== null;
-    this.canvas.hidden = single;
-    this.bar.classList.toggle("fxm-single", single);
-    this.number.textContent = single ? picture.number : "";
-    this.canvas.setAttribute("aria-label", `${picture.title}: ${picture.caption.join(" ")}`);
+    this.caption.replaceChildren(...message.caption.map((text) => make("p", {}, text)));
+    this.bar.classList.toggle("fxm-single", this.picture.number !== null);
+    this.say(this.panes.length > 1 ? " [ and ] go from picture to picture." : "");
     if (this.cursor) this.move(this.cursor.at);
     else this.paint();
+    const other = before?.layer !== message.layer || before?.part !== message.part;
+    if (other && this.table.open) this.asker.ask("table", { layer: message.layer, part: message.part });
+    if (message.replicas && before?.layer !== message.layer) this.asker.ask("check", { layer: message.layer });
     // Facts about the geometry, for whoever tests or scripts the page.
-    this.root.dataset.map = JSON.stringify(picture.layout);
-    this.root.dataset.window = JSON.stringify(picture.window);
-    this.root.dataset.cells = JSON.stringify(picture.cells);
-    this.root.dataset.look = String(picture.id);
+    this.root.dataset.map = JSON.stringify(this.panes[0].picture.layout);
+    this.root.dataset.window = JSON.stringify(this.panes[0].picture.window);
+    this.root.dataset.cells = JSON.stringify(this.panes[0].picture.cells);
+    this.root.dataset.look = String(message.id);
+  }
+  say(more) {
+    this.help.textContent = "Click the map, then: arrows read, + and − or the wheel zoom, "
+      + `Shift+arrows or dragging pan, 0 shows all.${more}`;
+  }
+  warn(warnings) {
+    this.found = warnings;
+    this.notes.append(...warnings.map((text) => make("p", { role: "note" }, text)));
   }
   header(message) {
     this.title.textContent = message.title;
     this.facts.replaceChildren(...message.facts.map((text) => make("li", {}, text)));
-    this.notes.replaceChildren(...message.warnings.map((text) => make("p", { role: "note" }, text)));
+    if (this.message?.layer !== message.layer) this.found = [];
+    this.notes.replaceChildren(...[...message.warnings, ...(this.found ?? [])].map((text) => make("p", { role: "note" }, text)));
+    this.owned.hidden = !message.owners.length;
     this.owners.replaceChildren(...message.owners.map((text) => make("li", {}, text)));
     const marked = new Set(["NaN", "+Inf", "-Inf"]);
     this.stats.replaceChildren(...message.stats.map(([name, text]) =>
       make("span", { class: marked.has(name) && text !== "0" ? "fxm-odd" : null }, make("span", {}, `${name} `), text)));
   }
   controls() {
-    const p = this.picture;
-    const signature = JSON.stringify([p.layers, p.dims, p.rows, p.cols, p.exact]);
+    const p = this.message;
+    const signature = JSON.stringify([p.layers, p.parts, p.dims, p.rows, p.cols, p.exact, p.facet]);
     if (signature !== this.signature) {
       this.signature = signature;
       this.choices.replaceChildren(...this.makeControls(p));
@@ -158,6 +195,10 @@ class View {
       if (select) select.value = String(value);
     };
     set("layer", p.layer);
+    set("part", p.part);
+    set("facet", p.facet);
+    this.pages.hidden = p.count <= p.panes.length;
+    this.pageText.textContent = ` ${p.first}–${p.first + p.panes.length - 1} of ${p.count} `;
     set("rows", p.rows);
     set("cols", p.cols);
     set("reducer", this.state.reducer);
@@ -172,13 +213,20 @@ class View {
     if (p.layers.length > 1) {
       nodes.push(select("layer", "layer", p.layers.map((text, i) => [i, text]), (v) => this.change({ layer: Number(v) })));
     }
-    if (p.dims.length > 1) {
+    const { form } = p.panes[0], map = form === "map";
+    if (p.dims.length > 1 && map) {
       nodes.push(select("rows", "rows", dims, (v) => this.turn("rows", Number(v))),
         select("cols", "columns", dims, (v) => this.turn("cols", Number(v))));
     }
+    if (p.parts.length > 1) {
+      nodes.push(select("part", "show", p.parts, (v) => this.change({ part: Number(v) })));
+    }
+    if (p.facets.length > 1) {
+      nodes.push(select("facet", "side by side", p.facets, (v) => this.change({ facet: Number(v), first: 0 }, false)));
+    }
     for (const d of Object.keys(p.fixed)) {
       const last = p.dims[d].size - 1;
-      if (last === 0) continue; // nothing to choose; the caption says where one stands
+      if (last === 0 || Number(d) === p.facet) continue; // nothing to choose; the caption says where one stands
       nodes.push(make("label", {}, `${p.dims[d].name} `, make("input", {
         type: "number", min: 0, max: last, "data-dim": d, "aria-description": `0 to ${last}`,
         onchange: (e) => this.fix(d, clamp(Math.trunc(Number(e.target.value)) || 0, 0, last)),
@@ -187,26 +235,38 @@ class View {
     const named = { extremum: "signed extremum", mean: "mean", rms: "rms" };
     const reducer = select("reducer", "overview by", p.reducers.map((r) => [r, named[r]]), (v) => this.change({ reducer: v }, false));
     if (p.exact) reducer.append(" (not needed: 1:1)");
-    nodes.push(reducer, select("scale", "scale", p.scales.map((s) => [s, s]), (v) => this.change({ scale: v }, false)));
+    if (map || !p.exact) nodes.push(reducer);
+    if (form !== "lines") nodes.push(select("scale", "scale", p.scales.map((s) => [s, s]), (v) => this.change({ scale: v }, false)));
     return nodes;
   }
   colorBar() {
-    const colors = this.painter, stops = [];
-    for (let i = 0; i <= 16; i++) stops.push(colors.color(Math.round(FIRST + ((LAST - FIRST) * i) / 16)));
-    const ramp = make("div", { class: "fxm-ramp" });
-    ramp.style.background = `linear-gradient(to right, ${stops.join(",")})`;
+    this.legend.hidden = this.picture.form === "lines";
     const swatch = (color) => {
       const node = make("span", { class: "fxm-swatch" });
       node.style.background = color;
       return node;
     };
+    const scale = ([{ painter, picture }], text) => {
+      const stops = [];
+      for (let i = 0; i <= 16; i++) stops.push(painter.color(Math.round(FIRST + ((LAST - FIRST) * i) / 16)));
+      const ramp = make("div", { class: "fxm-ramp" });
+      ramp.style.background = `linear-gradient(to right, ${stops.join(",")})`;
+      return make("div", { class: "fxm-scale" }, ...(text ? [make("div", {}, text)] : []),
+        make("div", { class: "fxm-line" }, swatch(painter.color(UNDER)), ramp, swatch(painter.color(OVER))),
+        make("div", { class: "fxm-numbers" }, ...picture.bar.map(([, text]) => make("span", {}, text))));
+    };
     const stripes = (angle, a, b, width) =>
       `repeating-linear-gradient(${angle}deg, ${a} 0 ${width}px, ${b} ${width}px ${2 * width}px)`;
     const key = (color, text) => make("span", { class: "fxm-key" }, swatch(color), text);
+    const colors = this.painter;
+    const bars = new Map();
+    for (const pane of this.panes) {
+      const numbers = JSON.stringify(pane.picture.bar);
+      bars.set(numbers, [...(bars.get(numbers) ?? []), pane]);
+    }
+    const names = (panes) => panes.map((pane) => pane.picture.title).join(" and ");
     this.legend.replaceChildren(
-      make("div", { class: "fxm-scale" },
-        make("div", { class: "fxm-line" }, swatch(colors.color(UNDER)), ramp, swatch(colors.color(OVER))),
-        make("div", { class: "fxm-numbers" }, ...this.picture.bar.map(([, text]) => make("span", {}, text)))),
+      ...[...bars.values()].map((panes) => scale(panes, bars.size > 1 ? names(panes) : "")),
       make("span", { class: "fxm-key" }, "ends: clipped"),
       key(stripes(135, "#000", "rgb(255,221,51)", 2), "NaN"),
       key(stripes(90, colors.color(POSINF), "#fff", 2), "+Inf"),
@@ -214,8 +274,7 @@ class View {
       key(stripes(135, "rgb(186,186,186)", "rgb(110,110,110)", 3), "missing"));
   }
   paint() {
-    if (!this.picture || this.picture.number !== null) return;
-    this.painter.paint(this.cursor, document.activeElement === this.canvas);
+    for (const pane of this.panes) pane.paint(this.cursor?.at, document.activeElement === pane.target);
   }
 
   // --- what a person changes
@@ -234,8 +293,12 @@ class View {
   fix(dim, at) {
     this.change({ fixed: { ...this.state.fixed, [dim]: at } }, false);
   }
+  page(by) {
+    const last = Math.max(this.message.count - 1, 0), size = this.message.panes.length;
+    this.change({ first: clamp(this.message.first + by * size, 0, last) }, false);
+  }
   holdLimits() {
-    this.change({ limits: this.hold.checked ? this.picture.limits : null }, false);
+    this.change({ limits: this.hold.checked ? this.message.limits : null }, false);
   }
   whole() {
     this.setWindow([0, this.picture.extent[0]], [0, this.picture.extent[1]]);
@@ -269,80 +332,84 @@ class View {
   setWindow(rows, cols) {
     const shown = this.painter.window;
     if (String([rows, cols]) === String([shown.rows, shown.cols])) return;
-    this.painter.window = { rows, cols };
+    for (const pane of this.panes) pane.painter.window = { rows, cols };
     this.paint();
     this.change({ row_window: rows, col_window: cols }, false);
   }
 
   // --- pointer and keys
 
-  point(event) {
+  point(event, pane) {
+    this.activate(pane);
     const x = clamp(event.offsetX, this.picture.layout.left, this.picture.layout.left + this.picture.layout.map_width - 0.01);
     const y = clamp(event.offsetY, this.picture.layout.top, this.picture.layout.top + this.picture.layout.map_height - 0.01);
-    this.move({ rows: this.painter.position("rows", y), cols: this.painter.position("cols", x) });
+    const rows = this.painter.nearest ? this.painter.nearest(x, y) : this.painter.position("rows", y);
+    this.move({ rows, cols: this.painter.position("cols", x) });
   }
-  inside(event) {
-    const lay = this.picture.layout;
+  inside(event, pane) {
+    const lay = pane.picture.layout;
     return event.offsetX >= lay.left && event.offsetX < lay.left + lay.map_width
       && event.offsetY >= lay.top && event.offsetY < lay.top + lay.map_height;
   }
-  hover(event) {
-    if (!this.picture) return;
+  hover(event, pane) {
     if (this.held) {
       const { x, y, window: from } = this.held, lay = this.picture.layout;
       this.painter.window = from;
       const cols = ((x - event.offsetX) / lay.map_width) * (from.cols[1] - from.cols[0]);
       const rows = ((y - event.offsetY) / lay.map_height) * (from.rows[1] - from.rows[0]);
       this.pan(rows, cols);
-    } else if (this.inside(event)) this.point(event);
+    } else if (this.inside(event, pane)) this.point(event, pane);
   }
-  grab(event) {
-    if (!this.inside(event)) return;
+  grab(event, pane) {
+    if (!this.inside(event, pane)) return;
+    this.activate(pane);
     this.held = { x: event.offsetX, y: event.offsetY, window: { ...this.painter.window } };
-    this.canvas.setPointerCapture(event.pointerId);
+    pane.canvas.setPointerCapture(event.pointerId);
   }
-  release(event) {
+  release(event, pane) {
     this.held = null;
-    this.canvas.releasePointerCapture(event.pointerId);
+    pane.canvas.releasePointerCapture(event.pointerId);
   }
   leave() {
-    if (document.activeElement === this.canvas) return;
+    if (document.activeElement === this.pane.target) return;
     this.cursor = null;
     this.paint();
   }
-  focus() {
+  focus(pane) {
+    this.activate(pane);
     const shown = this.painter.window;
     if (!this.cursor) this.move({ rows: shown.rows[0] + 0.5, cols: shown.cols[0] + 0.5 });
     this.paint();
   }
   /** Put the cursor on the cell at a position, and ask what is there. */
-  move(at) {
+  move(at, pane = this.pane) {
+    this.activate(pane);
     const row = this.painter.cell("rows", at.rows), col = this.painter.cell("cols", at.cols);
     const [r, c] = [this.painter.span("rows", row), this.painter.span("cols", col)];
     this.cursor = { row, col, at: { rows: (r[0] + r[1]) / 2, cols: (c[0] + c[1]) / 2 } };
     this.paint();
-    const asking = `${this.picture.id} ${row} ${col}`;
+    const asking = `${this.message.id} ${this.active} ${row} ${col}`;
     if (asking === this.asking) return;
     this.asking = asking;
-    this.asker.ask("probe", { picture: this.picture.id, row, col });
+    this.asker.ask("probe", { picture: this.message.id, pane: this.active, row, col });
   }
   said(message) {
     if (!message.text) return; // about a picture that is gone
     this.read.textContent = message.text;
     this.root.dataset.read = JSON.stringify([message.picture, message.row, message.col]);
   }
-  wheel(event) {
+  wheel(event, pane) {
     // Without focus or Ctrl the wheel belongs to the page.
-    if (!this.picture || !this.inside(event) || !(event.ctrlKey || document.activeElement === this.canvas)) return;
+    if (!this.inside(event, pane) || !(event.ctrlKey || document.activeElement === pane.canvas)) return;
     const shown = this.painter.window, [rows, cols] = this.picture.extent;
     const all = shown.rows[1] - shown.rows[0] >= rows && shown.cols[1] - shown.cols[0] >= cols;
     if (event.deltaY > 0 && all) return;
     event.preventDefault();
-    this.point(event);
+    this.point(event, pane);
     this.zoom(event.deltaY < 0 ? 0.7 : 1 / 0.7);
   }
   key(event) {
-    if (!this.picture || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
     const steps = { ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1], PageUp: [-10, 0], PageDown: [10, 0] };
     const shown = this.painter.window;
     if (event.key in steps) {
@@ -356,10 +423,18 @@ class View {
     } else if (event.key === "+" || event.key === "=") this.zoom(0.5);
     else if (event.key === "-" || event.key === "_") this.zoom(2);
     else if (event.key === "0") this.whole();
-    else if (event.key === "Escape") this.canvas.blur();
+    else if (event.key === "[" || event.key === "]") this.next(event.key === "]" ? 1 : -1);
+    else if (event.key === "Escape") this.pane.target.blur();
     else return;
     event.preventDefault();
     event.stopPropagation();
+  }
+  /** Go to another of the pictures, the cursor at the same place in it. */
+  next(by) {
+    const pane = this.panes[(this.active + by + this.panes.length) % this.panes.length];
+    this.activate(pane);
+    pane.target.focus();
+    this.move(this.cursor.at, pane);
   }
   /** Move the cursor by cells; at the edge of what is shown, take the window along. */
   step(down, across) {
