@@ -202,3 +202,9 @@ def test_stretches_hold_everything_once_and_never_more_than_they_may(most):
             assert list(count[read.result].shape) == shape
             count[read.result] += 1
     assert (count == 1).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
+def test_a_tensor_without_elements_is_one_without_asking_anybody(dtype):
+    found = fetch(Line(None, None, None), [], (48, 0), dtype)
+    assert (found.shape, found.dtype) == ((48, 0), dtype)

@@ -61,6 +61,8 @@ def fetch(
     """A tensor out of what ranks hold; places that no read covers are zero. ``add``: reads are addends."""
     import torch
 
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
     size = dtype.itemsize
     total = sum(nbytes(read.local, size) for read in reads)
     tell = progress or (lambda _here, _total: None)
