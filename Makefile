@@ -1,5 +1,5 @@
 # Every target sets up what it needs in .venv first; a second call starts at once.
-# Options: PYTHON=python3.12   PIP_ARGS="..." (to pip install)   DEMO_ARGS="..."   LAB_ARGS="..."   PYTEST_ARGS="..."   MATRIX_ARGS="..."
+# Options: PYTHON=python3.12   PIP_ARGS="..." (to pip install)   DEMO_ARGS="..."   LAB_ARGS="..."   PYTEST_ARGS="..."   MATRIX_ARGS="..."   BENCH_ARGS="..."
 
 SHELL  := /bin/sh
 BIN    := .venv/bin
@@ -9,6 +9,7 @@ DEMO_ARGS ?= --html artefacts/demo.html
 LAB_ARGS ?=
 PYTEST_ARGS ?=
 MATRIX_ARGS ?=
+BENCH_ARGS ?=
 comma  := ,
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -16,7 +17,7 @@ export PIP_ROOT_USER_ACTION := ignore
 export PIP_NO_INPUT := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo lab test test-full test-rest lint matrix oldest clean venv setup-notebook setup-lab setup-test browser
+.PHONY: help demo lab test test-full test-rest lint matrix oldest bench bench-readme clean venv setup-notebook setup-lab setup-test browser
 .NOTPARALLEL:
 
 help: ## this list
@@ -59,6 +60,18 @@ oldest: ## the core of that table against the oldest transformers that this work
 	  .venv-oldest/bin/python -m pip install --quiet --progress-bar off "transformers==5.19.*" -e ".[test]" $(PIP_ARGS) </dev/null && \
 	  touch .venv-oldest/.made; }
 	@.venv-oldest/bin/python -m pytest tests/engines/matrix tests/engines/test_main_job.py $(PYTEST_ARGS)
+
+# An environment of its own with what is compared, made once: .venv-bench. FlexModel pins nothing that it needs here.
+bench: ## measure what flexmagic costs beside plain hooks, NNsight, FlexModel and others (an hour; BENCH_ARGS="--rows cd")
+	@[ -e .venv-bench/.made ] || { echo "Set-up: making .venv-bench (some minutes: it waits for downloads)"; \
+	  $(or $(PYTHON),python3) -m venv --clear .venv-bench && \
+	  .venv-bench/bin/python -m pip install --quiet --progress-bar off -e . "transformers>=5.19,<5.23" "nnsight==0.8.1" pyvene transformer_lens $(PIP_ARGS) </dev/null && \
+	  .venv-bench/bin/python -m pip install --quiet --progress-bar off --no-deps "flex-model==0.1.0" $(PIP_ARGS) </dev/null && \
+	  touch .venv-bench/.made; }
+	@cd tests/benchmarks && ../../.venv-bench/bin/python -m suite --json ../../artefacts/speed.json $(BENCH_ARGS)
+
+bench-readme: ## write the last measurement's table and chart into the README
+	@cd tests/benchmarks && ../../.venv-bench/bin/python -m suite.chart ../../artefacts/speed.json
 
 clean: ## remove what tests and builds left behind (.venv stays; remove it by hand)
 	@rm -rf build dist artefacts .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info kernel/*.egg-info

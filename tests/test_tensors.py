@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from flexmagic.engine.tensors import checksum, leaves, replace_leaf
+from flexmagic.engine.tensors import apart, checksum, leaves, replace_leaf, together
 
 
 @dataclass(frozen=True)
@@ -71,3 +71,17 @@ def test_checksums_are_equal_for_equal_bits_and_differ_otherwise(dtype):
     other[5] = ~other[5] if dtype == torch.bool else other[5] + 1
     assert checksum(x) != checksum(other)
     assert checksum(torch.empty(0, 3)) == (0, 0)
+
+
+def test_contexts_travel_together_and_come_apart_as_they_were():
+    x = torch.arange(6.0).reshape(2, 3)
+    contexts = [
+        {"a": x + n, "b": n, "c": x[:n], "d": (x + n).bfloat16(), **({"e": x} if n else {})} for n in range(3)
+    ]
+    stacked, rest = together(contexts)
+    assert set(stacked) == {"a", "d"}
+    for one, other in zip(apart(stacked, rest), contexts, strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(torch.as_tensor(one[n]), torch.as_tensor(other[n])) for n in one)
+        assert one["d"].dtype == torch.bfloat16
+    assert apart(*together([])) == []

@@ -92,9 +92,9 @@ def test_thousands_of_interleaved_stretches_are_quick_and_neighbours_join():
     shape = (2, 16, 8192)
     pieces = [Piece(c // 2 % 2, (*whole, (c, c + 1)), (0, 0, c // 2)) for c in range(8192)]
     many = Info("m", shape, DIMS, "float32", pieces=tuple(pieces))
-    start = time.perf_counter()
+    start = time.process_time()
     cols, _ = ribbons(many, Plane(1, 2, {0: 0}))
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1  # of this process alone: eight hundredths are usual
     assert [(s.start, s.stop, s.ranks) for s in cols[:2]] == [(0, 2, (0,)), (2, 4, (1,))]
     assert len(cols) == 4096
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from flexmagic.client.calls import Calls
+    from flexmagic.client.wire import Arriving
     from flexmagic.engine.captures import RunKey
     from flexmagic.layout.assemble import Read
     from flexmagic.layout.heads import Heads
@@ -109,37 +110,44 @@ class Activation(Looks):
 
         return as_array(self._read(index))
 
-    def numpy(self) -> NDArray[Any]:
-        """The whole tensor as an array; bf16 and fp8 become float32 of the same values."""
-        return self[...]
+    def numpy(self, progress: Arriving | None = None) -> NDArray[Any]:
+        """The whole tensor as an array; bf16 and fp8 become float32 of the same values.
 
-    def torch(self) -> Tensor:
-        """The whole tensor in its own dtype, on the CPU."""
-        return self._read(...)
+        Ranks of this machine write it into memory that is then the array's own, others send it in
+        messages of a bounded size. ``progress`` hears how many bytes have come, of how many; an
+        interrupt ends it.
+        """
+        from flexmagic.engine.look import as_array
 
-    def _read(self, index: object, *, holes: bool = False) -> Tensor:
+        return as_array(self._read(..., progress=progress))
+
+    def torch(self, progress: Arriving | None = None) -> Tensor:
+        """The whole tensor in its own dtype, on the CPU; it comes as in :meth:`numpy`."""
+        return self._read(..., progress=progress)
+
+    def _read(self, index: object, *, holes: bool = False, progress: Arriving | None = None) -> Tensor:
         from flexmagic.layout.assemble import normalise, window_of
 
         window, rest = window_of(normalise(index, self.shape), self.shape)
-        tensor = self._window(window, holes=holes)
+        tensor = self._window(window, holes=holes, progress=progress)
         steps = [(dim, part.step) for dim, part in enumerate(rest) if isinstance(part, slice) and part.step]
         for dim, step in steps:
             tensor = tensor.index_select(dim, _as_index(range(tensor.shape[dim])[::step]))
         return tensor[tuple(0 if isinstance(part, int) else slice(None) for part in rest)]
 
-    def _window(self, window: tuple[tuple[int, int], ...], *, holes: bool) -> Tensor:
+    def _window(
+        self, window: tuple[tuple[int, int], ...], *, holes: bool, progress: Arriving | None = None
+    ) -> Tensor:
         import torch
 
-        dtype = getattr(torch, self.dtype)
-        out = torch.zeros([stop - start for start, stop in window], dtype=dtype)
+        from flexmagic.client.wire import Line, fetch, nbytes
+
+        dtype, shape = getattr(torch, self.dtype), tuple(stop - start for start, stop in window)
         reads = self._reads(window, holes=holes)
-        for read, raw in zip(reads, self._ask("read", reads, [read.local for read in reads]), strict=True):
-            self._moved += raw.nbytes
-            part = torch.from_numpy(raw.copy()).view(dtype).reshape(out[read.result].shape)
-            if self.layout.partial:
-                out[read.result] += part
-            else:
-                out[read.result] = part
+        turn = self._calls.ranks.cluster.turns.turn
+        line = Line(self._ask, lambda rank, pid: self._calls.post(rank, "give_back", pid), turn)
+        out = fetch(line, reads, shape, dtype, add=self.layout.partial, progress=progress)
+        self._moved += sum(nbytes(read.local, dtype.itemsize) for read in reads)
         return out
 
     def _reads(self, window: tuple[tuple[int, int], ...], *, holes: bool) -> list[Read]:

@@ -18,7 +18,7 @@ from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
-from flexmagic.client.sweep import Over, Sweep, combinations
+from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Over, Sweep, cells_at_once, combinations, same_values
 from flexmagic.client.waiting import Progress
 from flexmagic.errors import InputError
 
@@ -148,6 +148,7 @@ class Cells(ABC):
         over: Over,
         *,
         given: Mapping[str, Any] | None = None,
+        memory: int = MEMORY,
         **options: Any,
     ) -> Sweep:
         """A trace for each combination of values, which it sees under their names.
@@ -155,9 +156,47 @@ class Cells(ABC):
         ``session.sweep(prompts, code, {"layer": range(4), "position": range(7)})["p"]`` is the grid
         ``[4, 7]`` of what the code saved as ``save.p``. Options and errors are those of :meth:`trace`;
         the first error ends the sweep.
+
+        As many traces go into one forward, as rows of one batch, as take about ``memory`` bytes on a
+        rank; 0 for one forward each. Each sees its own rows alone. The first is also run by itself, and
+        if the others would not have its values, or have enabled hooks, captures, a loss or what else is
+        for whole runs, each has a forward of its own.
         """
-        made = [
-            self.trace(inputs, code, given={**(given or {}), **names}, **options)
-            for names in combinations(over)
-        ]
+        named = list(combinations(over))
+        cells = [{**(given or {}), **names} for names in named]
+        first = self.trace(inputs, code, given=cells[0], **options)
+        together = self._together(first, len(cells), memory, options)
+        made, at = [first], 1
+        while at < len(cells):
+            runs = None
+            if together > 1:
+                some = cells[:1] * (at == 1) + cells[at : at + together]
+                runs = self._in_one(inputs, code, some, options)
+                if runs is not None and at == 1:
+                    runs = runs[1:] if same_values(first, runs[0]) else None
+                together = together if runs is not None else 1
+            made += runs or [self.trace(inputs, code, given=cells[at], **options)]
+            at = len(made)
         return Sweep(over, made)
+
+    def _together(self, first: Run, count: int, memory: int, options: Mapping[str, Any]) -> int:
+        """How many traces one forward may have."""
+        wanted = {name for name, value in options.items() if value and name not in ONE_FORWARD}
+        hooks = self._running.acting(options.get("only"), options.get("without"))
+        if wanted or hooks or count < 3:
+            return 1
+        return cells_at_once(self.model.rules, first.ids, memory)
+
+    def _in_one(
+        self,
+        inputs: Any,
+        code: str | Callable[..., Any],
+        cells: list[dict[str, Any]],
+        options: Mapping[str, Any],
+    ) -> list[Run] | None:
+        limit = options.get("limit", LIMIT)
+        sources = [trace_source(code, given, options.get("first_line", 1)) for given in cells]
+        with limited(self._calls, None if limit is None else limit * len(cells)):
+            return self._running.sweep(
+                self.model, inputs, sources, seed=options.get("seed", 0), progress=options.get("progress")
+            )

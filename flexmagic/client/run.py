@@ -104,6 +104,17 @@ class Run:
                 self._context = {k: v for context in reversed(found) for k, v in context.items()}
         return self._context
 
+    @staticmethod
+    def bring_contexts(runs: Sequence[Run]) -> None:
+        """Fetch the :attr:`context` of several runs, all of the whole model on each rank, in one message."""
+        missing = [run for run in runs if run._context is None]  # noqa: SLF001 - of this class
+        if missing:
+            from flexmagic.engine.tensors import apart
+
+            found = missing[0]._calls.one(0, "contexts", [run._key for run in missing])  # noqa: SLF001
+            for run, context in zip(missing, apart(*found), strict=True):
+                run._context = context  # noqa: SLF001
+
     @property
     def seconds(self) -> float:
         """Seconds of the forward on the slowest rank."""

@@ -18,13 +18,14 @@ from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
 from flexmagic.client.streaming import Streaming
 from flexmagic.client.waiting import Progress
-from flexmagic.errors import CellError, FlexError, ModelError, SiteError, StuckError
+from flexmagic.errors import CellError, FlexError, HookError, ModelError, SiteError, StuckError
 from flexmagic.layout.patterns import listed
 from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
     from flexmagic.engine.cell import CellAnswer
     from flexmagic.engine.code import HookSource
+    from flexmagic.engine.tracing import TraceSource
     from flexmagic.engine.verbs import RunAnswer
 
 
@@ -67,6 +68,43 @@ class Running:
         )  # fmt: skip
         self._note(run)
         return run
+
+    def sweep(
+        self,
+        model: Model,
+        inputs: Any,
+        sources: Sequence[TraceSource],
+        *,
+        seed: int,
+        progress: Progress | None,
+    ) -> list[Run] | None:
+        """The runs of several traces, made in one forward of all their rows; ``None`` if that cannot be.
+
+        They are not noted for a notebook that starts again: there may be very many.
+        """
+        numbers = [next(self._numbers) for _ in sources]
+        planned = plan(model, [], [], key=(self._owner, next(self._numbers)), seed=seed)
+        answers = self._answers(planned, "run_sweep", inputs, (sources, numbers), progress)
+        if None in answers:
+            return None
+        try:
+            failures.raise_for([answer.reply for answer in answers], model.rules)
+        except (HookError, ModelError):  # each trace alone says it better, or has another reason
+            for number in numbers:
+                self._calls.all("release", (self._owner, number))
+            return None
+        self._print([[answer] for answer in answers])
+        return [
+            Run(
+                (self._owner, number), self._calls, [answer.cells[at] for answer in answers], model.rules,
+                standing_for=model.standing_for,
+            )
+            for at, number in enumerate(numbers)
+        ]  # fmt: skip
+
+    def acting(self, only: Names | None, without: Names | None) -> bool:
+        """Whether any hook acts in a run."""
+        return bool(self._hooks.acting(only, without))
 
     def generate(
         self,

@@ -7,12 +7,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.errors import InputError
+from flexmagic.layout.sites import Site, layer_of
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
     from flexmagic.client.run import Run
+    from flexmagic.layout.rule import Rule
+
+MEMORY = 32 << 20
+"""Bytes that the traces of one forward take on a rank, as estimated; more gave no more speed on a CPU."""
+
+ONE_FORWARD = ("seed", "progress", "limit", "first_line", "only", "without")
+"""Options that traces may share one forward with."""
+
+SAME = 1e-5
+"""Largest difference, relative to the largest value, of a trace's values alone and among others."""
 
 Over = Mapping[str, Sequence[Any]]
 """Values by name, such as ``{"layer": range(4), "position": range(7)}``."""
@@ -24,6 +35,60 @@ def combinations(over: Over) -> Iterator[dict[str, Any]]:
         if not hasattr(values, "__len__") or not len(values):
             raise InputError(f"{name} needs a list of one value or more, such as {name}=range(4).")
     yield from (dict(zip(over, values, strict=True)) for values in itertools.product(*over.values()))
+
+
+def cells_at_once(rules: Mapping[Site, Rule], ids: Sequence[Sequence[int]], memory: int) -> int:
+    """How many traces may share a forward; 1 if rows of a batch meet in the model.
+
+    Counted are twice what the sites of its largest layer hold for one trace, and what the model returns.
+    """
+    if not ids or any(rule.together for rule in rules.values()):
+        return 1
+    layers: dict[int | None, int] = {}
+    returned = 0
+    for site, rule in rules.items():
+        if site.port != "output":
+            continue
+        size = _nbytes(rule, len(ids), len(ids[0]))
+        layers[layer_of(site.path)] = layers.get(layer_of(site.path), 0) + size
+        returned += size if not site.path else 0
+    return max(1, memory // max(2 * max(layers.values(), default=1) + returned, 1))
+
+
+def _nbytes(rule: Rule, rows: int, seq: int) -> int:
+    """Bytes of a site's whole for so many rows and tokens."""
+    import torch
+
+    lengths = {"batch": rows, "seq": seq, "batch·seq": rows * seq}
+    size = int(getattr(torch, rule.dtype).itemsize)
+    for dim in rule.dims:
+        size *= lengths.get(dim.name, 1) if dim.size is None else dim.size
+    return size
+
+
+def same_values(one: Run, other: Run) -> bool:
+    """Whether two runs saved the same, numbers up to :data:`SAME`, or what their dtype can tell."""
+    if one.context.keys() != other.context.keys():
+        return False
+    return all(_same(value, other.context[name]) for name, value in one.context.items())
+
+
+def _same(one: Any, other: Any) -> bool:
+    import torch
+
+    if not isinstance(one, torch.Tensor):
+        return bool(type(one) is type(other) and one == other)
+    if not isinstance(other, torch.Tensor) or (one.shape, one.dtype) != (other.shape, other.dtype):
+        return False
+    if not one.is_floating_point() or not one.numel():
+        return torch.equal(one, other)
+    a, b = one.double(), other.double()
+    most = (
+        max(SAME, 8 * float(torch.finfo(one.dtype).eps)) * float(a[a.isfinite()].abs().amax())
+        if a.isfinite().any()
+        else 0
+    )
+    return bool(torch.isclose(a, b, rtol=0, atol=most, equal_nan=True).all())
 
 
 class Sweep:
@@ -46,6 +111,9 @@ class Sweep:
         import numpy as np
         import torch
 
+        from flexmagic.client.run import Run
+
+        Run.bring_contexts(self.runs)
         values = []
         for run in self.runs:
             if name not in run.context:

@@ -6,7 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from flexmagic.client.calls import Calls
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.hook_errors import noted
@@ -31,7 +30,6 @@ class Work(ABC):
     cancel: Callable[[], None]
     """Ends what is being waited for, as an interrupt would; from any thread."""
     _running: Running
-    _calls: Calls
 
     @property
     @abstractmethod

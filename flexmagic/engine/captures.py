@@ -44,12 +44,14 @@ class Captures:
     """Pieces by run and site; the oldest run goes first when ``budget`` bytes are exceeded.
 
     Pieces are references to what the model computed, not copies, unless ``overwritten`` names the
-    site: one where the model was seen to write into the tensor later.
+    site: one where the model was seen to write into the tensor later. ``lent``: what processes, by
+    their ids, are reading; see :mod:`flexmagic.engine.lending`.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
         self.budget = budget
         self.overwritten: set[Site] = set()
+        self.lent: dict[int, list[torch.Tensor]] = {}
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
         self._parts: dict[RunKey, dict[Site, dict[int, Capture]]] = {}
         self._evicted: set[RunKey] = set()
@@ -136,6 +138,7 @@ class Captures:
         self._parts.clear()
         self._contexts.clear()
         self.overwritten.clear()
+        self.lent.clear()
 
     @property
     def nbytes(self) -> int:

@@ -17,15 +17,30 @@ def same_draws(what: str) -> Iterator[None]:
 
     The generators' states are put back at the end.
     """
-    seed = zlib.crc32(what.encode())
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002
-        random.seed(seed)
-        try:
-            yield
-        finally:
-            np.random.set_state(numpy_state)  # noqa: NPY002
-            random.setstate(python_state)
+    generators = _generators()
+    states = [generator.get_state() for generator in generators]
+    draw_from(what)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def draw_from(what: str) -> None:
+    """Begin drawing as :func:`same_draws` does, within it."""
+    seed = zlib.crc32(what.encode())
+    for generator in _generators():  # not torch.manual_seed, which looks for devices of every kind: 0.1 ms
+        generator.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def _generators() -> list[torch.Generator]:
+    found = [torch.default_generator]
+    if torch.cuda.is_available():
+        found.append(torch.cuda.default_generators[torch.cuda.current_device()])
+    return found

@@ -7,21 +7,27 @@ one rank ends the run on all of them at the same place.
 
 from __future__ import annotations
 
+import math
 import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.distributed as dist
 
+from flexmagic.engine.outboxes import LEFT, MOST, NEVER, Outboxes
 from flexmagic.engine.tensors import as_bytes
 from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import assemble, own_part
 from flexmagic.layout.layout import Layout
+from flexmagic.layout.part import Part, Places
 from flexmagic.layout.rule import Extent, Rule
 
 _MAX_DIMS = 8
-_HEADER = 3 + _MAX_DIMS
+
+Pick = Callable[[Layout], Places | None]
+"""Which part of a whole is meant, by how it lies; ``None`` for all of it."""
 
 
 class RunStopped(Exception):  # noqa: N818 - a signal between ranks, not an error a user sees
@@ -37,17 +43,38 @@ class RunEnds(BaseException):
 
 
 @dataclass(frozen=True)
+class _Header:
+    """What a rank tells before anything else is exchanged; ``left``: see :mod:`flexmagic.engine.outboxes`."""
+
+    well: int
+    name: int
+    machine: int
+    left: int
+    shape: tuple[int, ...]
+
+    def numbers(self) -> torch.Tensor:
+        sizes = list(self.shape) + [0] * (_MAX_DIMS - len(self.shape))
+        return torch.tensor([self.well, self.name, self.machine, self.left, len(self.shape), *sizes])
+
+    @classmethod
+    def read(cls, numbers: torch.Tensor) -> Self:
+        well, name, machine, left, ndim, *sizes = numbers.tolist()
+        return cls(well, name, machine, left, tuple(sizes[:ndim]))
+
+
+@dataclass(frozen=True)
 class Exchange:
     """Exchanges over one group: every rank that holds a site must call at the same places.
 
     ``extent``: what the run's input is, as a whole. ``mates``: the ranks of the same pipeline stage,
-    where there are stages: others are never waited for.
+    where there are stages: others are never waited for. ``outboxes``: those of the group.
     """
 
     group: dist.ProcessGroup
     rank: int
     extent: Extent = field(default_factory=Extent)
     mates: frozenset[int] | None = None
+    outboxes: Outboxes = field(default_factory=Outboxes)
 
     def gather(self, rule: Rule, local: torch.Tensor, *, well: bool) -> tuple[Layout, torch.Tensor]:
         """The layout and the whole tensor of a site from this rank's local piece.
@@ -56,14 +83,49 @@ class Exchange:
         ranks that hold the site alike if any is not, or if they are not at the same site; a
         :class:`~flexmagic.errors.LayoutError` on all alike if the shapes do not follow the rule.
         """
-        if self.mates is not None and rule.site.path:  # what the root takes, all stages have at once
-            rule = rule.among(self.mates)
-        layout = rule.local_layout(self._agree(rule, local, well=well), self.extent)
+        rule = self._among_mates(rule)
+        if self._has_all(rule):
+            return self._own_layout(rule, local), local.clone()
+        graph = torch.is_grad_enabled() and local.requires_grad
+        by_all = len(rule.ranks) == dist.get_world_size(self.group)
+        left = NEVER if graph or not by_all else self.outboxes.leave(local, self.rank)
+        headers = self._agree(rule, local, left, well=well)
+        layout = self._layout(rule, headers)
         if layout.replicated:
             return layout, local.clone()
-        if torch.is_grad_enabled() and local.requires_grad:
+        if graph:
             return layout, _Whole.apply(local, layout, self)
-        return layout, self.joined(layout, local)
+        said = {header.left for header in headers.values()}
+        if said == {LEFT}:
+            pieces = self.outboxes.pieces({r: headers[r].shape for r in layout.owners()}, local.dtype)
+            self.outboxes.next()
+            return layout, assemble(layout, pieces)
+        whole = self.joined(layout, local)
+        largest = max(math.prod(header.shape) for header in headers.values()) * local.itemsize
+        if NEVER not in said and largest <= MOST and len({h.machine for h in headers.values()}) == 1:
+            self.outboxes.make(largest, self.rank, lambda numbers: self._told(rule.ranks, numbers))
+        return layout, whole
+
+    def gather_part(
+        self, rule: Rule, local: torch.Tensor, pick: Pick, *, well: bool
+    ) -> tuple[Part, torch.Tensor] | tuple[Layout, torch.Tensor]:
+        """A part of a site's whole, if one is picked, else all of it; raises as :meth:`gather` does.
+
+        No more than the part is exchanged. ``pick`` must say the same on all ranks.
+        """
+        rule = self._among_mates(rule)
+        if self._has_all(rule):
+            layout = self._own_layout(rule, local)
+        else:
+            layout = self._layout(rule, self._agree(rule, local, NEVER, well=well))
+        picked = pick(layout)
+        if picked is None:
+            return layout, local.clone() if layout.replicated else self.joined(layout, local)
+        part = Part.of(layout, picked)
+        own = part.cut(self.rank, local)
+        if layout.replicated:
+            return part, own.clone(memory_format=torch.contiguous_format)
+        return part, self.joined(part.layout, own)
 
     def joined(self, layout: Layout, local: torch.Tensor) -> torch.Tensor:
         """The whole tensor from every rank's piece of it."""
@@ -82,29 +144,52 @@ class Exchange:
             mine = mine + arriving[rank]
         return mine
 
-    def _agree(self, rule: Rule, local: torch.Tensor, *, well: bool) -> list[tuple[int, ...] | None]:
-        """Every rank's local shape, after all said that they are well and at the same site."""
+    def _among_mates(self, rule: Rule) -> Rule:
+        if self.mates is not None and rule.site.path:  # what the root takes, all stages have at once
+            return rule.among(self.mates)
+        return rule
+
+    def _has_all(self, rule: Rule) -> bool:
+        """Whether every rank has the whole, so that none has to tell another anything.
+
+        A failure on one of them then ends the run where ranks meet next, or after it; and whether all
+        left the same in the tensor, the client sees of the sums.
+        """
+        return rule.replicated and not rule.refused and not (rule.splits and self.extent.shared_out)
+
+    def _own_layout(self, rule: Rule, local: torch.Tensor) -> Layout:
+        shape = tuple(local.shape)
+        shapes = [shape if rank in rule.ranks else None for rank in range(rule.mesh.size)]
+        return rule.local_layout(shapes, self.extent)
+
+    def _layout(self, rule: Rule, headers: dict[int, _Header]) -> Layout:
+        shapes = [headers[rank].shape if rank in headers else None for rank in range(rule.mesh.size)]
+        return rule.local_layout(shapes, self.extent)
+
+    def _agree(self, rule: Rule, local: torch.Tensor, left: int, *, well: bool) -> dict[int, _Header]:
+        """What every rank tells, once all said that they are well and at the same site."""
         if local.ndim > _MAX_DIMS:
             msg = (
                 f"{rule.site} has {local.ndim} dims; whole tensors of more than {_MAX_DIMS} are not supported"
             )
             raise LayoutError(msg)
         name = zlib.crc32(f"{rule.site}|{local.dtype}".encode())
-        sizes = list(local.shape) + [0] * (_MAX_DIMS - local.ndim)
-        mine = torch.tensor([int(well), name, local.ndim, *sizes], dtype=torch.int64)
-        everyone = {rank: torch.empty(_HEADER, dtype=torch.int64) for rank in rule.ranks}
-        everyone[self.rank] = mine
-        self._meet(dict.fromkeys(rule.ranks, mine), everyone)
-        headers = {rank: [int(n) for n in header] for rank, header in everyone.items()}
-        if not all(header[0] for header in headers.values()):
+        mine = _Header(int(well), name, self.outboxes.machine, left, tuple(local.shape))
+        told = self._told(rule.ranks, mine.numbers())
+        headers = {rank: _Header.read(numbers) for rank, numbers in told.items()}
+        if not all(header.well for header in headers.values()):
             raise RunStopped
-        if len({header[1] for header in headers.values()}) > 1:
+        if len({header.name for header in headers.values()}) > 1:
             msg = f"the ranks are not at the same site with the same dtype; this rank is at {rule.site}"
             raise RunStopped(msg)
-        return [
-            tuple(headers[rank][3 : 3 + headers[rank][2]]) if rank in headers else None
-            for rank in range(rule.mesh.size)
-        ]
+        return headers
+
+    def _told(self, ranks: Sequence[int], mine: torch.Tensor) -> dict[int, torch.Tensor]:
+        """What every one of some ranks tells; all tell as many numbers."""
+        everyone = {rank: torch.empty_like(mine) for rank in ranks}
+        everyone[self.rank] = mine
+        self._meet(dict.fromkeys(ranks, mine), everyone)
+        return everyone
 
     def _pieces(self, layout: Layout, local: torch.Tensor) -> dict[int, torch.Tensor]:
         """The owners' pieces by rank; every rank of the layout sends and receives."""
@@ -122,16 +207,19 @@ class Exchange:
         return pieces
 
     def _meet(self, outgoing: dict[int, torch.Tensor], incoming: dict[int, torch.Tensor]) -> None:
-        """Send to and receive from other ranks, all at once; pairs of ranks meet in the same order."""
+        """Send to and receive from other ranks, all at once; pairs of ranks meet in the same order.
+
+        What is empty is not sent: both sides know how much there is.
+        """
         pending = [
             dist.isend(tensor, group=self.group, group_dst=rank)
             for rank, tensor in outgoing.items()
-            if rank != self.rank
+            if rank != self.rank and tensor.numel()
         ]
         pending += [
             dist.irecv(tensor, group=self.group, group_src=rank)
             for rank, tensor in incoming.items()
-            if rank != self.rank
+            if rank != self.rank and tensor.numel()
         ]
         for work in pending:
             if work is not None:

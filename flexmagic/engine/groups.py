@@ -20,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.holders import instances_of, replace_everywhere
+from flexmagic.engine.outboxes import Outboxes
 from flexmagic.engine.private_groups import GroupSpec, known_groups, make_group, renew_reducers
 
 STORE_TIMEOUT = dt.timedelta(seconds=60)
@@ -76,6 +77,7 @@ class Groups:
     def _open(self, meeting: Meeting, others: Sequence[GroupSpec], store: dist.Store) -> None:
         place = self.place
         self.meeting, self._store = meeting, store
+        self.outboxes = Outboxes()
         backend = "gloo" if place.device.type == "cpu" else "cpu:gloo,cuda:nccl"
         dist.init_process_group(backend, store=self._store, rank=place.rank, world_size=place.world_size)
         own = GroupSpec("1", tuple(range(place.world_size)), backend, OWN)

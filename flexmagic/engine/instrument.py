@@ -7,14 +7,15 @@ import functools
 import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import nn
 
+from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.captures import Captures, RunKey
-from flexmagic.engine.code import NAMES, HookSource, failure
+from flexmagic.engine.code import NAMES, failure
 from flexmagic.engine.draws import same_draws
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
@@ -27,28 +28,12 @@ from flexmagic.engine.site_value import SiteValue, gradient_at
 from flexmagic.engine.tensors import check_result, checksum, leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of
 from flexmagic.errors import RankFailure
-from flexmagic.layout.heads import Heads
+from flexmagic.layout.layout import Layout
+from flexmagic.layout.part import Places
 from flexmagic.layout.rule import Extent, Rule
 from flexmagic.layout.sites import Site, layer_of
 
 OTHER_FAILED = "another rank's hook failed"
-
-
-@dataclass(frozen=True)
-class ActiveHook:
-    """A compiled hook and the exact sites it runs at in this run, on ``heads`` of their features."""
-
-    source: HookSource
-    call: Callable[[dict[str, Any]], Any]
-    sites: frozenset[Site]
-    heads: Heads | None = None
-
-    def acts_at(self, site: Site) -> bool:
-        """Whether it runs at a site that the forward has reached."""
-        return site in self.sites
-
-    def settle(self, *, well: bool) -> None:
-        """After it ran on a whole tensor: what all ranks have to agree on, given that this one is well."""
 
 
 class Instrument:
@@ -152,7 +137,19 @@ class Instrument:
             changed = self._visit(module, path, "output", output)
             return None if changed is output else changed
 
-        return hook
+        site = Site(path)
+        plain = site in self._capture and self._holds(site) and not self._batches.several
+        if not plain or any(site in hook.sites for hook in self.hooks):
+            return hook
+
+        def keep(module: nn.Module, args: Any, output: Any) -> Any:
+            if type(output) is not torch.Tensor:  # some other form of one, or several
+                return hook(module, args, output)
+            self.outcome.calls[site] += 1
+            self._captures.keep(self._run, site, output)
+            return None
+
+        return keep
 
     def _on_input(self, path: str) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
@@ -263,6 +260,7 @@ class Instrument:
         A hook that only captures keeps what the hooks before it have left.
         """
         value = SiteValue(self._rules[site], self.exchange, local, gradient)
+        parts = all(hook.limited or hook.source.local or hook.source.captures_only for hook in hooks)
         for hook in hooks:
             if hook.source.captures_only:
                 if self._batches.part is None:  # the hooks after this one may write into what it keeps
@@ -276,23 +274,30 @@ class Instrument:
             else:
                 well = not self.outcome.failures and not self.outcome.stopped
                 try:
-                    x = value.whole(well=well)
+                    x, cut = (
+                        value.part(functools.partial(self._places, hook, site), well=well)
+                        if parts
+                        else (value.whole(well=well), False)
+                    )
                 except RunStopped as stop:
                     if len(self._rules[site].ranks) == self._rules[site].mesh.size:
                         raise
                     # ranks of other stages wait for what this forward will send them
                     self.outcome.stopped = stop.reason or OTHER_FAILED
                     return local
-                changed = self._guarded(hook, site, module, x)
+                changed = self._guarded(hook, site, module, x, cut=cut)
                 hook.settle(well=not self.outcome.failures)
                 if changed is not None:
-                    value.put_whole(changed)
+                    (value.put_part if cut else value.put_whole)(changed)
         return local if self.outcome.failures else value.piece()
 
     def _guarded(
-        self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor
+        self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor, *, cut: bool = False
     ) -> torch.Tensor | None:
-        """What the body left of ``x``, or ``None`` if it changed nothing or failed."""
+        """What the body left of ``x``, or ``None`` if it changed nothing or failed.
+
+        ``cut``: ``x`` is no more than what it is limited to.
+        """
         if self.outcome.failures:
             return None
         known = site.is_gradient or gradient_at(site, None, self._rules) is not None
@@ -301,7 +306,7 @@ class Instrument:
         names = {name: names[name] for name in NAMES if name != "x"}
         printed = io.StringIO()
         try:
-            window = self._window(hook, site, x)
+            window = self._window(hook, site, x, cut=cut)
             if window is None:
                 self.outcome.edits.append(
                     Edit(str(site), hook.source.name, edited=False, local=hook.source.local, ran=False)
@@ -356,11 +361,17 @@ class Instrument:
         error.__traceback__ = None
         return found
 
-    def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor) -> Window | None:
+    def _places(self, hook: ActiveHook, site: Site, whole: Layout) -> Places | None:
+        dims, past = self._rules[site].dims, self.exchange.extent.past
+        return hook.source.limits.places(dims, whole.shape, past, hook.heads)
+
+    def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor, *, cut: bool) -> Window | None:
         """The part of the tensor that the body sees; ``None`` if its condition fails or there is none."""
         limits = hook.source.limits
         if limits.asks_hooks and not limits.holds(self._condition_names(site)):
             return None
+        if cut:
+            return Window((), hook.heads and hook.heads.packed())
         if limits.whole:
             return Window((), hook.heads)
         past = self.exchange.extent.past

@@ -18,6 +18,7 @@ import torch
 from flexmagic.errors import InputError
 from flexmagic.layout.dims import Dim
 from flexmagic.layout.heads import Heads
+from flexmagic.layout.part import Places, spans_of
 
 _PART = re.compile(r"(-?\d+)|(-?\d*):(-?\d*)(?::(\d*))?")
 
@@ -163,6 +164,15 @@ class Limits:
             parts.append((at, _index([position - past for position in found if position >= past])))
         return Window(tuple(parts))
 
+    def places(
+        self, dims: Sequence[Dim], shape: Sequence[int], past: int, heads: Heads | None
+    ) -> Places | None:
+        """The part of a whole tensor that the body sees, where it is less and there is one."""
+        try:
+            return Window(self.window(dims, shape, past, strict=True).parts, heads).places(shape)
+        except (InputError, IndexError):  # said when the body is to run
+            return None
+
     def __str__(self) -> str:
         """``step 1:, token -1``; empty without limits."""
         return ", ".join(f"{name} {value}" for name, value in self.options.items())
@@ -190,6 +200,16 @@ class Window:
         """Whether what is written into the part is written into the whole."""
         as_view = self.heads is None or self.heads.step is not None
         return as_view and all(isinstance(part, slice) for _, part in self.parts)
+
+    def places(self, shape: Sequence[int]) -> Places | None:
+        """The part as spans of dims of a whole tensor; ``None`` if it is empty, or all of it."""
+        spans = {
+            dim: spans_of(range(shape[dim])[part] if isinstance(part, slice) else part.tolist())
+            for dim, part in self.parts
+        }
+        if self.heads is not None and (features := self.heads.spans()) != ((0, shape[-1]),):
+            spans[len(shape) - 1] = features
+        return None if self.empty or not spans else spans
 
     def cut(self, whole: torch.Tensor) -> torch.Tensor:
         """The part, all dims kept: a view where positions are evenly spaced, else a copy.

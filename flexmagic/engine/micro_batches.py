@@ -40,6 +40,11 @@ class MicroBatches:
             self._pipeline.in_one_piece, self._pipeline.context = False, None
 
     @property
+    def several(self) -> bool:
+        """Whether a run may take several forwards of a module."""
+        return self._pipeline is not None
+
+    @property
     def part(self) -> int | None:
         """The number of the part that a site's tensor is now; ``None`` if it is for the whole batch."""
         if self._pipeline is None or self._pipeline.pieces == 1:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
@@ -20,7 +21,7 @@ from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
 from flexmagic.engine.inputs import Prepared
-from flexmagic.engine.instrument import OTHER_FAILED, ActiveHook, Instrument
+from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.kept import Kept
 from flexmagic.engine.lasting import Lasting
 from flexmagic.engine.limits import Picks
@@ -229,7 +230,7 @@ class Runtime:
             ActiveHook(*self.hooks[plan.owner, name, version], frozenset(sites), heads)
             for name, version, sites, heads in plan.hooks
         ]
-        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates)
+        exchange = Exchange(self.groups.own, self.place.rank, extent, self.mates, self.groups.outboxes)
         instrument = Instrument(
             self.model, self.rules, exchange, self.captures,
             run=plan.key, seed=plan.seed, hooks=active, capture=frozenset(plan.capture),
@@ -242,14 +243,18 @@ class Runtime:
         return instrument
 
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
-        assert self.loaded is not None  # the client has a model
-        whole = Whole(
-            self.model, self.loaded.mesh, self.groups, self.rules, self.taken, self.whole, self.weights,
-            instrument.paused,
-        )  # fmt: skip
+        whole = self.whole_model(instrument)
         return trace_hook(
             source, whole, self.rules, self.groups, namespace=self.namespace, context=instrument.context
         )
+
+    def whole_model(self, instrument: Instrument) -> Whole:
+        """The model as a trace sees it in a run."""
+        assert self.loaded is not None  # the client has a model
+        return Whole(
+            self.model, self.loaded.mesh, self.groups, self.rules, self.taken, self.whole, self.weights,
+            instrument.paused,
+        )  # fmt: skip
 
     def run(self, plan: RunPlan, prepared: Prepared) -> RunReply:
         """One forward with the plan's hooks and captures."""

@@ -8,11 +8,12 @@ from dataclasses import replace
 import torch
 from torch.distributed.tensor import DTensor
 
-from flexmagic.engine.exchange import Exchange, RunStopped
+from flexmagic.engine.exchange import Exchange, Pick, RunStopped
 from flexmagic.engine.region import enter, leave
 from flexmagic.errors import LayoutError
 from flexmagic.layout.assemble import split
 from flexmagic.layout.layout import Layout
+from flexmagic.layout.part import Part
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
@@ -33,6 +34,7 @@ class SiteValue:
         self._gradient = gradient
         self._layout: Layout | None = None
         self._whole: torch.Tensor | None = None
+        self._part: Part | None = None
         self._changed = False
 
     def whole(self, *, well: bool) -> torch.Tensor:
@@ -43,6 +45,31 @@ class SiteValue:
             except LayoutError as error:
                 raise RunStopped(str(error)) from None
         return self._whole
+
+    def part(self, pick: Pick, *, well: bool) -> tuple[torch.Tensor, bool]:
+        """The part of the whole that is picked, and whether it is only that; else as :meth:`whole`.
+
+        What is exchanged is then the part alone. Where gradients go through it is the whole.
+        """
+        if self._whole is not None or (torch.is_grad_enabled() and self._piece.requires_grad):
+            return self.whole(well=well), False
+        try:
+            found, x = self._exchange.gather_part(self._rule, self.piece(), pick, well=well)
+        except LayoutError as error:
+            raise RunStopped(str(error)) from None
+        if isinstance(found, Layout):
+            self._layout, self._whole = found, x
+            return x, False
+        self._part = found
+        return x, True
+
+    def put_part(self, new: torch.Tensor) -> None:
+        """Make a tensor the value of the part that was asked for last."""
+        assert self._part is not None  # part() gave one
+        rank = self._exchange.rank
+        own = split(self._part.layout, rank, new)
+        assert own is not None  # gather_part() refuses layouts in which a rank holds nothing
+        self._piece = self._part.pasted(rank, self._piece, own)
 
     def _gathered(self, *, well: bool) -> tuple[Layout, torch.Tensor]:
         if self._gradient is None or not (torch.is_grad_enabled() and self._piece.requires_grad):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from typing import Any
 
 import torch
@@ -139,3 +139,26 @@ def checksum(tensor: torch.Tensor) -> tuple[int, int]:
     if flat.numel() % 8 == 0:
         flat = flat.view(torch.int64)
     return int(flat.sum(dtype=torch.int64)), int(flat[::3].sum(dtype=torch.int64))
+
+
+def together(contexts: Sequence[Mapping[str, Any]]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """Tensors that all of some mappings have under one name in one form, as one; and the rest of each.
+
+    Many small tensors take long to send.
+    """
+    stacked = {}
+    for name in contexts[0] if contexts else ():
+        values = [context.get(name) for context in contexts]
+        found = [value for value in values if type(value) is torch.Tensor]
+        if len(found) == len(contexts) and len({_form(value) for value in found}) == 1:
+            stacked[name] = torch.stack(found)
+    return stacked, [{n: v for n, v in context.items() if n not in stacked} for context in contexts]
+
+
+def apart(stacked: Mapping[str, torch.Tensor], rest: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The mappings again, of which :func:`together` made one."""
+    return [{**{n: v[at] for n, v in stacked.items()}, **context} for at, context in enumerate(rest)]
+
+
+def _form(tensor: torch.Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.dtype, tensor.device, tensor.requires_grad

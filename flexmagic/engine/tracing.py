@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import same_request
 from flexmagic.engine.code import HookSource, build_script
 from flexmagic.engine.exchange import RunEnds, RunStopped
 from flexmagic.engine.groups import Groups
-from flexmagic.engine.instrument import ActiveHook, Instrument
+from flexmagic.engine.instrument import Instrument
 from flexmagic.engine.pipeline import Pipeline, Turns
 from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.stage_trace import Line

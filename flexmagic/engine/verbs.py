@@ -10,19 +10,22 @@ from typing import Any
 
 import torch
 
-from flexmagic.engine import cell, generation, look
+from flexmagic.engine import cell, generation, lending, look, sweeping
 from flexmagic.engine.captures import RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.generation import Request
 from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import Prepared, prepare
+from flexmagic.engine.lending import Lent
 from flexmagic.engine.prints import Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
+from flexmagic.engine.tensors import together
+from flexmagic.engine.tracing import TraceSource
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
@@ -141,6 +144,29 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer | None:
 
 
 @dataclass(frozen=True)
+class SweepAnswer:
+    """A rank's report of a forward with several traces, and of each trace."""
+
+    reply: RunReply
+    cells: list[RunAnswer]
+
+
+@verb
+def run_sweep(
+    runtime: Runtime, plan: RunPlan, inputs: Any, sources: Sequence[TraceSource], numbers: Sequence[int]
+) -> SweepAnswer | None:
+    """One forward with several traces; ``None`` on all ranks if it cannot be, or as of :func:`run`."""
+    assert runtime.loaded is not None  # the client has a model
+    prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
+    if runtime.is_stale(prepared):
+        return None
+    swept = sweeping.sweep(runtime, plan, prepared, sources, numbers)
+    if swept is None:
+        return None
+    return SweepAnswer(swept.reply, [RunAnswer(cell, prepared.tokens, prepared.ids) for cell in swept.cells])
+
+
+@dataclass(frozen=True)
 class GenerateAnswer:
     """A rank's report of a generation: each step as a run, then all ids, tokens and texts of each row."""
 
@@ -213,6 +239,20 @@ def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, 
 
 
 @verb
+def lend(
+    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: tuple[str, int]
+) -> list[Lent | None]:
+    """Where slices of a captured piece are; ``None`` for a reader on another machine."""
+    return lending.lend(runtime.captures, run_id, site, parts, reader)
+
+
+@verb
+def give_back(runtime: Runtime, pid: int) -> None:
+    """Let go of what a reader had been lent."""
+    runtime.captures.lent.pop(pid, None)
+
+
+@verb
 def stats(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]]) -> list[Any]:
     """Counts and moments of slices of a captured piece."""
     piece = runtime.captures.get(run_id, site)
@@ -236,6 +276,12 @@ def overview(
 def context(runtime: Runtime, run_id: RunKey) -> dict[str, Any]:
     """What the hooks of a run saved in ``ctx`` on this rank."""
     return runtime.captures.context(run_id)
+
+
+@verb
+def contexts(runtime: Runtime, run_ids: list[RunKey]) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
+    """What the hooks of several runs saved in ``ctx`` on this rank; see :func:`together`."""
+    return together([runtime.captures.context(run_id) for run_id in run_ids])
 
 
 @verb

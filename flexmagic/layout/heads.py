@@ -31,6 +31,15 @@ class Heads:
     def _columns(self, device: torch.device) -> torch.Tensor:
         return torch.tensor(self.columns, device=device)
 
+    def spans(self) -> tuple[Span, ...]:
+        """The features that they are, ascending."""
+        return _joined(sorted((start, start + self.width) for start in self.starts))
+
+    def packed(self) -> Heads:
+        """The same heads where no features but theirs are left."""
+        order = {start: at for at, start in enumerate(sorted(self.starts))}
+        return Heads(tuple(order[start] * self.width for start in self.starts), self.width)
+
     @property
     def step(self) -> int | None:
         """How far apart heads begin that are all equally far apart; ``None`` for others."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from flexmagic.errors import FlexError
+from flexmagic.view.widget import answer_where_asked
 from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
@@ -61,14 +62,9 @@ class Panel(ipywidgets.VBox):
         return made
 
     def settle(self) -> Panel:
-        """Let clicks be answered on the channel they come by, also while the cell that made this still runs.
-
-        ipykernel 7 routes questions to the loop that last published on a comm, which for new widgets
-        is the one that runs the cell; forgetting it leaves the front end's own choice.
-        """
+        """Let clicks be answered on the channel they come by, also while a cell still runs."""
         for widget in _all(self):
-            if widget.comm is not None and hasattr(widget.comm, "_reply_subshell_id"):
-                del widget.comm._reply_subshell_id  # noqa: SLF001 - there is no public way
+            answer_where_asked(widget)
         return self
 
 

@@ -83,7 +83,7 @@ def stop_sampling() -> int:
 def measure(strategy: str, folder: Path, ranks: int = 2) -> tuple[list[int], list[int]]:
     """Each rank's own parameter bytes and its peak while loading."""
     with Session.start(ranks, oversubscribe=True) as session:
-        views = session._calls.ranks._views
+        views = [session._cluster.client[engine] for engine in session._calls.ranks.engines]
         for view in views:
             view.apply_sync(start_sampling)
         model = session.load(folder, **{strategy: ranks})

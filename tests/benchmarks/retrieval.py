@@ -124,7 +124,7 @@ def main() -> int:
             str(site) for site, rule in model.rules.items()
             if site.port == "output" and not site.leaf and not rule.refused
         ]  # fmt: skip
-        views = session._calls.ranks._views
+        views = [session._cluster.client[engine] for engine in session._calls.ranks.engines]
         pending = [v.apply_async(on_rank, sites, options.pairs, options.batch, options.seq) for v in views]
         results = [answer.get() for answer in pending]
     print(f"{len(sites)} sites, batch {options.batch} × {options.seq} tokens, {options.ranks} ranks")

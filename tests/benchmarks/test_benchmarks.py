@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -39,6 +40,23 @@ def test_captures_add_no_collective():
     assert len(counts) == 2
     assert all(int(none) > 0 and none == plain == captured for none, plain, captured in counts)
     assert len(re.findall(r"captured / plain: \d", said)) == 2
+
+
+@pytest.mark.full
+def test_the_suite_says_what_is_met_and_what_was_not_run(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "suite", "--rows", "cdgh", "--rounds", "2", "--megabytes", "1",
+            "--json", str(tmp_path / "speed.json"),
+        ],
+        capture_output=True, text=True, check=False, cwd=HERE,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "speed.json").read_text())
+    assert {row["part"] for row in found["rows"]} == set("cdgh")
+    assert found["environment"]["cores"] >= 1
+    assert {row["met"] for row in found["rows"] if not row["target"]} == {None}
+    assert all(isinstance(row["met"], bool) for row in found["rows"] if row["target"])
 
 
 @pytest.mark.full

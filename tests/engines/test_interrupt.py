@@ -35,27 +35,6 @@ def test_an_interrupt_ends_endless_user_code_and_the_model_stays(loaded, tmp_pat
     assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
 
 
-def test_an_interrupt_while_only_some_ranks_have_been_asked_ends_all(loaded, monkeypatch):
-    before = loaded.run(PROMPT).logits.torch()
-    loaded.hook("model.layers.0.mlp", "while True: pass", name="endless")
-    ask, verbs = loaded._calls.ranks.ask, []
-
-    def ask_and_interrupt(rank, function, *args):
-        answer = ask(rank, function, *args)
-        verbs.append((rank, *args[:1]))
-        if verbs[-1] == (0, "run"):
-            os.kill(os.getpid(), signal.SIGINT)
-        return answer
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loaded._calls.ranks, "ask", ask_and_interrupt)
-        with pytest.raises(KeyboardInterrupt, match=r"(?s)rank 0.*rank 1.*ready"):
-            loaded.run(PROMPT)
-    assert (1, "run") in verbs
-    loaded.hooks["endless"].remove()
-    assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
-
-
 def test_a_call_can_be_cancelled_from_another_thread(loaded, tmp_path):
     before = loaded.run(PROMPT).logits.torch()
     flag = tmp_path / "entered"
@@ -75,5 +54,26 @@ def test_a_call_can_be_cancelled_from_another_thread(loaded, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         loaded.run(PROMPT)
     watcher.join()
+    loaded.hooks["endless"].remove()
+    assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
+
+
+def test_an_interrupt_while_only_some_ranks_have_been_asked_ends_all(loaded, monkeypatch):
+    before = loaded.run(PROMPT).logits.torch()
+    loaded.hook("model.layers.0.mlp", "while True: pass", name="endless")
+    ask, verbs = loaded._calls.ranks.ask, []
+
+    def ask_and_interrupt(rank, function, *args):
+        answer = ask(rank, function, *args)
+        verbs.append((rank, *args[:1]))
+        if verbs[-1] == (0, "run"):
+            os.kill(os.getpid(), signal.SIGINT)
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded._calls.ranks, "ask", ask_and_interrupt)
+        with pytest.raises(KeyboardInterrupt, match=r"(?s)rank 0.*rank 1.*ready"):
+            loaded.run(PROMPT)
+    assert (1, "run") in verbs
     loaded.hooks["endless"].remove()
     assert torch.equal(loaded.run(PROMPT).logits.torch(), before)

@@ -14,7 +14,7 @@ IDS = torch.randint(3, 1700, (2, 9), generator=torch.Generator().manual_seed(0))
 
 def on_engines(session, code):
     """What a ``%%px`` cell does: run code in every engine's own namespace."""
-    for view in session._calls.ranks._views:
+    for view in [session._cluster.client[engine] for engine in session._calls.ranks.engines]:
         view.execute(code, block=True)
 
 

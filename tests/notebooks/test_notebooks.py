@@ -32,7 +32,8 @@ class Executed(dict):
         )
         env = {**os.environ, MARK: str(self._folder)}
         client.execute(env=env)  # a failing cell fails the test with its own traceback
-        assert not psutil.wait_procs(engine_processes(str(self._folder)), 15)[1], f"{name} left engines behind"
+        left = engine_processes(str(self._folder))
+        assert not psutil.wait_procs(left, 15)[1], f"{name} left engines behind"
         self[name] = notebook
         return notebook
 

@@ -1,0 +1,114 @@
+"""Reading memory of another process of this machine into one's own, without its taking part in it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from flexmagic.engine.lending import Lent
+    from flexmagic.layout.assemble import Index
+
+AT_ONCE = 1024
+"""Places that one call of the system fills at most."""
+
+SHORT = 256
+"""Bytes below which a row is not worth a place of its own: such are read together, and then copied."""
+
+THREADS = 4
+
+
+@dataclass(frozen=True)
+class Box:
+    """A slice of an array, row-major and without gaps otherwise: where it begins and its rows."""
+
+    offsets: NDArray[np.uint64]
+    row: int
+
+    @classmethod
+    def of(cls, shape: tuple[int, ...], itemsize: int, index: Index) -> Box:
+        """The rows of a slice, in bytes from the array's start, joined as far as they follow each other."""
+        strides = [itemsize] * len(shape)
+        for dim in range(len(shape) - 2, -1, -1):
+            strides[dim] = strides[dim + 1] * shape[dim + 1]
+        sizes = [part.stop - part.start for part in index]
+        inner = len(shape)
+        row = itemsize
+        while inner:
+            inner -= 1
+            row *= sizes[inner]
+            if sizes[inner] != shape[inner]:
+                break
+        offsets = np.array([sum(p.start * s for p, s in zip(index, strides, strict=True))], np.uint64)
+        for dim in range(inner):
+            steps = np.arange(sizes[dim], dtype=np.uint64) * np.uint64(strides[dim])
+            offsets = (offsets[:, None] + steps).reshape(-1)
+        return cls(offsets, row)
+
+
+def read(out: NDArray[Any], index: Index, lent: Lent, start: int, nbytes: int) -> None:
+    """Fill a slice of an array with bytes of what was lent; raises :class:`OSError` where that is refused."""
+    box = Box.of(out.shape, out.itemsize, index)
+    if box.row < SHORT <= nbytes:
+        part = np.empty(nbytes, np.uint8)
+        read(part, (slice(0, nbytes),), lent, start, nbytes)
+        out[index] = part.view(out.dtype).reshape(out[index].shape)
+        return
+    places = np.empty((len(box.offsets), 2), np.uint64)
+    places[:, 0] = box.offsets + np.uint64(out.ctypes.data)
+    places[:, 1] = box.row
+    for first in range(0, len(places), AT_ONCE):
+        some = places[first : first + AT_ONCE]
+        _fill(some, lent.pid, lent.address + start + first * box.row)
+
+
+def _fill(places: NDArray[np.uint64], pid: int, address: int) -> None:
+    """Fill places ``[n, 2]``, addresses and lengths, from another process's memory; other threads go on."""
+    there = (ctypes.c_size_t * 2)()
+    while len(places):
+        there[:] = [address, int(places[:, 1].sum())]
+        done = _READV(pid, places.ctypes.data, len(places), ctypes.addressof(there), 1, 0)
+        if done <= 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+        address += done
+        ends = np.cumsum(places[:, 1])
+        whole = int(np.searchsorted(ends, done, "right"))
+        rest = done - (int(ends[whole - 1]) if whole else 0)
+        places = places[whole:].copy()
+        if rest:
+            places[0] += np.array([rest, -rest], np.int64).view(np.uint64)
+
+
+class Readers:
+    """A few threads that read at the same time."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
+
+    def read(self, *args: Any) -> Future[None]:
+        """:func:`read`, on one of them."""
+        return self._threads.submit(read, *args)
+
+    def stop(self) -> None:
+        """Wait for what has begun, and begin nothing more."""
+        self._threads.shutdown(cancel_futures=True)
+
+
+_READV = ctypes.CDLL(None, use_errno=True).process_vm_readv
+_READV.restype = ctypes.c_ssize_t
+_READV.argtypes = [
+    ctypes.c_int,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_void_p,
+    ctypes.c_ulong,
+    ctypes.c_ulong,
+]

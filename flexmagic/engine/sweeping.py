@@ -1,0 +1,262 @@
+"""Several traces in one forward: each has rows of its own, all of the same input, and sees no others.
+
+Rows of a batch do not meet in a model, which the survey has measured; where they do, or where a trace
+asks for what has no rows, the forward is given up and the client makes one for each trace.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from flexmagic.engine.active_hook import ActiveHook
+from flexmagic.engine.agreement import numbers_of_all
+from flexmagic.engine.code import build_script
+from flexmagic.engine.draws import draw_from
+from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.inputs import Prepared
+from flexmagic.engine.instrument import OTHER_FAILED, Instrument
+from flexmagic.engine.micro_batches import batch_dim
+from flexmagic.engine.outcome import Outcome
+from flexmagic.engine.rows import batch_of, extent_of, share
+from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
+from flexmagic.engine.stage_standing import standing
+from flexmagic.engine.tensors import detached, dtype_name
+from flexmagic.engine.trace import Trace
+from flexmagic.engine.traced import Save, Traced, View
+from flexmagic.engine.tracing import NAMES, TraceHook, TraceSource
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
+
+PLAIN = (bool, int, float, str, type(None))
+"""Arguments of a model that are the same for any number of rows."""
+
+
+class NoRows(Exception):  # noqa: N818 - a reason to make one forward for each trace, which no user sees
+    """A site's rows are not the traces' own."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    """``reply``: of the whole forward; ``cells``: of each trace, as if it had been alone."""
+
+    reply: RunReply
+    cells: list[RunReply]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Where the rows of traces are in a batch: each data group has some of every trace, one after the other.
+
+    ``groups``: how many rows of one trace each group has.
+    """
+
+    count: int
+    groups: tuple[int, ...]
+
+    def parts(self, length: int, cell: int) -> list[slice]:
+        """The places of one trace's rows along a dim of the whole batch's length."""
+        per_row = length // (self.count * sum(self.groups))
+        out, start = [], 0
+        for rows in self.groups:
+            size = rows * per_row
+            out.append(slice(start + cell * size, start + (cell + 1) * size))
+            start += size * self.count
+        return out
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepHook(ActiveHook):
+    """Traces in one run, each on its rows; all ranks compare where theirs have stopped."""
+
+    traces: Sequence[TraceHook]
+    rows: Rows
+    rules: Mapping[Site, Rule]
+    seed: int
+    passed: set[Site] = field(default_factory=set)
+    waiting: dict[Site, list[int]] = field(default_factory=dict)
+
+    def begun(self, cell: int) -> None:
+        """A trace has stopped: note where it goes on, if it does. Where all have passed, they share."""
+        trace = self.traces[cell].trace
+        trace._passed = self.passed  # noqa: SLF001 - theirs is one and the same forward
+        if trace.waits_for is not None:
+            self.waiting.setdefault(trace.waits_for, []).append(cell)
+
+    def acts_at(self, site: Site) -> bool:
+        """Whether any of them waits for a site that the forward has reached; all hear of it."""
+        if site in self.waiting:
+            return True
+        self.passed.add(site)
+        return False
+
+    def arrive(self, site: Site, x: torch.Tensor) -> torch.Tensor:
+        """Let those go on that wait for a site; returns what they left there, or ``x`` itself."""
+        rule = self.rules[site]
+        dim = rows_dim(rule)
+        out = x
+        for cell in sorted(self.waiting.pop(site)):
+            hook = self.traces[cell]
+            places = [slice(None)] if dim is None else self.rows.parts(x.shape[dim], cell)
+            index = [(slice(None),) * (dim or 0) + (place,) for place in places]
+            own = torch.cat([x[at] for at in index], dim or 0) if len(index) > 1 else x[index[0]].clone()
+            draw_from(f"{self.seed}|{site}|{hook.source.name}|1")  # as it does alone
+            left = hook.trace.arrive(own)
+            self.begun(cell)
+            if left is own:
+                continue
+            if dim is None:
+                raise NoRows(str(site))
+            out = x.clone() if out is x else out
+            for at, part in zip(index, left.split([p.stop - p.start for p in places], dim), strict=True):
+                out[at] = part
+        return out
+
+    def settle(self, *, well: bool) -> None:
+        """Go on only if all ranks are well and their traces wait for the same."""
+        self.traces[0].settle(well=well)
+        waits = zlib.crc32("|".join(str(hook.trace.waits_for) for hook in self.traces).encode())
+        if len({numbers[0] for numbers in numbers_of_all(self.traces[0].groups, [waits])}) > 1:
+            raise RunStopped("the traces ask for different sites")
+
+
+def rows_dim(rule: Rule) -> int | None:
+    """The dim that counts rows, or their tokens; ``None`` for none. Raises :class:`NoRows` for several."""
+    found = [at for at, dim in enumerate(rule.dims) if dim.size is None and "batch" in dim.name]
+    if len(found) > 1 or rule.together:
+        raise NoRows(str(rule.site))
+    return found[0] if found else None
+
+
+def sweep(
+    runtime: Runtime,
+    plan: RunPlan,
+    prepared: Prepared,
+    sources: Sequence[TraceSource],
+    numbers: Sequence[int],
+) -> Swept | None:
+    """One forward with all traces, the captures and values of each kept under its number.
+
+    ``None``, on all ranks, for a pipeline, and for an input of which not every tensor has a row for each
+    of the batch's.
+    """
+    if standing(runtime.model) is not None:
+        return None
+    batch, count = batch_of(prepared.arguments), len(sources)
+    tensors = [value for value in prepared.arguments.values() if isinstance(value, torch.Tensor)]
+    others = [value for value in prepared.arguments.values() if not isinstance(value, torch.Tensor)]
+    if any(not v.ndim or len(v) != batch for v in tensors) or not all(isinstance(v, PLAIN) for v in others):
+        return None
+    groups = max(runtime.row_groups, default=0) + 1
+    mine = runtime.row_groups[runtime.place.rank] if runtime.row_groups else 0
+    alone, shared_out = share(prepared.arguments, mine, groups)
+    extent = extent_of(prepared.arguments, shared_out=shared_out)
+    own = [len(part) for part in torch.arange(batch).tensor_split(groups)] if shared_out else [batch]
+    contexts: list[dict[str, Any]] = [{} for _ in sources]
+    instrument = runtime.instrument(plan, replace(extent, rows=batch * count))
+    traces = _trace_hooks(runtime, instrument, sources, contexts)
+    instrument.hooks.append(hook := _hook(traces, Rows(count, tuple(own)), runtime.rules, plan.seed))
+    arguments = {n: torch.cat([v] * count) if isinstance(v, torch.Tensor) else v for n, v in alone.items()}
+    reply = _forward(runtime, plan, instrument, hook, arguments)
+    cells = []
+    if not (reply.error or reply.outcome.failures or reply.outcome.stopped):
+        for cell, (number, context) in enumerate(zip(numbers, contexts, strict=True)):
+            runtime.captures.remember((plan.owner, number), detached(context))
+            cells.append(_taken(runtime, plan, number, replace(reply, extent=extent), (cell, count)))
+    runtime.captures.drop(plan.key)
+    return Swept(reply, cells)
+
+
+def _trace_hooks(
+    runtime: Runtime,
+    instrument: Instrument,
+    sources: Sequence[TraceSource],
+    contexts: Sequence[dict[str, Any]],
+) -> list[TraceHook]:
+    """The hooks of traces with the same code and the same names; what they can share is made once."""
+    groups, world_size = runtime.groups, runtime.place.world_size
+    view = View(Trace(runtime.rules, world_size), runtime.whole_model(instrument), runtime.rules)
+    sites = frozenset(view.sites)
+    body = build_script(sources[0].code, (*NAMES, *sources[0].given), runtime.namespace)
+    out = []
+    for source, context in zip(sources, contexts, strict=True):
+        own = copy.copy(view)
+        own._parameters = {}  # noqa: SLF001 - what one trace does to its copies is not for the others
+        own.trace = trace = Trace(runtime.rules, world_size)
+        named = dict(zip(NAMES, (Traced(own), Save(context), context, runtime.place.rank), strict=True))
+        run = functools.partial(body, {**named, **source.given})
+        hook = TraceHook(source.code, _by_itself, sites, trace=trace, groups=groups, run=run)
+        trace.cell = hook
+        out.append(hook)
+    return out
+
+
+def _by_itself(_names: dict[str, Any]) -> Any:
+    raise AssertionError("a trace among others is called by the hook of all")
+
+
+def _forward(
+    runtime: Runtime, plan: RunPlan, instrument: Instrument, hook: SweepHook, arguments: dict[str, Any]
+) -> RunReply:
+    error, started = "", time.perf_counter()
+    with instrument, mode(grad=False), torch.random.fork_rng(runtime.place.generators):
+        torch.manual_seed(plan.seed)
+        try:
+            with _traced(instrument, hook):
+                runtime.model(**arguments)
+        except RunStopped as stop:
+            instrument.outcome.stopped = stop.reason or OTHER_FAILED
+        except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the client
+            error = f"{type(problem).__name__}: {problem}"
+    return runtime.report(plan.key, instrument, started, error)
+
+
+def _hook(traces: Sequence[TraceHook], rows: Rows, rules: Mapping[Site, Rule], seed: int) -> SweepHook:
+    def call(names: dict[str, Any]) -> torch.Tensor:
+        return hook.arrive(Site.parse(names["site"]), names["x"])
+
+    first = traces[0]
+    hook = SweepHook(first.source, call, first.sites, traces=traces, rows=rows, rules=rules, seed=seed)
+    return hook
+
+
+@contextlib.contextmanager
+def _traced(instrument: Instrument, hook: SweepHook) -> Iterator[None]:
+    """All traces begin before the forward and must have come to their ends after it."""
+    try:
+        for cell, one in enumerate(hook.traces):
+            with instrument.contained(one):
+                one.trace.begin()
+                hook.begun(cell)
+        hook.settle(well=not instrument.outcome.failures)
+        yield
+        for one in () if instrument.outcome.failures else hook.traces:
+            one.trace.end()
+    finally:
+        for one in hook.traces:
+            one.trace.close()
+
+
+def _taken(runtime: Runtime, plan: RunPlan, number: int, reply: RunReply, which: tuple[int, int]) -> RunReply:
+    """Keep a trace's rows of what was captured under its number, as views; ``which``: it, of how many."""
+    cell, count = which
+    local: dict[Site, tuple[tuple[int, ...], str]] = {}
+    nbytes = 0
+    for site in reply.local:
+        piece, dim = runtime.captures.get(plan.key, site), batch_dim(runtime.rules[site])
+        if dim is not None and dim >= 0:
+            rows = piece.shape[dim] // count
+            piece = piece.narrow(dim, cell * rows, rows)
+        runtime.captures.keep((plan.owner, number), site, piece)
+        local[site] = tuple(piece.shape), dtype_name(piece.dtype)
+        nbytes += piece.nbytes
+    outcome = Outcome(calls=reply.outcome.calls, refused=reply.outcome.refused)
+    return RunReply(outcome, local, nbytes, reply.seconds / count, reply.extent)

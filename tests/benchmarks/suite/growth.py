@@ -1,0 +1,153 @@
+"""Row (g): what grows with the number of ranks, on the notebook's side, with ranks that answer from here.
+
+The client's own code runs; only the sockets are left out. Counted are messages, their bytes, and the
+notebook's CPU seconds, for the answers of one run of forty captured sites and for looks at one of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import time
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from suite.pairs import Spread
+from suite.report import Report, Row
+
+RANKS = (2, 8, 64, 512)
+SHAPE = (1, 512, 4096)
+SITES = 40
+
+
+class Far:
+    """Ranks that hold columns of one tensor and answer in this process; ``world_size`` of them."""
+
+    def __init__(self, world_size: int, whole: torch.Tensor) -> None:
+        self.world_size = world_size
+        self.lives = [0] * world_size
+        self.messages = self.asked = self.told = 0
+        self.aside = 0.0
+        self._pieces = whole.chunk(world_size, -1)
+        turns = SimpleNamespace(turn=contextlib.nullcontext)
+        self.ranks = SimpleNamespace(cluster=SimpleNamespace(turns=turns))
+
+    def ended(self) -> tuple[int, ...]:
+        return ()
+
+    def gone(self, _lives: Any) -> tuple[int, ...]:
+        return ()
+
+    def some(self, requests: dict[int, tuple[str, Any, Any]], _progress: Any = None) -> dict[int, Any]:
+        from flexmagic.client.engine_side import packed
+
+        out, sent = {}, {}
+        for rank, (verb, args, kwargs) in requests.items():
+            sent.setdefault(id(args), packed(args, kwargs))
+            self.messages += 1
+            self.asked += len(sent[id(args)])
+            started = time.thread_time()
+            raw = pickle.dumps(self._answer(rank, verb, *args))
+            self.told += len(raw)
+            self.aside += time.thread_time() - started
+            out[rank] = pickle.loads(raw)  # noqa: S301 - made two lines above
+        return out
+
+    def _answer(self, rank: int, verb: str, _run: Any, _site: Any, parts: Any) -> Any:
+        from flexmagic.engine import look
+
+        if verb == "lend":
+            return [None] * len(parts)
+        piece = self._pieces[rank]
+        return [(look.slice_bytes if verb == "read" else look.stats)(piece, part) for part in parts]
+
+
+def growth_rows(report: Report, rounds: int) -> None:
+    """Measure at each number of ranks in turn."""
+    whole = torch.rand(SHAPE)
+    worlds = {n: Far(n, whole) for n in RANKS}
+    operations: dict[str, Callable[[Far, Any], Any]] = {
+        "a run's answers": _answered,
+        "a look at a tile of 64 × 64": lambda _far, made: made[0][0, 100:164, 1000:1064],
+        "statistics of the whole": lambda _far, made: made[0].stats(),
+    }
+    made = {n: (_activation(far), _answers(n)) for n, far in worlds.items()}
+    for name, operation in operations.items():
+        seconds: dict[int, list[float]] = {n: [] for n in RANKS}
+        for _ in range(max(rounds, 15)):
+            for n, far in worlds.items():
+                far.messages = far.asked = far.told = 0
+                far.aside = 0.0
+                started = time.thread_time()
+                operation(far, made[n])
+                seconds[n].append(time.thread_time() - started - far.aside)
+        counts = ", ".join(
+            f"{n} ranks: {far.messages} messages, {far.asked + far.told:,} bytes" for n, far in worlds.items()
+        )
+        report.note(f"(g) {name}: {counts}")
+        grown = Spread.of([a / b for a, b in zip(seconds[512], seconds[2], strict=True)])
+        title = f"{name}: notebook's CPU time on 512 ranks"
+        report.add(Row("g", title, "on 2 ranks", grown, "<= 256", rounds=len(seconds[2])))
+    moved = [_moved(worlds[n], made[n][0]) for n in (512, 2)]
+    report.add(
+        Row("g", "data of a look on 512 ranks", "on 2 ranks", Spread.of([moved[0] / moved[1]]), "<= 1")
+    )
+
+
+def _moved(_far: Far, act: Any) -> int:
+    before = act.bytes_moved
+    act[0, 100:164, 1000:1064]
+    return int(act.bytes_moved - before)
+
+
+def _layout(world_size: int) -> Any:
+    from flexmagic.layout.layout import Layout, contiguous_spans
+    from flexmagic.layout.mesh import Mesh
+
+    spans = contiguous_spans([SHAPE[-1] // world_size] * world_size)
+    blocks = tuple((((0, SHAPE[0]),), ((0, SHAPE[1]),), own) for own in spans)
+    dims = ("batch", "seq", "feature")
+    return Layout(SHAPE, dims, "float32", Mesh(("tp",), (world_size,)), blocks)
+
+
+def _activation(far: Far) -> Any:
+    from flexmagic.client.activation import Activation, Origin
+    from flexmagic.layout.sites import Site
+
+    origin = Origin(("benchmark", 1), Site("made"), (), (), (), 0, tuple(far.lives))
+    return Activation(far, origin, _layout(far.world_size), dict)  # type: ignore[arg-type]
+
+
+def _answers(world_size: int) -> Any:
+    """Every rank's answer to a run, as it comes over the wire, and the rules of its sites."""
+    from flexmagic.engine.outcome import Edit, Outcome
+    from flexmagic.engine.runtime import RunReply
+    from flexmagic.engine.verbs import RunAnswer
+    from flexmagic.layout.dims import Dim
+    from flexmagic.layout.mesh import Mesh
+    from flexmagic.layout.rule import Extent, Rule, Split
+    from flexmagic.layout.sites import Site
+
+    mesh, ranks = Mesh(("tp",), (world_size,)), tuple(range(world_size))
+    dims = (Dim("batch"), Dim("seq"), Dim("feature", SHAPE[-1]))
+    sites = [Site(f"model.layers.{n}.mlp.up_proj") for n in range(SITES)]
+    rules = {s: Rule(s, dims, "float32", mesh, ranks, (Split(2, ranks),)) for s in sites}
+    local = dict.fromkeys(sites, ((*SHAPE[:2], SHAPE[2] // world_size), "float32"))
+    edits = [Edit(str(sites[0]), "damp", edited=True, sums=(1, 2))]
+    reply = RunReply(Outcome(edits=edits), local, 0, 0.1, Extent(SHAPE[0], SHAPE[1], shared_out=False))
+    answer = RunAnswer(reply, [["a"] * SHAPE[1]], [[1] * SHAPE[1]])
+    return [pickle.dumps(answer) for _ in ranks], rules, sites
+
+
+def _answered(far: Far, made: Any) -> Any:
+    from flexmagic.client import failures
+    from flexmagic.client.run import Run
+
+    raw, rules, sites = made[1]
+    far.messages, far.told = len(raw), sum(map(len, raw))
+    answers = [pickle.loads(one) for one in raw]  # noqa: S301 - ours
+    failures.raise_for([answer.reply for answer in answers], rules)
+    return Run(("benchmark", 1), far, answers, rules)[str(sites[3])]  # type: ignore[arg-type]

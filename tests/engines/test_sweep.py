@@ -1,0 +1,97 @@
+"""Traces that share a forward give what each gives alone; where they may not, each has its own forward."""
+
+import pytest
+import torch
+
+from flexmagic import HookError, Session
+
+from .conftest import MODEL, PROMPT, relative
+
+pytestmark = pytest.mark.engines
+
+TEXTS = ["The capital of France is", "The capital of Italy is"]
+PATCH = """
+h = model.layers[layer].output
+h[1, position] = h[0, position] * 2
+save.noise = torch.rand(3)
+model.layers[3].mlp.up_proj.output[:, -1, :300] *= layer + torch.rand(())
+save.p = model.output.logits[1, -1].softmax(-1)[5]
+"""
+OVER = {"layer": range(3), "position": [0, -1]}
+
+
+@pytest.fixture
+def forwards(loaded, monkeypatch):
+    """How many traces each forward had since the last question."""
+    seen, was = [], loaded._calls.all
+
+    def counting(verb, *args, **kwargs):
+        if verb in ("run", "run_sweep"):
+            seen.append(len(args[2]) if verb == "run_sweep" else 1)
+        return was(verb, *args, **kwargs)
+
+    monkeypatch.setattr(loaded._calls, "all", counting)
+
+    def asked():
+        found = list(seen)
+        seen.clear()
+        return found
+
+    return asked
+
+
+def check_same(session, inputs, code=PATCH, over=OVER):
+    alone = session.sweep(inputs, code, over, memory=0)
+    together = session.sweep(inputs, code, over)
+    for name in alone.runs[0].context:
+        assert alone[name].std() > 0, name  # the cells differ
+        assert relative(together[name], alone[name]) < 1e-5
+    for one, other in zip(alone.runs, together.runs, strict=True):
+        assert relative(other.logits.torch(), one.logits.torch()) < 1e-5
+        assert other.ids == one.ids
+        assert other.tokens == one.tokens
+        assert other.logits.layout == one.logits.layout
+    assert relative(alone.runs[0].logits.torch(), alone.runs[-1].logits.torch()) > 1e-2
+    return alone, together
+
+
+def test_traces_of_one_forward_are_as_each_alone(loaded, forwards):
+    _, together = check_same(loaded, TEXTS)
+    assert forwards() == [1] * 6 + [1, 6]
+    assert (together["noise"][:, 0] == together["noise"][:, 1]).all()  # as of traces alone
+    assert len({run.number for run in together.runs}) == 6
+    small = loaded.sweep(TEXTS, PATCH, OVER, memory=2_500_000)
+    counts = forwards()
+    assert counts[0] == 1
+    assert sum(counts) == 7
+    assert 1 < max(counts) < 6
+    assert relative(small["p"], together["p"]) < 1e-5
+
+
+def test_what_is_not_of_rows_alone_has_a_forward_of_its_own(loaded, forwards):
+    code = "angles = model.rotary_emb.output[0]\nangles *= k\nsave.p = model.output.logits[0, -1, :9]"
+    found = loaded.sweep(TEXTS, code, {"k": [1.0, 0.5, 2.0]}, seed=3)
+    assert forwards() == [1, 3, 1, 1]
+    assert found["p"].std(0).max() > 1e-3
+    one = loaded.trace(TEXTS, code, given={"k": 2.0})
+    assert relative(found["p"][2], one.context["p"]) < 1e-5
+    loaded.hook("model.layers.2", "x[0] *= 3", name="first row")
+    forwards()
+    loaded.sweep(TEXTS, PATCH, OVER)
+    assert forwards() == [1] * 6
+
+
+def test_a_trace_that_fails_says_so_as_alone(loaded, forwards):
+    before = loaded.run(PROMPT).logits.torch()
+    code = "h = model.layers[1].output\nif k == 2:\n    h[0, 0] = undefined\nh *= k"
+    with pytest.raises(HookError, match=r"line 3(?s:.)*undefined") as caught:
+        loaded.sweep(TEXTS, code, {"k": [1, 3, 2, 4]})
+    assert "row" not in str(caught.value)
+    assert torch.equal(loaded.run(PROMPT).logits.torch(), before)
+
+
+@pytest.mark.parametrize("dims", [{"dp": 2}, {"fsdp": 2}])
+def test_rows_that_ranks_share_out_are_each_traces_own(session: Session, dims):
+    session.load(MODEL, attn="eager", **dims)
+    code = "h = model.layers[layer].output\nh[2, -1] = h[0, -1] * 2\nsave.p = model.output.logits[2, -1, :9]"
+    check_same(session, [*TEXTS, "Paris is"], code, {"layer": range(4)})
