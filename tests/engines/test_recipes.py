@@ -7,7 +7,8 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from flexmagic.errors import InputError, SiteError
 from flexmagic.recipes import induction, logit_lens, patching, steering, steering_vector
-from tests.engines.conftest import MODEL, PROMPT, Edited, relative
+
+from .conftest import MODEL, PROMPT, Edited, relative
 
 pytestmark = pytest.mark.engines
 
