@@ -29,6 +29,7 @@ from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.pipeline import whole_batches
+from flexmagic.engine.prefix import Prefix
 from flexmagic.engine.prints import Prints, Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
@@ -127,6 +128,7 @@ class Runtime:
     forms: dict[str, Any] = field(default_factory=dict)
     lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
     edits: WeightEdits = field(default_factory=WeightEdits)
+    prefix: Prefix | None = None
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -177,7 +179,7 @@ class Runtime:
         self.loaded = self.origin = self.gradients = None
         self.rules, self.whole, self.weights, self.taken = {}, {}, (), {}
         self.row_groups, self.surveyed = (), ()
-        self.forms = {}
+        self.forms, self.prefix = {}, None
         self.captures.clear()
 
     def survey(self, inputs: dict[str, Any] | None) -> None:
