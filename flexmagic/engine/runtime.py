@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -28,6 +29,7 @@ from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
+from flexmagic.engine.outlet import Outlet
 from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.prefix import Prefix
 from flexmagic.engine.prints import Prints, Say
@@ -132,6 +134,11 @@ class Runtime:
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
+
+    @functools.cached_property
+    def outlet(self) -> Outlet:
+        """Where notebooks on other machines get this rank's pieces."""
+        return Outlet(self.groups.meeting.host)
 
     @property
     def place(self) -> Place:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 
 from flexmagic.engine import cell, generation, lending, look, sweeping
-from flexmagic.engine.captures import RunKey
+from flexmagic.engine.captures import Reader, RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.generation import Request
 from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import Prepared, prepare
 from flexmagic.engine.lending import Lent
+from flexmagic.engine.outlet import Offer
 from flexmagic.engine.prints import Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
@@ -248,16 +249,16 @@ def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, 
 
 @verb
 def lend(
-    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: tuple[str, int]
-) -> list[Lent | None]:
-    """Where slices of a captured piece are; ``None`` for a reader on another machine."""
-    return lending.lend(runtime.captures, run_id, site, parts, reader)
+    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: Reader
+) -> list[Lent | Offer]:
+    """Where slices of a captured piece are to be had, by a reader's machine and process."""
+    return lending.lend(runtime.captures, (run_id, site), parts, reader, runtime.outlet)
 
 
 @verb
-def give_back(runtime: Runtime, pid: int) -> None:
+def give_back(runtime: Runtime, reader: Reader) -> None:
     """Let go of what a reader had been lent."""
-    runtime.captures.lent.pop(pid, None)
+    lending.give_back(runtime.captures, reader, runtime.outlet)
 
 
 @verb
