@@ -48,10 +48,12 @@ def call(verb: str, payload: bytes) -> Any:
     """Run one of the engine's verbs with arguments pickled by value."""
     import cloudpickle
 
-    from flexmagic.engine import look_verbs, model_verbs, state_verbs, verbs
+    from flexmagic.engine import look_verbs, model_verbs, state_verbs, verbs, weight_marks
 
     args, kwargs = cloudpickle.loads(payload)
-    room = next(room for room in (verbs, model_verbs, state_verbs, look_verbs) if hasattr(room, verb))
+    room = next(
+        room for room in (verbs, model_verbs, state_verbs, look_verbs, weight_marks) if hasattr(room, verb)
+    )
     return getattr(room, verb)(*args, **kwargs)
 
 

@@ -53,13 +53,13 @@ def cells_at_once(rules: Mapping[Site, Rule], ids: Sequence[Sequence[int]], memo
     for site, rule in rules.items():
         if site.port != "output":
             continue
-        size = _nbytes(rule, len(ids), len(ids[0]))
+        size = site_bytes(rule, len(ids), len(ids[0]))
         layers[layer_of(site.path)] = layers.get(layer_of(site.path), 0) + size
         returned += size if not site.path else 0
     return max(1, memory // max(2 * max(layers.values(), default=1) + returned, 1))
 
 
-def _nbytes(rule: Rule, rows: int, seq: int) -> int:
+def site_bytes(rule: Rule, rows: int, seq: int) -> int:
     """Bytes of a site's whole for so many rows and tokens."""
     import torch
 

@@ -17,10 +17,13 @@ class Turns:
     """A lock between the processes that use one cluster, and between the threads of each.
 
     The system gives it back when a process ends, in whatever way. It may be taken again within.
+    ``gives_way``: lets all others go first who do not, however many turns of its own come after each other.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._wish = path.with_suffix(".wish")
+        self.gives_way = False
         self._thread = threading.RLock()
         self._depth = 0
 
@@ -32,13 +35,32 @@ class Turns:
                 yield
                 return
             with self._path.open("a") as lock:
-                while not _taken(lock.fileno()):
-                    time.sleep(EVERY)
+                self._wait(lock.fileno())
                 self._depth += 1
                 try:
                     yield
                 finally:
                     self._depth -= 1
+
+    def _wait(self, lock: int) -> None:
+        """Take the lock once it is free and, of those that give way, once nobody else waits for it."""
+        if not self.gives_way and _taken(lock):
+            return
+        with self._wish.open("a") as wish:
+            if not self.gives_way:
+                fcntl.flock(
+                    wish.fileno(), fcntl.LOCK_SH
+                )  # as long as we wait; several may, and none has it long alone
+            while (self.gives_way and not _free(wish.fileno())) or not _taken(lock):
+                time.sleep(EVERY)
+
+
+def _free(descriptor: int) -> bool:
+    """Whether nobody holds a lock."""
+    if not _taken(descriptor):
+        return False
+    fcntl.flock(descriptor, fcntl.LOCK_UN)
+    return True
 
 
 def _taken(descriptor: int) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from flexmagic.engine import cell, generation, lending, look, sweeping
+from flexmagic.engine import together as together_
 from flexmagic.engine.captures import Reader, RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
@@ -146,6 +147,13 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer | None:
     return RunAnswer(runtime.run(plan, prepared), prepared.tokens, prepared.ids)
 
 
+@verb
+def ids_of(runtime: Runtime, inputs: Any) -> list[list[int]]:
+    """The token ids of an input, without a run; empty for inputs that are no ids."""
+    assert runtime.loaded is not None  # the client has a model
+    return prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device).ids
+
+
 @dataclass(frozen=True)
 class SweepAnswer:
     """A rank's report of a forward with several traces, and of each trace."""
@@ -167,6 +175,20 @@ def run_sweep(runtime: Runtime, plan: RunPlan, inputs: Any, traces: sweeping.Tra
         return None
     cells = [RunAnswer(cell, prepared.tokens, prepared.ids) for cell in swept.cells]
     return SweepAnswer(swept.reply, cells, swept.reused)
+
+
+@verb
+def run_together(
+    runtime: Runtime, joint: RunPlan, plans: Sequence[RunPlan], inputs: Sequence[Any]
+) -> list[RunAnswer] | None:
+    """One forward with the runs of several people; ``None`` if it cannot be, or as of :func:`run`."""
+    assert runtime.loaded is not None  # the client has a model
+    tokenizer, device = runtime.loaded.tokenizer, runtime.place.device
+    prepared = [prepare(one, runtime.model, tokenizer, device) for one in inputs]
+    replies = together_.run_together(runtime, joint, plans, prepared)
+    if replies is None:
+        return None
+    return [RunAnswer(r, p.tokens, p.ids) for r, p in zip(replies, prepared, strict=True)]
 
 
 @verb

@@ -1,0 +1,86 @@
+"""Runs of several tenants made in one forward, where nothing in them asks for more than its own rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client import failures
+from flexmagic.client.notes import notes
+from flexmagic.client.planning import Planned, plan
+from flexmagic.client.run import Run
+from flexmagic.engine.declared import declares
+from flexmagic.errors import FlexError
+from flexmagic.layout.patterns import listed
+from flexmagic.layout.sites import Site
+
+if TYPE_CHECKING:
+    from flexmagic.client.tenant import Host, Tenant
+    from flexmagic.engine.verbs import RunAnswer
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One run of a tenant: its inputs, and of the options of a run those that need only its rows."""
+
+    tenant: Tenant
+    inputs: Any
+    capture: Sequence[str] = ()
+    seed: int = 0
+    only: Sequence[str] | None = None
+    without: Sequence[str] = ()
+
+
+def run_together(host: Host, wishes: Sequence[Wish]) -> list[Run] | None:
+    """The runs of all in one forward, in order; ``None`` if it cannot be, or if something failed.
+
+    Each is what it is alone: hooks, captures and draws of its own, on rows that no other one sees.
+    Raises :class:`FlexError` for what no run could be planned for.
+    """
+    model = host.model
+    if not model.surveyed:
+        return None
+    planned = [_planned(wish) for wish in wishes]
+    if not all(_keeps_to_its_rows(each) for each in planned):
+        return None
+    capture = dict.fromkeys(site for each in planned for site in each.run.capture)
+    joint = replace(plan(model, [], [], key=host.key(), seed=0).run, capture=tuple(capture))
+    answers = host.calls.all("run_together", joint, [p.run for p in planned], [w.inputs for w in wishes])
+    try:
+        if None in answers:
+            if len({answer is None for answer in answers}) > 1:
+                host.calls.rebuild()  # a rank that failed alone may have left half a message behind
+            raise FlexError("each alone")
+        return [_run(host, planned[n], [of_rank[n] for of_rank in answers]) for n in range(len(wishes))]
+    except FlexError:
+        for each in planned:
+            host.calls.all("release", each.run.key)
+        return None
+
+
+def _planned(wish: Wish) -> Planned:
+    patterns = [Site.parse(text) for text in listed(wish.capture)]
+    hooks = wish.tenant.hooks.acting(wish.only, wish.without)
+    key = (wish.tenant.owner, wish.tenant.number())
+    return plan(wish.tenant.model, hooks, patterns, key=key, seed=wish.seed)
+
+
+def _keeps_to_its_rows(planned: Planned) -> bool:
+    """Whether all that acts in a run is declared, on all of it, and all that is captured by a step's end."""
+    acting: Mapping[str, Any] = {hook.source.name: hook.source for hook in planned.hooks}
+    sources = [acting[name] for name, _, _, _ in planned.run.hooks]
+    return not planned.run.capture_at and all(
+        declares(source) and source.limits.step is None and not source.limits.when for source in sources
+    )
+
+
+def _run(host: Host, planned: Planned, answers: list[RunAnswer]) -> Run:
+    model = host.model
+    failures.raise_for([answer.reply for answer in answers], model.rules)
+    outcomes = [answer.reply.outcome for answer in answers]
+    return Run(
+        planned.run.key, host.calls, answers, model.rules, hooks=planned.all_hooks,
+        warnings=tuple(notes(planned.hooks, outcomes, steps=1)), standing_for=model.standing_for,
+        seed=planned.run.seed,
+    )  # fmt: skip

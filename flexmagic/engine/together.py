@@ -1,0 +1,191 @@
+"""Runs of several people in one forward: each has rows of its own, its own hooks there, and sees no others.
+
+Rows of a batch do not meet in a model, which the survey has measured. Where they do, or where a run asks
+for what has no rows, there is no such forward, and the client makes one for each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from flexmagic.engine.active_hook import ActiveHook
+from flexmagic.engine.code import from_text
+from flexmagic.engine.draws import draw_from
+from flexmagic.engine.exchange import RunStopped
+from flexmagic.engine.inputs import Prepared
+from flexmagic.engine.instrument import OTHER_FAILED, Instrument
+from flexmagic.engine.micro_batches import batch_dim
+from flexmagic.engine.outcome import Edit, Outcome
+from flexmagic.engine.rows import batch_of, extent_of, rows_dim
+from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
+from flexmagic.engine.stage_standing import standing
+from flexmagic.engine.tensors import check_result, dtype_name
+from flexmagic.layout.rule import Rule
+from flexmagic.layout.sites import Site
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run among several: its rows of the batch, its hooks in their order and its seed."""
+
+    rows: tuple[int, int]
+    hooks: tuple[ActiveHook, ...]
+    seed: int
+    edits: list[Edit] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TogetherHook(ActiveHook):
+    """The hooks of all members, each on its member's rows alone; ``total``: the rows of the batch."""
+
+    members: Sequence[Member]
+    total: int
+    rules: Mapping[Site, Rule]
+    visits: Counter[Site] = field(default_factory=Counter)
+
+    def arrive(self, site: Site, x: torch.Tensor, names: Mapping[str, Any]) -> torch.Tensor:
+        """What all members' hooks leave of a whole tensor; ``x`` itself if none acts."""
+        rule, out = self.rules[site], x
+        dim = rows_dim(rule)
+        self.visits[site] += 1
+        for member in self.members:
+            mine = [hook for hook in member.hooks if site in hook.sites]
+            if not mine:
+                continue
+            if dim is None:
+                raise ValueError(f"{site} has no rows")
+            start, stop = (at * (x.shape[dim] // self.total) for at in member.rows)
+            index = (slice(None),) * dim + (slice(start, stop),)
+            own = x[index].clone()
+            for hook in mine:
+                own = self._edited(member, hook, site, own, names)
+            out = x.clone() if out is x else out
+            out[index] = own
+        return out
+
+    def _edited(
+        self, member: Member, hook: ActiveHook, site: Site, own: torch.Tensor, names: Mapping[str, Any]
+    ) -> torch.Tensor:
+        """What one hook leaves of its member's rows, as it does alone."""
+        limits = hook.source.limits
+        window = replace(limits.window(self.rules[site].dims, own.shape, 0, strict=True), heads=hook.heads)
+        part = window.cut(own)
+        which = "" if hook.heads is None else str(hook.heads.starts)
+        draw_from(f"{member.seed}|{site}{which}|{hook.source.name}|{self.visits[site]}")
+        result = hook.call({**names, "x": part, "ctx": {}})
+        check_result(result, part.shape, part.dtype, part.device)
+        member.edits.append(Edit(str(site), hook.source.name, edited=True))
+        if window.everything:
+            return result
+        window.paste(own, result)
+        return own
+
+
+def run_together(
+    runtime: Runtime, joint: RunPlan, plans: Sequence[RunPlan], prepared: Sequence[Prepared]
+) -> list[RunReply] | None:
+    """One forward with the rows of several runs, the captures of each kept under its key.
+
+    ``joint``: what is captured by any of them. ``None`` where that cannot be, or where something failed,
+    which each alone says better.
+    """
+    arguments = _joined(prepared)
+    if arguments is None or not _fits(runtime, joint) or runtime.is_stale(Prepared(arguments, [], [])):
+        return None
+    total = batch_of(arguments)
+    ends = list(itertools.accumulate((len(p.ids) for p in prepared), initial=0))
+    members = []
+    for plan, rows in zip(plans, itertools.pairwise(ends), strict=True):
+        hooks = [
+            ActiveHook(*runtime.hooks[plan.owner, name, version], frozenset(sites), heads)
+            for name, version, sites, heads in plan.hooks
+        ]
+        members.append(Member(rows, tuple(hooks), plan.seed))
+    instrument = runtime.instrument(joint, extent_of(arguments, shared_out=False))
+    if sites := frozenset(site for m in members for hook in m.hooks for site in hook.sites):
+        instrument.hooks.append(_hook(members, total, runtime.rules, sites))
+    reply = _forward(runtime, joint, instrument, arguments)
+    try:
+        if reply.error or reply.outcome.failures or reply.outcome.stopped:
+            return None
+        out = []
+        for plan, member, own in zip(plans, members, prepared, strict=True):
+            mine = replace(reply, extent=extent_of(own.arguments, shared_out=False))
+            out.append(_taken(runtime, joint, plan, mine, member, total))
+        return out
+    finally:
+        runtime.captures.drop(joint.key)
+
+
+def _joined(prepared: Sequence[Prepared]) -> dict[str, Any] | None:
+    """The arguments of all rows; ``None`` where inputs are no ids of one length, or differ in what else."""
+    others = [{k: v for k, v in p.arguments.items() if k != "input_ids"} for p in prepared]
+    if any(isinstance(v, torch.Tensor) or v != others[0].get(k) for o in others for k, v in o.items()):
+        return None
+    if len({len(row) for p in prepared for row in p.ids}) != 1 or any(
+        o.keys() != others[0].keys() for o in others
+    ):
+        return None
+    return {**others[0], "input_ids": torch.cat([p.arguments["input_ids"] for p in prepared])}
+
+
+def _fits(runtime: Runtime, joint: RunPlan) -> bool:
+    """Whether rows keep apart in this model, and in all that is captured."""
+    if standing(runtime.model) is not None or max(runtime.row_groups, default=0) > 0:
+        return False
+    if any(rule.together for rule in runtime.rules.values()):
+        return False
+    return all(batch_dim(runtime.rules[site]) not in {None, -1} for site in joint.capture)
+
+
+def _hook(
+    members: Sequence[Member], total: int, rules: Mapping[Site, Rule], sites: frozenset[Site]
+) -> TogetherHook:
+    def call(names: dict[str, Any]) -> torch.Tensor:
+        return hook.arrive(Site.parse(names["site"]), names["x"], names)
+
+    source = from_text("together", 1, "x")
+    hook = TogetherHook(source, call, sites, members=members, total=total, rules=rules)
+    return hook
+
+
+def _forward(runtime: Runtime, joint: RunPlan, instrument: Instrument, arguments: dict[str, Any]) -> RunReply:
+    error, started = "", time.perf_counter()
+    with instrument, mode(grad=False), torch.random.fork_rng(runtime.place.generators):
+        torch.manual_seed(joint.seed)
+        try:
+            runtime.model(**arguments)
+        except RunStopped as stop:
+            instrument.outcome.stopped = stop.reason or OTHER_FAILED
+        except Exception as problem:  # noqa: BLE001 - whatever the model raises: each run alone says it
+            error = f"{type(problem).__name__}: {problem}"
+    return runtime.report(joint.key, instrument, started, error)
+
+
+def _taken(
+    runtime: Runtime, joint: RunPlan, plan: RunPlan, reply: RunReply, member: Member, total: int
+) -> RunReply:
+    """Keep a member's rows of what it captures under its key, as copies: nobody holds others' rows."""
+    local: dict[Site, tuple[tuple[int, ...], str]] = {}
+    nbytes, (start, stop) = 0, member.rows
+    for site in reply.local:
+        if site not in plan.capture:
+            continue
+        piece, dim = runtime.captures.get(joint.key, site), batch_dim(runtime.rules[site])
+        assert dim is not None  # what is captured was looked at before
+        per_row = piece.shape[dim] // total
+        piece = piece.narrow(dim, start * per_row, (stop - start) * per_row).clone()
+        runtime.captures.keep(plan.key, site, piece)
+        local[site] = tuple(piece.shape), dtype_name(piece.dtype)
+        nbytes += piece.nbytes
+    runtime.captures.remember(plan.key, {})
+    runtime.captures.finish(plan.key)
+    outcome = Outcome(calls=reply.outcome.calls, refused=reply.outcome.refused, edits=list(member.edits))
+    return RunReply(outcome, local, nbytes, reply.seconds, reply.extent)

@@ -1,0 +1,290 @@
+"""What each request does in its guest's own world. Nothing here can name anybody else's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from flexmagic.errors import HookError, InputError, SiteError
+from flexmagic.workshop import requests as asked
+from flexmagic.workshop.frames import put
+
+if TYPE_CHECKING:
+    from flexmagic.client.activation import Activation
+    from flexmagic.client.generation import Generation
+    from flexmagic.client.run import Run
+    from flexmagic.client.tenant import Tenant
+    from flexmagic.view.source import Stats
+    from flexmagic.workshop.guests import Guest
+
+Answer = tuple[dict[str, Any], list[bytes]]
+"""A reply's header and its frames."""
+
+AT_ONCE = 64 << 20
+"""Bytes of values in one reply."""
+
+LOOKED = 64
+"""How many captured tensors of a guest are remembered."""
+
+NO_CODE = (
+    "Hooks with code are off in this workshop: its owner has not said --trust-guests. "
+    "Use one without code: %flexhook SITE --do zero, scale, add, mean, resample, patch, project or clamp."
+)
+
+
+def tenant_of(guest: Guest) -> Tenant:
+    """The guest's world."""
+    assert guest.tenant is not None  # the gateway makes one before it answers anything
+    return guest.tenant
+
+
+def run_of(guest: Guest, number: int, step: int | None = None) -> Run:
+    """A run of the guest's own; raises :class:`SiteError` for any other number."""
+    run = guest.runs.get(number)
+    if run is None:
+        mine = ", ".join(map(str, guest.runs)) or "none"
+        raise SiteError(f"You have no run {number}. Your runs: {mine}.")
+    if step is None:
+        return run
+    if not hasattr(run, "step"):
+        raise SiteError(f"Run {number} is one forward and has no steps.")
+    found: Run = cast("Generation", run).step(step)
+    return found
+
+
+def activation(guest: Guest, where: asked.Where) -> Activation:
+    """A captured tensor of the guest's own."""
+    key = (where.run, where.step, where.site, where.hook, where.rank)
+    run = run_of(guest, where.run, where.step)
+    if key not in guest.looked:
+        found = run[where.site] if where.hook is None else run[where.site, where.hook]
+        guest.looked[key] = found if where.rank is None else cast("Activation", found.held(where.rank))
+        while len(guest.looked) > LOOKED:
+            guest.looked.popitem(last=False)
+    return guest.looked[key]
+
+
+def forget(guest: Guest, number: int) -> None:
+    """Let go of one run."""
+    run = guest.runs.pop(number, None)
+    for key in [key for key in guest.looked if key[0] == number]:
+        del guest.looked[key]
+    if run is not None:
+        tenant_of(guest).release(run)
+
+
+def _hook(guest: Guest, request: asked.PutHook, trusted: bool) -> Answer:  # noqa: FBT001
+    tenant = tenant_of(guest)
+    what = request.do
+    if request.saved is not None:
+        what = _saved(guest, request.saved)
+    known = {hook.name for hook in tenant.hooks}
+    if (request.name or ", ".join(request.sites)) not in known:
+        guest.use.hooks(len(known) + 1)
+    if request.code:
+        if not trusted:
+            raise HookError(NO_CODE)
+        limits = request.limits
+        hook = tenant.hook(
+            request.sites, request.code, name=request.name, group=request.group, step=_text(limits.step),
+            row=_text(limits.row), token=_text(limits.token), every=limits.every, first_line=2,
+        )  # fmt: skip
+    else:
+        hook = tenant.declare(request.sites, what, request.limits, name=request.name, group=request.group)
+    return {"hook": repr(hook), "name": hook.name, **_hooks_header(tenant)}, []
+
+
+def _text(picks: Any) -> str | None:
+    return None if picks is None else str(picks)
+
+
+def _saved(guest: Guest, saved: asked.Saved) -> Any:
+    from flexmagic.engine.declared import Declared
+
+    found = activation(guest, asked.Where(saved.run, saved.step, saved.site, None, None))
+    _check_size(found, math.prod(found.shape))
+    return Declared("patch", (), found.torch())
+
+
+def _hooks_header(tenant: Tenant) -> dict[str, Any]:
+    table = tenant.hooks.table()
+    hooks = [{"name": h.name, "group": h.group, "enabled": h.enabled} for h in tenant.hooks]
+    return {"columns": table.columns, "rows": table.rows, "title": table.title, "hooks": hooks}
+
+
+def _hooks(guest: Guest, _request: asked.Nothing) -> Answer:
+    return _hooks_header(tenant_of(guest)), []
+
+
+def _switch(guest: Guest, request: asked.Switch) -> Answer:
+    hooks = tenant_of(guest).hooks
+    if request.action == "remove":
+        for hook in hooks.named(request.names):
+            hook.remove()
+    elif request.action == "undo":
+        for name in request.names:
+            hooks[name].undo()
+    else:
+        getattr(hooks, request.action)(*request.names)
+    return _hooks_header(tenant_of(guest)), []
+
+
+def run_header(guest: Guest, run: Run) -> dict[str, Any]:
+    """What a guest is told of a run that is over."""
+    said, guest.said[:] = "".join(guest.said), []
+    header: dict[str, Any] = {
+        "number": run.number, "sites": run.sites, "tokens": run.tokens, "ids": run.ids, "seed": run.seed,
+        "seconds": run.seconds, "warnings": run.warnings, "said": said, "text": repr(run),
+    }  # fmt: skip
+    if hasattr(run, "steps"):
+        made = cast("Generation", run)
+        header |= {"new_text": made.text, "steps": [made.step(n).sites for n in range(made.steps)]}
+    return header
+
+
+def _look(guest: Guest, where: asked.Where) -> Answer:
+    found = activation(guest, where)
+    info = found.info
+    pieces = [[p.rank, p.spans, p.local, p.addend] for p in info.pieces]
+    facts = {
+        name: getattr(info, name)
+        for name in (
+            "site", "shape", "dims", "dtype", "mesh", "placements", "hook", "run", "step", "nbytes",
+            "partial", "warnings", "missing_ranks", "form",
+        )
+    }  # fmt: skip
+    tokens = found._origin.tokens  # noqa: SLF001 - what labels() shows
+    return {"info": {**facts, "pieces": pieces}, "text": repr(found), "tokens": tokens}, []
+
+
+def _check_size(found: Activation, count: int) -> int:
+    import torch
+
+    nbytes = count * int(getattr(torch, found.dtype).itemsize)
+    if nbytes > AT_ONCE:
+        raise InputError(
+            f"{nbytes:,} bytes are asked for at once; {AT_ONCE:,} are the most: take a part of it."
+        )
+    return nbytes
+
+
+def _read(guest: Guest, request: asked.Read) -> Answer:
+    import numpy as np
+
+    found = activation(guest, request.where)
+    if len(request.index) != len(found.shape):
+        raise InputError(f"{found.site} has {len(found.shape)} dims; the index names {len(request.index)}.")
+    sizes = [
+        len(range(size)[part]) if isinstance(part, slice) else 1
+        for size, part in zip(found.shape, request.index, strict=True)
+    ]
+    guest.use.move(_check_size(found, math.prod(sizes)))
+    frames: list[bytes] = []
+    return {"array": put(np.asarray(found.read(request.index)), frames)}, frames
+
+
+def _stats(guest: Guest, where: asked.Where) -> Answer:
+    return {"stats": _stats_header(activation(guest, where).stats())}, []
+
+
+def _stats_header(stats: Stats) -> list[float]:
+    return [
+        stats.n, stats.nan, stats.posinf, stats.neginf, stats.zeros, stats.min, stats.max, stats.mean, stats.std,
+    ]  # fmt: skip
+
+
+OVERVIEW = ("row_edges", "col_edges", "mean", "rms", "extremum", "n", "nan", "posinf", "neginf")
+"""The arrays of an overview."""
+
+
+def _overview(guest: Guest, request: asked.Overview) -> Answer:
+    found = activation(guest, request.where)
+    rank, shape = len(found.shape), found.shape
+    shown = {request.cols} | ({request.rows} if request.rows >= 0 else set())
+    one_dim = rank == 1 and request.rows == -1
+    if shown | request.fixed.keys() != set(range(rank)) or (len(shown) != 2 and not one_dim):
+        raise InputError("An overview shows two dims and is fixed in every other one.")
+    edges = {request.cols: request.col_edges, request.rows: request.row_edges}
+    if any(at >= shape[dim] for dim, at in request.fixed.items()) or any(
+        int(e[-1]) > (shape[dim] if dim >= 0 else 1) for dim, e in edges.items()
+    ):
+        raise InputError(f"The overview reaches beyond {list(shape)}.")
+    got = found.overview(request.rows, request.cols, request.fixed, request.row_edges, request.col_edges)
+    frames: list[bytes] = []
+    arrays = {name: put(getattr(got, name), frames) for name in OVERVIEW}
+    guest.use.move(sum(map(len, frames)))
+    return {"arrays": arrays, "peaks": [[p.row, p.col, p.value] for p in got.peaks]}, frames
+
+
+def _shares(guest: Guest, request: asked.Shares) -> Answer:
+    import numpy as np
+
+    frames: list[bytes] = []
+    found = activation(guest, request.where).shares(request.edges)
+    counts = put(np.array([share.counts for share in found], np.int64), frames)
+    return {"shares": [[s.rank, _stats_header(s.stats)] for s in found], "counts": counts}, frames
+
+
+def _digests(guest: Guest, where: asked.Where) -> Answer:
+    return {"digests": list(activation(guest, where).digests().items())}, []
+
+
+def _top(guest: Guest, request: asked.Top) -> Answer:
+    run = run_of(guest, request.run, request.step)
+    try:
+        table = run.top(request.k, row=request.row, position=request.position)
+    except IndexError as error:
+        raise InputError(f"There is no such place in run {request.run}: {error}") from None
+    return {"columns": table.columns, "rows": table.rows}, []
+
+
+def _release(guest: Guest, request: asked.Release) -> Answer:
+    run_of(guest, request.run)
+    forget(guest, request.run)
+    return {}, []
+
+
+def _sites(guest: Guest, _request: asked.Nothing) -> Answer:
+    model = tenant_of(guest).model
+    table = model.layout_table()
+    return {
+        "model": str(model), "name": model.name, "columns": table.columns, "rows": table.rows,
+        "paths": list(model.paths),
+    }, []  # fmt: skip
+
+
+LOOKS: Mapping[type, Callable[..., Answer]] = {
+    asked.Read: _read,
+    asked.Overview: _overview,
+    asked.Shares: _shares,
+    asked.Switch: _switch,
+    asked.Top: _top,
+    asked.Release: _release,
+}
+"""What answers requests that have a form of their own."""
+
+NAMED: Mapping[str, Callable[..., Answer]] = {
+    "look": _look,
+    "stats": _stats,
+    "digests": _digests,
+    "hooks": _hooks,
+    "sites": _sites,
+}
+"""What answers those that share one."""
+
+
+def answer(guest: Guest, kind: str, request: asked.Request, *, trusted: bool) -> Answer:
+    """Do what a guest asks for, but for runs; ``trusted``: hooks may have code."""
+    if isinstance(request, asked.PutHook):
+        return _hook(guest, request, trusted)
+    return (LOOKS.get(type(request)) or NAMED[kind])(guest, request)
+
+
+def options_of(request: asked.MakeRun) -> dict[str, Any]:
+    """A run's options as :meth:`Work.run` takes them."""
+    only: Sequence[str] | None = request.only
+    return {
+        "capture": list(request.capture), "seed": request.seed, "only": only, "without": list(request.without),
+        "skip": dict(request.skip),
+    }  # fmt: skip

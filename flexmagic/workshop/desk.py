@@ -1,0 +1,176 @@
+"""The work of a gateway: what guests ask for, in fair turns, one thing at a time on the cluster."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+
+from flexmagic.errors import InputError
+from flexmagic.workshop import requests as asked
+from flexmagic.workshop.answers import Answer
+from flexmagic.workshop.guests import Guest
+from flexmagic.workshop.rota import Rota
+
+IDLE = 1.0
+"""Seconds after which a worker that has nothing to do looks after the house."""
+
+
+@dataclass(eq=False)
+class Job:
+    """Something that a guest asked for. ``began``: when it was its turn, by the gateway's clock."""
+
+    guest: Guest
+    kind: str
+    request: asked.Request
+    ticket: int = 0
+    began: float | None = None
+    done: Future[Answer] = field(default_factory=Future)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether it is a run, not a look."""
+        return isinstance(self.request, asked.MakeRun)
+
+
+class Desk:
+    """Two queues, of runs and of everything else, which take turns, and one thread that works them off.
+
+    ``do``: does some jobs at once; ``mates``: whether a run may be made together with another one, and
+    ``most`` of them at a time; ``idle``: called about every second.
+    """
+
+    def __init__(
+        self,
+        do: Callable[[list[Job]], None],
+        mates: Callable[[Job, Job], bool],
+        most: Callable[[], int],
+        idle: Callable[[], None],
+    ) -> None:
+        self._do, self._mates, self._most, self._idle = do, mates, most, idle
+        self._runs, self._looks = Rota[Job](), Rota[Job]()
+        self._errands: deque[tuple[Callable[[], object], Future[None]]] = deque()
+        self._wake = threading.Condition()
+        self._closing = self.paused = False
+        self._run_next = False
+        self.now: list[Job] = []
+        self._mean = 1.0
+        self._thread = threading.Thread(target=self._work, name="flexmagic-workshop", daemon=True)
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def add(self, job: Job) -> bool:
+        """Let a job wait for its turn; ``False`` if too much of its guest waits already."""
+        with self._wake:
+            if self._closing:
+                return False
+            added = (self._runs if job.is_run else self._looks).add(job.guest.name, job)
+            self._wake.notify()
+            return added
+
+    def errand(self, work: Callable[[], object]) -> Future[None]:
+        """Have the worker do something of the owner's, before what guests ask for."""
+        done: Future[None] = Future()
+        with self._wake:
+            self._errands.append((work, done))
+            self._wake.notify()
+        return done
+
+    def place(self, job: Job) -> tuple[int, float]:
+        """How many runs come before a run, and in about how many seconds it begins."""
+        with self._wake:
+            before = self._runs.place(job.guest.name, job) + bool(self.now)
+            return before, before * self._mean / max(1, self._most())
+
+    def withdraw(self, job: Job) -> bool:
+        """Take back what still waits; ``False`` if it has begun or is over."""
+        with self._wake:
+            return self._runs.remove(job.guest.name, job)
+
+    def drop(self, guest: Guest) -> list[Job]:
+        """Take back all that waits of a guest."""
+        with self._wake:
+            return [*self._runs.drop(guest.name), *self._looks.drop(guest.name)]
+
+    def pause(self, *, paused: bool) -> None:
+        """Begin no more runs, or go on with them; looks go on in any case."""
+        with self._wake:
+            self.paused = paused
+            self._wake.notify()
+
+    @property
+    def waiting(self) -> int:
+        """How many runs wait."""
+        return len(self._runs)
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what has begun."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._thread.join()
+
+    def _take(self) -> list[Job]:
+        """What is to be done next; nothing after a while without anything. Looks and runs take turns."""
+        with self._wake:
+            if not self._closing and not self._ready and not self._errands:
+                self._wake.wait(IDLE)
+            if self._closing or not self._ready or self._errands:
+                return []
+            runs = len(self._runs) > 0 and not self.paused and (self._run_next or not len(self._looks))
+            self._run_next = not runs
+            taken = (self._runs if runs else self._looks).take()
+            assert taken is not None  # one of them has something
+            first = taken[1]
+            found = [first]
+            if runs and (most := self._most()) > 1:
+                found += [
+                    job for _, job in self._runs.take_like(lambda job: self._mates(first, job), most - 1)
+                ]
+            self.now = found if runs else []
+            return found
+
+    @property
+    def _ready(self) -> bool:
+        return len(self._looks) > 0 or (len(self._runs) > 0 and not self.paused)
+
+    def _run_errands(self) -> None:
+        while self._errands:
+            work, done = self._errands.popleft()
+            try:
+                work()
+            except Exception as error:  # noqa: BLE001 - whoever waits for it hears of it
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+    def _work(self) -> None:
+        last = time.monotonic()
+        while not self._closing:
+            self._run_errands()
+            jobs, began = self._take(), time.monotonic()
+            if jobs:
+                for job in jobs:
+                    job.began = began
+                self._do(jobs)
+                if jobs[0].is_run:
+                    self._mean += 0.2 * (time.monotonic() - began - self._mean)
+                self.now = []
+            if time.monotonic() - last > IDLE:
+                last = time.monotonic()
+                self._idle()
+        self._run_errands()
+        for job in self._rest():
+            job.done.set_exception(InputError("The workshop was closed."))
+
+    def _rest(self) -> list[Job]:
+        out = []
+        for rota in (self._runs, self._looks):
+            while (taken := rota.take()) is not None:
+                out.append(taken[1])
+        return out

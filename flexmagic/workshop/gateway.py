@@ -1,0 +1,297 @@
+"""A workshop: the only holder of the cluster's connection file, between its guests and the engines."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from flexmagic.client.table import Table, size_text
+from flexmagic.client.tenant import Host, Tenant
+from flexmagic.errors import EngineError, FlexError, InputError, ModelError
+from flexmagic.workshop import answers
+from flexmagic.workshop import requests as asked
+from flexmagic.workshop.allowance import Allowance, Use
+from flexmagic.workshop.answers import Answer
+from flexmagic.workshop.desk import Desk, Job
+from flexmagic.workshop.guests import Guest, Guests
+from flexmagic.workshop.journal import Journal
+from flexmagic.workshop.running import Runner, RunResult
+from flexmagic.workshop.weights_watch import WeightsWatch
+
+GUESTS = 30
+"""How many guests there may be, if it is not said."""
+
+IDLE_MINUTES = 120.0
+"""Minutes after which the world of a guest who asks for nothing is dropped."""
+
+KEPT_JOBS = 4
+"""How many finished runs of a guest can still be asked for by their tickets."""
+
+
+class Workshop:
+    """Guests, each with a world of their own on one loaded model; every method may be called from any thread.
+
+    ``trusted``: guests' hooks may have code, which runs in the engines with all that they can do.
+    ``together``: how many guests' runs may share one forward, 1 for none. ``open_to_all``: one key lets
+    anybody in; else every place has its own token. Raises :class:`ClusterError` or :class:`ModelError`.
+    """
+
+    def __init__(
+        self,
+        cluster: str | None,
+        *,
+        guests: int = GUESTS,
+        allowance: Allowance | None = None,
+        trusted: bool = False,
+        together: int = 8,
+        open_to_all: bool = True,
+        journal: Path | None = None,
+        idle_minutes: float = IDLE_MINUTES,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.allowance = allowance or Allowance()
+        self.trusted, self.together, self.idle_minutes = trusted, together, idle_minutes
+        self._clock = clock
+        self._host = Host(cluster)
+        try:
+            _ = self._host.model
+            self._weights = WeightsWatch(self._host)
+        except BaseException:
+            self._host.close()
+            raise
+        self.name = self._host.session.cluster_name
+        self.journal = Journal(journal or Path.cwd() / f"{self.name}-workshop.jsonl")
+        self.guests = Guests(guests, self._guest, clock, open_to_all=open_to_all)
+        self._runner = Runner(self._host, self._weights, self._alarm)
+        self._tickets = itertools.count(1)
+        self.alarm = ""
+        self._desk = Desk(self._do, self._runner.mates, lambda: self.together, self._look_after)
+        self._desk.start()
+        self.journal.note("owner", "open", model=str(self._host.model), trusted=trusted)
+
+    def _guest(self, name: str, token: str) -> Guest:
+        return Guest(name, token, Use(lambda: self.allowance, self._clock), self._clock())
+
+    # what guests ask for
+
+    def join(self, secret: str, name: str) -> dict[str, Any]:
+        """Let a guest in or back; see :meth:`Guests.join`."""
+        guest, seat, token = self.guests.join(secret, name)
+        notice, guest.notice = guest.notice, ""
+        self.journal.note(guest.name, "join", new=bool(token))
+        return {
+            "guest": guest.name, "seat": seat, "token": token, "cluster": self.name,
+            "model": str(self._host.model), "limits": str(self.allowance), "code": self.trusted,
+            "runs": list(guest.runs), "notice": notice,
+        }  # fmt: skip
+
+    def ask(self, guest: Guest, kind: Any, given: dict[str, Any], frames: list[bytes]) -> Job | Answer:
+        """A guest's request: its answer, or a job whose answer comes. Raises :class:`InputError`, as said."""
+        guest.use.request()
+        request = asked.parse(kind, given, frames)
+        if kind == "status":
+            return self._standing(guest), []
+        if isinstance(request, asked.Ticket):
+            job = guest.jobs.get(request.ticket)
+            if job is None:
+                raise InputError("You have no run under that ticket.")
+            return self._cancel(job) if kind == "cancel" else job
+        job = Job(guest, kind, request)
+        if job.is_run:
+            self._accept(guest, job)
+        if not self._desk.add(job):
+            guest.jobs.pop(job.ticket, None)
+            raise InputError("Too much of what you asked for still waits: let it come first.")
+        return ({"ticket": job.ticket, **self.progress(job)}, []) if job.is_run else job
+
+    def _accept(self, guest: Guest, job: Job) -> None:
+        under_way = next((j for j in guest.jobs.values() if not j.done.done()), None)
+        if under_way is not None:
+            raise InputError("Your last run is still under way: one at a time. Wait for it, or interrupt it.")
+        guest.use.run()
+        job.ticket = next(self._tickets)
+        guest.jobs[job.ticket] = job
+        for old in list(guest.jobs)[:-KEPT_JOBS]:
+            del guest.jobs[old]
+
+    def progress(self, job: Job) -> dict[str, Any]:
+        """Where a run stands: how many turns come before it, and its estimated wait in seconds."""
+        if job.began is not None:
+            return {"state": "runs", "place": 0, "wait": 0.0}
+        place, wait = self._desk.place(job)
+        return {"state": "paused" if self._desk.paused else "waits", "place": place, "wait": round(wait, 2)}
+
+    def _cancel(self, job: Job) -> Answer:
+        if self._desk.withdraw(job):
+            job.done.set_exception(InputError("The run was taken back before its turn came."))
+        elif job in self._desk.now and len(self._desk.now) == 1:
+            self._host.calls.waiting.cancel()
+        return {}, []
+
+    def _standing(self, guest: Guest) -> dict[str, Any]:
+        rows = [
+            ("guest", guest.name),
+            ("model", str(self._host.model)),
+            ("runs done", str(guest.use.done)),
+            ("fetched", size_text(guest.use.bytes_moved)),
+            ("limits", str(self.allowance)),
+            ("workshop", "paused" if self._desk.paused else f"{self._desk.waiting} runs wait"),
+        ]
+        return {"columns": ["", ""], "rows": rows}
+
+    # the worker
+
+    def _do(self, jobs: list[Job]) -> None:
+        """Do one thing, or several runs at once; whatever happens, every job has an answer after it."""
+        try:
+            for job in jobs:
+                if job.guest.tenant is None:
+                    job.guest.tenant = Tenant(self._host, job.guest.said.append)
+            if jobs[0].is_run:
+                for result in self._runner.run(jobs, self.allowance):
+                    self._finish(result)
+            else:
+                job = jobs[0]
+                job.done.set_result(answers.answer(job.guest, job.kind, job.request, trusted=self.trusted))
+        except EngineError as error:
+            self._fail(jobs, self._mended(error))
+        except FlexError as error:
+            self._fail(jobs, error)
+        except KeyboardInterrupt:
+            self._fail(jobs, InputError("Interrupted."))
+        except Exception as error:  # noqa: BLE001 - the worker must live; the guest hears of it
+            self.journal.note("gateway", "error", error=f"{type(error).__name__}: {error}")
+            self._fail(jobs, FlexError(f"The workshop could not do that: {type(error).__name__}."))
+
+    def _finish(self, result: RunResult) -> None:
+        job, guest = result.job, result.job.guest
+        guest.use.finished(result.seconds)
+        error = result.error
+        self.journal.note(
+            guest.name, "run", hooks=result.hooks, seconds=round(result.seconds, 4), together=result.together,
+            outcome="ok" if error is None else f"{type(error).__name__}: {str(error)[:200]}",
+        )  # fmt: skip
+        if error is not None:
+            self._fail([job], error)
+        else:
+            assert result.answer is not None  # there is one or the other
+            job.done.set_result(result.answer)
+
+    def _fail(self, jobs: list[Job], error: FlexError) -> None:
+        for job in jobs:
+            if not job.done.done():
+                job.guest.errors += 1
+                job.guest.last_error = str(error).partition("\n")[0][:120]
+                job.done.set_exception(error)
+
+    def _mended(self, error: EngineError) -> FlexError:
+        """Start an engine again that has ended; what the guest is told."""
+        self.journal.note("gateway", "engine ended", error=str(error)[:200])
+        try:
+            self._host.session.recover()
+            for guest in self.guests:
+                if guest.tenant is not None:
+                    guest.tenant.again()
+        except FlexError as worse:
+            self.journal.note("gateway", "not recovered", error=str(worse)[:200])
+            return EngineError("An engine of the workshop has ended, and its owner has to start it again.")
+        self.journal.note("gateway", "recovered")
+        return EngineError(
+            "An engine had ended and was started again; your hooks are as they were. Run again."
+        )
+
+    def _alarm(self, who: list[str], parameters: list[str]) -> None:
+        """Weights were changed while guests' runs were made: nothing more runs until the owner says so."""
+        self._desk.pause(paused=True)
+        named = ", ".join(parameters[:3]) + (" …" if len(parameters) > 3 else "")
+        self.alarm = (
+            f"Weights changed in a run of {', '.join(who)}: {named}. Load the model again, then resume."
+        )
+        self.journal.note("gateway", "weights changed", guests=who, parameters=parameters[:50])
+
+    def _look_after(self) -> None:
+        """Drop worlds that nobody has asked anything of for long."""
+        for guest in self.guests:
+            if guest.tenant is not None and self._clock() - guest.seen > self.idle_minutes * 60:
+                self._empty(guest)
+                guest.notice = f"Nothing was asked for in {self.idle_minutes:g} minutes, so your hooks and runs were dropped."
+                self.journal.note(guest.name, "idle world dropped")
+
+    def _empty(self, guest: Guest) -> None:
+        tenant, guest.tenant = guest.tenant, None
+        runs = list(guest.runs.values())
+        guest.runs.clear()
+        guest.looked.clear()
+        if tenant is not None:
+            with contextlib.suppress(FlexError):
+                tenant.leave(runs)
+
+    # what the owner does
+
+    def status(self) -> Table:
+        """Who is there, what they wait for, what they have taken, and what failed last."""
+        rows = []
+        for guest in self.guests:
+            job = next((j for j in guest.jobs.values() if not j.done.done()), None)
+            state = "away" if not guest.seat else "idle"
+            if job is not None:
+                said = self.progress(job)
+                state = "runs" if said["state"] == "runs" else f"{said['state']}, {said['place']} before"
+            hooks = 0 if guest.tenant is None else len(guest.tenant.hooks)
+            taken = size_text(guest.use.bytes_moved)
+            rows.append((
+                guest.name, state, str(guest.use.done), f"{guest.use.seconds:.1f} s", str(hooks),
+                str(len(guest.runs)), taken, str(guest.errors), guest.last_error,
+            ))  # fmt: skip
+        columns = ("guest", "state", "runs", "time", "hooks", "held", "fetched", "errors", "last error")
+        title = f"Workshop on {self.name}: {self._desk.waiting} runs wait" + (
+            ", PAUSED" if self._desk.paused else ""
+        )
+        return Table(columns, tuple(rows), f"{title}. {self.alarm}".strip())
+
+    def pause(self) -> None:
+        """Begin no more runs."""
+        self._desk.pause(paused=True)
+        self.journal.note("owner", "pause")
+
+    def resume(self) -> None:
+        """Go on, with the weights as they are now."""
+        if self.alarm:
+            self._desk.errand(self._settle).result()
+        self._desk.pause(paused=False)
+        self.journal.note("owner", "resume")
+
+    def _settle(self) -> None:
+        """Take the model and its weights as they are now."""
+        self._host.find_model()
+        self._weights.look()
+        self.alarm = ""
+
+    def drop(self, name: str) -> None:
+        """Send a guest away: the token is void, and hooks and runs are gone. Raises :class:`ClusterError`."""
+        guest = self.guests.out(name)
+        for job in self._desk.drop(guest):
+            job.done.set_exception(InputError("You were asked to leave this workshop."))
+        self._desk.errand(lambda: self._empty(guest))
+        self.journal.note("owner", "drop", guest=name)
+
+    def limit(self, text: str) -> Allowance:
+        """Change what guests may take, from now on; raises :class:`InputError`."""
+        self.allowance = self.allowance.changed(text)
+        self.journal.note("owner", "limits", limits=str(self.allowance))
+        return self.allowance
+
+    def close(self) -> None:
+        """Send all guests away and leave nothing of theirs on the engines, which stay."""
+        self._desk.close()
+        for guest in self.guests:
+            self._empty(guest)
+        with contextlib.suppress(FlexError, ModelError):
+            changed = self._weights.look()
+            self.journal.note("owner", "close", weights="unchanged" if not changed else changed[:50])
+        self.journal.close()
+        self._host.close()

@@ -1,0 +1,140 @@
+"""A guest's connection to a gateway: one request after the other, and the same place after any break."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import hmac
+import http.client
+import ssl
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from flexmagic import errors
+from flexmagic.errors import ClusterError, FlexError
+from flexmagic.workshop.address import Address
+from flexmagic.workshop.frames import VERSION, pack, unpack
+
+LONGEST = 96 << 20
+"""Bytes of the longest answer that is taken."""
+
+TIMEOUT = 120.0
+"""Seconds within which an answer comes or the connection counts as broken."""
+
+
+class _Known(http.client.HTTPSConnection):
+    """A connection to whoever holds the certificate of a fingerprint; nothing is sent to anybody else."""
+
+    def __init__(self, host: str, port: int, fingerprint: str) -> None:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the fingerprint says more
+        super().__init__(host, port, timeout=TIMEOUT, context=context)
+        self._fingerprint = fingerprint
+
+    def connect(self) -> None:
+        super().connect()
+        found: Any = self.sock
+        seen = hashlib.sha256(found.getpeercert(binary_form=True) or b"").hexdigest()
+        if not hmac.compare_digest(seen, self._fingerprint):
+            self.close()
+            raise ClusterError(
+                "Whoever answers there is not the workshop that the address names: its fingerprint is another."
+            )
+
+
+class Link:
+    """A place in a workshop. ``facts``: what the gateway said at joining."""
+
+    def __init__(self, address: Address, name: str = "") -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._connection: http.client.HTTPConnection | None = None
+        self._number = 0
+        self._name = name or _user()
+        self.facts: dict[str, Any] = {}
+        self.join()
+
+    @property
+    def address(self) -> Address:
+        """What brings this guest back to the same place, from any notebook."""
+        at = self._address
+        return Address(at.host, at.port, self.facts.get("token") or at.token, at.fingerprint)
+
+    def join(self) -> None:
+        """Take the place, for the first time or again; raises :class:`ClusterError`."""
+        with self._lock:
+            raw = pack({"version": VERSION, "token": self.address.token, "name": self._name})
+            header, _ = self._sent("/join", raw, {})
+            had = self.facts.get("token", "")
+            self.facts = {**header, "token": header.get("token") or had}
+            self._number = 0
+
+    def ask(
+        self, kind: str, frames: list[bytes] | None = None, **fields: Any
+    ) -> tuple[dict[str, Any], list[bytes]]:
+        """One request; its answer's header and frames. Raises what the gateway refuses with."""
+        with self._lock:
+            self._number += 1
+            raw = pack({"version": VERSION, "number": self._number, "kind": kind, **fields}, frames or [])
+            return self._sent("/ask", raw, {"Authorization": f"Bearer {self.facts['seat']}"})
+
+    def _sent(self, path: str, raw: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], list[bytes]]:
+        try:
+            body = self._exchanged(path, raw, {"Content-Type": "application/x-flexmagic", **headers})
+        except FlexError:
+            self.close()
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            self.close()
+            raise ClusterError(
+                f"The workshop at {self._address.host}:{self._address.port} does not answer ({type(error).__name__}). "
+                "If it is open again, type %flexcluster join with the line that you have: your place is kept."
+            ) from None
+        except BaseException:
+            self.close()  # an answer that was not read would be taken for the next one's
+            raise
+        if len(body) > LONGEST:
+            self.close()
+            raise ClusterError("The workshop's answer is longer than any that it may give.")
+        header, frames = unpack(body, longest=32 << 20, strict=False)
+        if "error" in header:
+            raise _error(header)
+        return header, frames
+
+    def _exchanged(self, path: str, raw: bytes, headers: Mapping[str, str]) -> bytes:
+        """One answer; asked for twice where a connection had been closed meanwhile, which does nothing twice."""
+        old, self._connection = self._connection, self._connection or self._open()
+        try:
+            self._connection.request("POST", path, raw, dict(headers))
+            return self._connection.getresponse().read(LONGEST + 1)
+        except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
+            if old is None:
+                raise
+            self.close()
+            return self._exchanged(path, raw, headers)
+
+    def _open(self) -> http.client.HTTPConnection:
+        host = self._address.host.strip("[]")
+        if self._address.fingerprint:
+            return _Known(host, self._address.port, self._address.fingerprint)
+        return http.client.HTTPConnection(host, self._address.port, timeout=TIMEOUT)
+
+    def close(self) -> None:
+        """Break the connection; the place is kept, and the next request connects again."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _error(header: Mapping[str, Any]) -> FlexError:
+    kind = getattr(errors, str(header["error"]), FlexError)
+    simple = isinstance(kind, type) and issubclass(kind, FlexError) and kind is not errors.StuckError
+    return (kind if simple else FlexError)(str(header.get("message", "")))
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "guest"

@@ -1,0 +1,198 @@
+"""Making guests' runs: within their limits, several in one forward where that is the same, weights watched."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flexmagic.client.hooks import sites_at
+from flexmagic.client.sweep import site_bytes
+from flexmagic.client.together import Wish, run_together
+from flexmagic.errors import FlexError, InputError
+from flexmagic.layout.sites import Site
+from flexmagic.workshop import answers
+from flexmagic.workshop import requests as asked
+from flexmagic.workshop.allowance import Allowance, OverLimitError
+from flexmagic.workshop.journal import digest
+
+if TYPE_CHECKING:
+    from flexmagic.client.run import Run
+    from flexmagic.client.tenant import Host
+    from flexmagic.workshop.answers import Answer
+    from flexmagic.workshop.desk import Job
+    from flexmagic.workshop.guests import Guest
+    from flexmagic.workshop.weights_watch import WeightsWatch
+
+HELD = 50
+"""How many runs of a guest the engines hold at most."""
+
+CHANGED = "The model's weights changed while this run was made, so its result is not to be trusted; the workshop is paused."
+
+
+@dataclass
+class RunResult:
+    """How a job ended: its answer or its error, the hash of its hooks, and how many runs shared its forward."""
+
+    job: Job
+    hooks: str = ""
+    seconds: float = 0.0
+    together: int = 1
+    answer: Answer | None = None
+    error: FlexError | None = None
+
+
+class Runner:
+    """Makes runs. ``alarm`` hears whose run changed which parameters."""
+
+    def __init__(
+        self, host: Host, weights: WeightsWatch, alarm: Callable[[list[str], list[str]], None]
+    ) -> None:
+        self._host, self._weights, self._alarm = host, weights, alarm
+
+    def mates(self, first: Job, other: Job) -> bool:
+        """Whether two runs may be made in one forward, as far as can be told from what is asked for."""
+        requests = [job.request for job in (first, other) if isinstance(job.request, asked.MakeRun)]
+        return len(requests) == 2 and all(
+            r.new_tokens is None and r.stop_at is None and not r.skip for r in requests
+        )
+
+    def run(self, jobs: Sequence[Job], allowance: Allowance) -> list[RunResult]:
+        """Make the runs of some jobs; every job has a result."""
+        done, ready = [], dict[int, list[RunResult]]()
+        self._host.limit(allowance.seconds)
+        for job in jobs:
+            result = RunResult(job, _hooks_of(job.guest))
+            try:
+                length = self._check(job)
+            except FlexError as error:
+                result.error = error
+                done.append(result)
+            else:
+                ready.setdefault(length, []).append(result)
+        for group in ready.values():
+            self._make(group)
+            done += group
+        self._after(len(jobs), [result.job.guest.name for result in done])
+        return done
+
+    def _after(self, count: int, names: list[str]) -> None:
+        if unseen := self._weights.after_runs(count):
+            self._alarm(names, unseen)
+
+    def _check(self, job: Job) -> int:
+        """Raise what a guest may not have before anything runs; the tokens per row."""
+        request = job.request
+        assert isinstance(request, asked.MakeRun)
+        ids = self._host.calls.one(0, "ids_of", request.inputs)
+        rows, length = len(ids), len(ids[0]) if ids else 0
+        use, tenant = job.guest.use, answers.tenant_of(job.guest)
+        use.tokens(rows * (length + (request.new_tokens or 0)))
+        model = tenant.model
+        if model.surveyed:
+            patterns = [Site.parse(text) for text in request.capture]
+            patterns += [
+                p for h in tenant.hooks.acting(request.only, request.without) for p in h.current.patterns
+            ]
+            sites = {
+                site for pattern in patterns if not pattern.is_gradient for site in sites_at(model, pattern)
+            }
+            sites |= {site for site in model.rules if not site.path and site.port == "output"}
+            use.captured(
+                sum(site_bytes(model.rules[s], rows, length) for s in sites if not model.rules[s].refused)
+            )
+        return length
+
+    def _make(self, group: list[RunResult]) -> None:
+        """Make runs of one length, in one forward if that can be, and take note of each."""
+        began = time.perf_counter()
+        if len(group) > 1:
+            found, changed = self._host.watched(
+                lambda: run_together(self._host, [_wish(r.job) for r in group])
+            )
+            runs = found if isinstance(found, list) else None
+            if changed:
+                self._changed(group, changed)
+                return
+            if runs is not None:
+                for result, run in zip(group, runs, strict=True):
+                    result.together, result.seconds = len(group), (time.perf_counter() - began) / len(group)
+                    self._keep(result, run)
+                return
+        for result in group:
+            began = time.perf_counter()
+            made, changed = self._host.watched(lambda job=result.job: _made(job))  # type: ignore[misc]  # bound now
+            result.seconds = time.perf_counter() - began
+            if changed:
+                self._changed([result], changed)
+            elif isinstance(made, KeyboardInterrupt):
+                result.error = InputError("The run was interrupted.")
+            elif isinstance(made, FlexError):
+                result.error = made
+            else:
+                self._keep(result, made)  # type: ignore[arg-type]  # what is left is a run
+
+    def _changed(self, group: list[RunResult], parameters: list[str]) -> None:
+        self._alarm([result.job.guest.name for result in group], parameters)
+        for result in group:
+            result.error = FlexError(CHANGED)
+
+    def _keep(self, result: RunResult, run: Run) -> None:
+        """Let the guest have a run, and let go of older ones where it holds too much."""
+        guest = result.job.guest
+        guest.runs[run.number] = run
+        held = {number: bytes_of(one) for number, one in guest.runs.items()}
+        most = guest.use.allowance.captured
+        gone = []
+        while (sum(held.values()) > most or len(held) > HELD) and held:
+            oldest = min(held)
+            del held[oldest]
+            answers.forget(guest, oldest)
+            gone.append(oldest)
+        if run.number in gone:
+            result.error = OverLimitError(
+                f"This run captured {bytes_of(run):,} bytes; you may hold {most:,}. Capture fewer sites."
+            )
+            return
+        header = answers.run_header(guest, run)
+        header["gone"] = gone
+        result.answer = header, []
+
+
+def _wish(job: Job) -> Wish:
+    request = job.request
+    assert isinstance(request, asked.MakeRun)
+    return Wish(
+        answers.tenant_of(job.guest), request.inputs, list(request.capture), request.seed, request.only,
+        list(request.without),
+    )  # fmt: skip
+
+
+def _made(job: Job) -> Run:
+    """One run by itself."""
+    request, tenant = job.request, answers.tenant_of(job.guest)
+    assert isinstance(request, asked.MakeRun)
+    options: dict[str, Any] = answers.options_of(request)
+    if request.new_tokens is not None:
+        return tenant.generate(request.inputs, request.new_tokens, **options, **request.sampling)
+    return tenant.run(request.inputs, stop_at=request.stop_at, **options)
+
+
+def _hooks_of(guest: Guest) -> str:
+    """A hash of the hooks that are on."""
+    if guest.tenant is None:
+        return ""
+    return digest(
+        f"{h.name} {h.sites} {h.current.source.limits} {h.current.source.text}"
+        for h in guest.tenant.hooks.enabled
+    )
+
+
+def bytes_of(run: Run) -> int:
+    """What a run holds on all engines together."""
+    found = 0
+    for answer in run.known["answers"]:
+        for step in getattr(answer, "steps", [answer]):
+            found += step.reply.nbytes
+    return found

@@ -1,0 +1,227 @@
+"""The gateway's door: a small web server in a thread, which hears only well-formed requests of its guests."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ssl
+import tempfile
+import threading
+from pathlib import Path
+from typing import Any
+
+import tornado.httpserver
+import tornado.netutil
+import tornado.web
+
+from flexmagic.errors import ClusterError, FlexError
+from flexmagic.workshop import certificate
+from flexmagic.workshop.address import LOOPBACK, Address
+from flexmagic.workshop.desk import Job
+from flexmagic.workshop.frames import HEADER, VERSION, MalformedError, pack, unpack
+from flexmagic.workshop.gateway import Workshop
+from flexmagic.workshop.guests import Guest, RefusedError
+
+STRANGER, GUEST = 4096, 16 << 20
+"""Bytes of the longest request of somebody who has no seat, and of a guest."""
+
+PATIENCE = 5.0
+"""Seconds for which an answer is waited for before the guest is told to ask again."""
+
+TYPE = "application/x-flexmagic"
+
+
+class _Door(tornado.web.RequestHandler):
+    """What all requests have in common: who asks is known before anything that they send is read."""
+
+    def initialize(self, workshop: Workshop) -> None:
+        self.workshop = workshop
+        self.body = bytearray()
+        self.guest: Guest | None = None
+
+    def _begin(self, most: int) -> None:
+        """Refuse what is no request of ours, or too long, before its body comes."""
+        headers = self.request.headers
+        if headers.get("Content-Type") != TYPE or "Origin" in headers:
+            self._refuse(415, MalformedError("This is no request of a workshop's guest."))
+            return
+        length = headers.get("Content-Length", "")
+        if not length.isdigit() or int(length) > most:
+            self._refuse(413, MalformedError(f"A request has at most {most:,} bytes."))
+            return
+        connection: Any = self.request.connection
+        connection.set_max_body_size(most)
+
+    def data_received(self, chunk: bytes) -> None:
+        self.body += chunk
+
+    def _refuse(self, status: int, error: FlexError) -> None:
+        who = self.guest.name if self.guest is not None else f"stranger at {self.request.remote_ip}"
+        self.workshop.journal.note(who, "refused", status=status, error=str(error)[:200])
+        if self.guest is not None:
+            self.guest.errors += 1
+            self.guest.last_error = str(error)[:120]
+        self.set_header("Connection", "close")
+        self._answer(error_header(error), [], status)
+
+    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> None:
+        self.set_status(status)
+        self.set_header("Content-Type", TYPE)
+        self.set_header("Cache-Control", "no-store")
+        self.finish(pack({"version": VERSION, **header}, frames))
+
+    def log_exception(self, *_args: Any) -> None:
+        """Tracebacks are no log of ours."""
+
+    def write_error(self, status_code: int, **_kwargs: Any) -> None:
+        self._answer(error_header(FlexError("The workshop could not answer that.")), [], status_code)
+
+
+@tornado.web.stream_request_body
+class _Join(_Door):
+    """Taking a place."""
+
+    def prepare(self) -> None:
+        self._begin(STRANGER)
+
+    def post(self) -> None:
+        try:
+            given, _ = unpack(bytes(self.body), longest=STRANGER)
+            _same_version(given)
+            token, name = given.get("token"), given.get("name")
+            if not isinstance(token, str) or not isinstance(name, str) or given.keys() != {"token", "name"}:
+                raise MalformedError("To join takes a token and a name.")
+            self._answer(self.workshop.join(token, name), [])
+        except RefusedError as error:
+            self._refuse(403, error)
+        except FlexError as error:
+            self._refuse(400, error)
+
+
+@tornado.web.stream_request_body
+class _Ask(_Door):
+    """Everything else, from a seat."""
+
+    def prepare(self) -> None:
+        try:
+            self.guest = self.workshop.guests.seated(
+                self.request.headers.get("Authorization", "").removeprefix("Bearer ")
+            )
+        except RefusedError as error:
+            self._refuse(403, error)
+            return
+        self._begin(GUEST)
+
+    async def post(self) -> None:
+        assert self.guest is not None  # prepare() refused otherwise
+        try:
+            given, frames = unpack(bytes(self.body), longest=HEADER)
+            _same_version(given)
+            number = given.pop("number", None)
+            if type(number) is not int:
+                raise MalformedError("A request has a number.")
+            self.workshop.guests.heard(self.guest, number)
+            found = self.workshop.ask(self.guest, given.pop("kind", None), given, frames)
+            if isinstance(found, Job):
+                await self._wait(found)
+            else:
+                self._answer(*found)
+        except RefusedError as error:
+            self._refuse(403, error)
+        except MalformedError as error:
+            self._refuse(400, error)
+        except FlexError as error:
+            self._answer(error_header(error), [])
+
+    async def _wait(self, job: Job) -> None:
+        """A job's answer, or after a while how far it is."""
+        coming = asyncio.wrap_future(job.done)
+        done, _ = await asyncio.wait([coming], timeout=PATIENCE if not job.is_run else 0.5)
+        if done:
+            header, frames = coming.result()
+            self._answer({**header, "state": "done"}, frames)
+            return
+        if job.is_run:
+            self._answer({"ticket": job.ticket, **self.workshop.progress(job)}, [])
+            return
+        self._answer(*await coming)
+
+
+def _same_version(given: dict[str, Any]) -> None:
+    version = given.pop("version", None)
+    if version != VERSION:
+        raise MalformedError(
+            f"The workshop speaks version {VERSION}: install the same flexmagic as its owner."
+        )
+
+
+def error_header(error: FlexError) -> dict[str, Any]:
+    """An error as it travels: its class's name and its message."""
+    known = next(c for c in type(error).__mro__ if c.__module__ == "flexmagic.errors")
+    return {"error": known.__name__, "message": str(error)[:4000]}
+
+
+class Server:
+    """A workshop's web server, in a thread of its own until :meth:`close`.
+
+    ``host``: loopback, or an address that others reach; then it speaks TLS, under a certificate of its own.
+    Raises :class:`ClusterError` for one that cannot be listened at.
+    """
+
+    def __init__(self, workshop: Workshop, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.workshop, self.host = workshop, host
+        self._folder = tempfile.TemporaryDirectory(prefix="flexmagic-")
+        context: ssl.SSLContext | None = None
+        self._print = ""
+        if host not in LOOPBACK:
+            if workshop.guests.key:
+                raise ClusterError("Beyond this machine every guest needs a token of their own.")
+            context, self._print = certificate.make(Path(self._folder.name))
+        try:
+            self._sockets = tornado.netutil.bind_sockets(port, host.strip("[]"))
+        except OSError as error:
+            raise ClusterError(f"The workshop cannot listen at {host}:{port}: {error}") from None
+        self.port: int = self._sockets[0].getsockname()[1]
+        self._loop = asyncio.new_event_loop()
+        self._stop = asyncio.Event()
+        started = threading.Event()
+        self._thread = threading.Thread(
+            target=self._serve, args=(context, started), name="flexmagic-gateway", daemon=True
+        )
+        self._thread.start()
+        started.wait()
+
+    @property
+    def lines(self) -> dict[str, str]:
+        """What guests type to join: one line for all under ``""``, or one for each guest under the name."""
+        tokens = {"": self.workshop.guests.key} if self.workshop.guests.key else self.workshop.guests.tokens
+        return {
+            name: f"%flexcluster join {Address(self.host, self.port, token, self._print)}"
+            for name, token in tokens.items()
+        }
+
+    def _serve(self, context: ssl.SSLContext | None, started: threading.Event) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._main(context, started))
+        self._loop.close()
+
+    async def _main(self, context: ssl.SSLContext | None, started: threading.Event) -> None:
+        rooms = [(r"/join", _Join, {"workshop": self.workshop}), (r"/ask", _Ask, {"workshop": self.workshop})]
+        application = tornado.web.Application(rooms, log_function=lambda _handler: None)
+        server = tornado.httpserver.HTTPServer(
+            application, ssl_options=context, max_body_size=STRANGER, max_header_size=16 << 10,
+            idle_connection_timeout=600, body_timeout=60,
+        )  # fmt: skip
+        server.add_sockets(self._sockets)
+        started.set()
+        await self._stop.wait()
+        server.stop()
+        await server.close_all_connections()
+
+    def close(self) -> None:
+        """Hear no more, and close the workshop."""
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+        self.workshop.close()
+        with contextlib.suppress(OSError):
+            self._folder.cleanup()

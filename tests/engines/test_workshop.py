@@ -1,0 +1,238 @@
+"""Guests of one loaded model: each alone in a world of its own, with the values of one process."""
+
+import contextlib
+import http.client
+import json
+import threading
+
+import pytest
+import torch
+
+from flexmagic.engine.declared import Declared
+from flexmagic.errors import ClusterError, FlexError, HookError, InputError, SiteError
+from flexmagic.workshop.address import Address
+from flexmagic.workshop.frames import VERSION, pack, unpack
+from flexmagic.workshop.gateway import Workshop
+from flexmagic.workshop.guest import Guest
+from flexmagic.workshop.link import Link
+from flexmagic.workshop.serving import TYPE, Server
+
+from .conftest import PROMPT, relative
+
+pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
+
+SITE = "model.layers.1.mlp"
+
+
+@pytest.fixture
+def server(loaded, tmp_path):
+    made = Server(Workshop(loaded.cluster_name, guests=6, journal=tmp_path / "log.jsonl"))
+    yield made
+    made.close()
+
+
+def address(server):
+    return server.lines[""].split()[-1]
+
+
+@pytest.fixture
+def three(server):
+    guests = [Guest.join(address(server), name) for name in ("ann", "ben", "cleo")]
+    yield guests
+    for guest in guests:
+        guest.stop()
+
+
+def at_once(*calls):
+    """What calls return that are made by threads at the same time."""
+    out = [None] * len(calls)
+
+    def call(n):
+        try:
+            out[n] = calls[n]()
+        except FlexError as error:
+            out[n] = error
+
+    threads = [threading.Thread(target=call, args=(n,)) for n in range(len(calls))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return out
+
+
+def test_two_guests_hooks_on_one_site_never_meet(three, server, loaded, one_process, edited, ids):
+    ann, ben, cleo = three
+    ann.hook(SITE, Declared("scale", (0.25,)), name="mine")
+    ben.hook(SITE, Declared("zero"), name="mine", token=-1)
+
+    def last_zero(out):
+        out = out.clone()
+        out[:, -1] = 0
+        return out
+
+    with torch.no_grad():
+        plain = one_process(ids).logits
+        with edited({SITE: lambda out: out * 0.25}) as model:
+            quarter = model(ids).logits
+        with edited({SITE: last_zero}) as model:
+            zeroed = model(ids).logits
+    assert min(relative(quarter, plain), relative(zeroed, plain)) > 1e-3, "the hooks have an effect"
+    for _ in range(2):
+        runs = at_once(*(lambda g=g: g.run(PROMPT, capture=SITE) for g in three))
+        for run, truth in zip(runs, (quarter, zeroed, plain), strict=True):
+            assert relative(run.logits.torch(), truth) < 1e-5
+    assert relative(loaded.run(PROMPT).logits.torch(), plain) < 1e-5, "nothing is left on the owner's runs"
+    assert not bool(runs[1][SITE][0, -1].any())
+    assert "mine" in repr(ann.hooks)
+    assert len(cleo.hooks) == 0
+
+
+def test_a_guest_reads_its_own_runs_and_no_others(three, loaded):
+    ann, ben, _ = three
+    mine = ann.run(PROMPT, capture=SITE)
+    owners = loaded.run(PROMPT, capture=SITE)
+    whole = owners[SITE].numpy()
+    assert (mine[SITE].numpy() == whole).all()
+    assert (mine[SITE][0, -1, ::2] == whole[0, -1, ::2]).all()
+    assert mine[SITE].stats() == owners[SITE].stats()
+    assert mine[SITE].info.shape == owners[SITE].info.shape
+    assert mine.top(3).rows == owners.top(3).rows
+    with pytest.raises(SiteError, match="You have no run 1"):
+        ben._link.ask("read", run=mine.number, site=SITE, index=[0, 0, 0])
+    with pytest.raises(InputError):
+        ben._link.ask("read", run=mine.number, owner=loaded._id, site=SITE, index=[0, 0, 0])
+    with pytest.raises(SiteError):
+        ann._link.ask("look", run=owners.number + 1000, site=SITE)
+    mine.release()
+    with pytest.raises(SiteError):
+        mine[SITE].numpy()
+
+
+def test_the_viewer_shows_a_guests_tensor(three, loaded):
+    from flexmagic.view.png import to_png
+    from flexmagic.view.source import ByRank, Source
+
+    mine, owners = three[0].run(PROMPT, capture=SITE)[SITE], loaded.run(PROMPT, capture=SITE)[SITE]
+    assert isinstance(mine, Source)
+    assert isinstance(mine, ByRank)
+    assert to_png(mine)[:4] == b"\x89PNG"
+    assert mine.digests() == owners.digests()
+    assert list(mine.labels(1)) == list(owners.labels(1))
+    assert (mine.held(1).numpy() == owners.held(1).numpy()).all()
+
+
+def test_runs_together_are_what_they_are_alone(three, server):
+    ann, ben, cleo = three
+    ann.hook(SITE, Declared("scale", (0.25,)), token="2:")
+    ben.hook(SITE, Declared("resample"))
+    ben.hook("model.layers.2.mlp:input", Declared("clamp", (-0.1, 0.1)))
+    cleo.hook("model.layers.0", Declared("add", (), torch.ones(ann.run(PROMPT, capture="model.layers.0")["model.layers.0"].shape[-1])))
+    two = [PROMPT, PROMPT.replace("Mary", "John")]
+    asked = (lambda: ann.run(PROMPT, capture=SITE), lambda: ben.run(two, capture=SITE, seed=3), lambda: cleo.run(PROMPT, capture=SITE))
+    server.workshop.together = 1
+    alone = at_once(*asked)
+    server.workshop.together = 8
+    server.workshop.pause()
+    done = []
+    thread = threading.Thread(target=lambda: done.extend(at_once(*asked)))
+    thread.start()
+    while server.workshop._desk.waiting < 3:
+        threading.Event().wait(0.01)  # polling for the gateway's own sign
+    server.workshop.resume()
+    thread.join()
+    last = [json.loads(line) for line in server.workshop.journal.path.read_text().splitlines()]
+    assert [line["together"] for line in last if line["what"] == "run"][-3:] == [3, 3, 3]
+    for one, other in zip(done, alone, strict=True):
+        for site in (SITE, ":output.logits"):
+            assert relative(one[site].torch(), other[site].torch()) < 1e-5
+        assert repr(one[SITE]).split("after")[1:] == repr(other[SITE]).split("after")[1:]
+        assert one.ids == other.ids
+
+
+def test_a_guest_comes_back_to_the_same_world(three, server):
+    ann = three[0]
+    ann.hook(SITE, Declared("zero"), name="mine")
+    run = ann.run(PROMPT, capture=SITE)
+    there = ann.address
+    ann.stop()
+    again = Guest.join(there)
+    assert again.name == ann.name
+    assert [hook.name for hook in again.hooks] == ["mine"]
+    assert not again._link.ask("look", run=run.number, site=SITE)[0]["text"].startswith("<Hook")
+    with pytest.raises(ClusterError, match="another one took it"):
+        ann.run(PROMPT)
+    server.workshop.drop(again.name)
+    with pytest.raises(ClusterError):
+        again.run(PROMPT)
+    with pytest.raises(ClusterError, match="asked to leave"):
+        Guest.join(there)
+
+
+def test_what_is_the_owners_is_refused(three, server):
+    ann = three[0]
+    for ask in (
+        lambda: ann.trace(PROMPT, "x"), lambda: ann.load("x"), lambda: ann.recover(), lambda: ann.adapter(SITE),
+        ann.shutdown_engines,
+    ):
+        with pytest.raises(ClusterError, match="owner's"):
+            ask()
+    with pytest.raises(HookError, match="code are off"):
+        ann.hook(SITE, "import os; os.abort()")
+    with pytest.raises(InputError):
+        ann.hook(SITE, "", when="__import__('os').abort()")
+    with pytest.raises(InputError):
+        ann._link.ask("hook", sites=[SITE], when="1")
+    with pytest.raises(InputError, match="regular expressions"):
+        ann.hook("/(a+)+b/", Declared("zero"))
+    with pytest.raises(InputError, match="owner's"):
+        ann.run(PROMPT, backward="logits.sum()")
+    assert len(ann.hooks) == 0
+
+
+def test_limits_are_said_and_hold(three, server):
+    ann = three[0]
+    server.workshop.limit("tokens=5")
+    with pytest.raises(InputError, match="you may have 5"):
+        ann.run(PROMPT)
+    server.workshop.limit("tokens=500 captured=100B")
+    with pytest.raises(InputError, match="you may hold 100"):
+        ann.run(PROMPT)
+    server.workshop.limit("captured=100MB moved=1KB")
+    run = ann.run(PROMPT, capture=SITE)
+    with pytest.raises(InputError, match="bytes a minute"):
+        run[SITE].numpy()
+    server.workshop.limit("moved=1GB runs=3")
+    with pytest.raises(InputError, match="3 runs a minute"):
+        ann.run(PROMPT)
+    assert "ann" in str(server.workshop.status())
+
+
+def raw(server, path, body, headers):
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    with contextlib.closing(connection):
+        connection.request("POST", path, body, {"Content-Type": TYPE, **headers})
+        response = connection.getresponse()
+        return response.status, response.read()
+
+
+def test_tokens_that_are_forged_and_requests_that_are_replayed_are_refused(three, server):
+    ann = three[0]
+    with pytest.raises(ClusterError, match="does not know that token"):
+        Link(Address("127.0.0.1", server.port, "x" * 24))
+    seat = {"Authorization": f"Bearer {ann._link.facts['seat']}"}
+    message = pack({"version": VERSION, "number": 1000, "kind": "hooks"})
+    assert raw(server, "/ask", message, seat)[0] == 200
+    status, body = raw(server, "/ask", message, seat)
+    assert status == 403
+    assert "heard before" in unpack(body)[0]["message"]
+    assert raw(server, "/ask", message, {"Authorization": "Bearer " + "y" * 24})[0] == 403
+    assert raw(server, "/ask", b"nonsense", seat)[0] == 400
+    assert raw(server, "/ask", pack({"version": 99, "number": 1001, "kind": "hooks"}), seat)[0] == 400
+    assert raw(server, "/ask", message, {**seat, "Origin": "http://evil.example"})[0] == 415
+    assert raw(server, "/ask", b"", {**seat, "Content-Length": str(1 << 30)})[0] == 413
+    assert raw(server, "/ask", b"", {"Content-Length": str(1 << 30)})[0] == 403, "before anything is read"
+    log = server.workshop.journal.path.read_text()
+    assert log.count('"refused"') >= 6
+    ann._link._number = 2000
+    assert relative(ann.run(PROMPT).logits.torch(), three[1].run(PROMPT).logits.torch()) == 0
