@@ -17,6 +17,7 @@ from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.waiting import Progress
+from flexmagic.engine.declared import Declared
 from flexmagic.engine.limits import Limits, Picked
 from flexmagic.errors import InputError
 
@@ -39,7 +40,7 @@ class Work(ABC):
     def hook(
         self,
         sites: str | Sequence[str],
-        code: str | Callable[..., Any] = "",
+        code: str | Callable[..., Any] | Declared = "",
         *,
         name: str | None = None,
         group: str | None = None,
@@ -53,8 +54,8 @@ class Work(ABC):
     ) -> Hook:
         """Register code at sites, on every engine or on none; the same name replaces.
 
-        ``code`` is a hook's body, or a function ``(x, h)`` that may return the new value; an empty
-        body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece. A run
+        ``code`` is a hook's body, or a function ``(x, h)`` that may return the new value, or a
+        :class:`~flexmagic.engine.declared.Declared`; an empty body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece. A run
         with a hook on whole tensors sends a pipeline its batch in one piece, not in micro-batches;
         with ``local`` hooks alone each micro-batch's piece comes by itself.
 
@@ -70,9 +71,13 @@ class Work(ABC):
         Raises :class:`InputError`, :class:`SiteError`, :class:`LayoutError` or :class:`HookError`.
         """
         limits = Limits.read(step, row, token, every, when)
+        text = str(code) if isinstance(code, Declared) else None
+        if isinstance(code, Declared):
+            code = code.function()
         return self.hooks.register(
-            self.model, sites, code, name=name, local=local, limits=limits, group=group, first_line=first_line
-        )
+            self.model, sites, code, name=name, local=local, limits=limits, group=group,
+            first_line=first_line, text=text,
+        )  # fmt: skip
 
     def adapter(
         self,

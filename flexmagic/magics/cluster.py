@@ -15,7 +15,7 @@ from flexmagic.magics.restart import kernel_name
 if TYPE_CHECKING:
     from flexmagic.client.table import Table
 
-ACTIONS = ("status", "start", "attach", "recover", "limit", "stop")
+ACTIONS = ("status", "start", "attach", "join", "recover", "limit", "stop")
 
 
 @magics_class
@@ -27,11 +27,15 @@ class ClusterMagics(DeskMagics):
         "action",
         nargs="?",
         default="status",
-        help="start, attach, status (the default), recover, limit or stop",
+        help="start, attach, join, status (the default), recover, limit or stop",
     )
     @argument(
-        "name", nargs="?", help="attach: the id or profile of the running cluster, if there are several"
+        "name",
+        nargs="?",
+        help="attach: the id or profile of the running cluster, if there are several; "
+        "join: the address of a workshop",
     )
+    @argument("--as", dest="guest", metavar="NAME", help="join: your name in the workshop")
     @argument("-n", type=int, help="start: how many engines, one per rank (default: FlexMagic.engines)")
     @argument("--keep", action="store_true", help="start: leave the engines running when the notebook ends")
     @argument("--oversubscribe", action="store_true", help="start: let several engines share a device")
@@ -59,6 +63,7 @@ class ClusterMagics(DeskMagics):
             %flexcluster start -n 2
             %flexcluster            (who is there, and in what state)
             %flexcluster attach flexmagic-1a2b3c
+            %flexcluster join 127.0.0.1:4000/TOKEN    (a place in somebody's workshop)
             %flexcluster limit --run 60 --captures 4GB
             %flexcluster recover    (start engines again that ended, free those that hang)
             %flexcluster stop
@@ -97,6 +102,19 @@ class ClusterMagics(DeskMagics):
         self._desk.take(Session.attach(args.name, hooks=args.hooks, kernel=kernel_name(self._desk.shell)))
         return self._desk.session.status()
 
+    def _join(self, args: Any) -> Table:
+        self._refuse_second()
+        from flexmagic.workshop.guest import Guest
+
+        if args.name is None:
+            raise InputError("Join which workshop? Copy the line that its owner sent: %flexcluster join ADDRESS.")
+        guest = Guest.join(args.name, args.guest or "")
+        self._desk.take_guest(guest)
+        if guest.notice:
+            print(guest.notice)
+        print(f"You are {guest.name}. To come back to this place: %flexcluster join {guest.address}")
+        return guest.status()
+
     def _refuse_second(self) -> None:
         if self._desk.has_session:
             msg = (
@@ -123,6 +141,10 @@ class ClusterMagics(DeskMagics):
 
     def _stop(self, args: Any) -> None:
         session = self._desk.drop()
+        if self._desk.is_guest(session):
+            session.stop()
+            print("You left the workshop. Your hooks and runs are kept there for a while.")
+            return
         if not (session.owns_engines or args.force):
             session.stop()
             print(

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from IPython.core.magic import Magics
 from IPython.display import display
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flexmagic.client.waiting import Waited
     from flexmagic.magics.cells import EngineCells
     from flexmagic.view.cancel import CancelButton
+    from flexmagic.workshop.guest import Guest
 
 
 TICK, OFFER = 0.2, 1.0
@@ -83,6 +84,17 @@ class Desk:
             captures=bytes_of(settings.captures) if settings.captures else None,
         )
         self._session = session
+
+    def take_guest(self, guest: Guest) -> None:
+        """Make a place in a workshop the notebook's session, which refuses what is its owner's."""
+        self._session = cast("Session", guest)
+
+    @staticmethod
+    def is_guest(session: Session) -> bool:
+        """Whether a session is a place in a workshop."""
+        from flexmagic.workshop.guest import Guest
+
+        return isinstance(session, Guest)
 
     def expect(self, what: str, begin: Callable[[], Session]) -> None:
         """Let a session come while cells already run; the first that needs it waits for it."""

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
+from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
+from flexmagic.magics.declaring import declared
 from flexmagic.magics.desk import DeskMagics
 
 if TYPE_CHECKING:
@@ -29,6 +31,12 @@ class HookMagics(DeskMagics):
     @argument("--name", help="the hook's name; the same name replaces (default: the sites)")
     @argument("--group", help="a group, to switch several hooks together")
     @argument("--local", action="store_true", help="run on each rank's own piece, without any exchange")
+    @argument(
+        "--do",
+        metavar="WHAT",
+        help="instead of a body: zero, scale N, add EXPR [N], mean [EXPR], resample, patch EXPR, "
+        "project EXPR or clamp N N",
+    )
     @argument("--step", help="act in these steps of a generation: 3, 1: or 1:3; its prefill is step 0")
     @argument("--row", help="x is these rows of the whole batch: 0, -1, 1:3 or 0,2")
     @argument("--token", help="x is these token positions of the whole tensor: 0, -1, 1:3 or 0,2")
@@ -64,6 +72,9 @@ class HookMagics(DeskMagics):
             %%flexhook model.layers.{2..5}.mlp --name steer --group A --step 1: --token -1
             x += 3
 
+            %flexhook model.layers.3.mlp --do "scale 0.5" --token -1
+            %flexhook model.layers.3 --do "patch run['model.layers.3']"
+
             %flexhook               (the list)
             %flexhook --disable damp
             %flexhook --export hooks.toml A
@@ -83,6 +94,11 @@ class HookMagics(DeskMagics):
     def _register(self, args: Namespace, cell: str) -> Hook:
         texts = {name: getattr(args, name) for name in ("name", "group", "step", "row", "token", "when")}
         given = {name: unquoted(text) for name, text in texts.items() if text is not None}
+        if args.do is not None:
+            if cell.strip():
+                raise InputError("A hook has a body or --do, not both.")
+            given["code"] = declared(self.shell, unquoted(args.do))
+            return self._desk.session.hook(sites(args.sites), local=args.local, every=args.every, **given)
         return self._desk.session.hook(
             sites(args.sites), cell, local=args.local, every=args.every, first_line=2, **given
         )
