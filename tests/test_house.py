@@ -40,11 +40,19 @@ BELOW = {
         "flexmagic.view.reduce",  # and joins what the ranks reduced
     },
 }
+BELOW["flexmagic.workshop"] = {
+    "flexmagic.errors",
+    "flexmagic.layout",
+    "flexmagic.engine",
+    "flexmagic.client",
+    "flexmagic.view.source",
+}
 BELOW["flexmagic.recipes"] = {"flexmagic", "flexmagic.errors", "flexmagic.layout", "flexmagic.client"}
 BELOW["flexmagic.magics"] = BELOW["flexmagic.recipes"] | {
     "flexmagic.engine",
     "flexmagic.recipes",
     "flexmagic.view",
+    "flexmagic.workshop",
 }
 BELOW["flexmagic_kernel"] = BELOW["flexmagic.magics"] | {"flexmagic.magics"}
 BELOW["flexmagic.cli"] = BELOW["flexmagic_kernel"] | {"flexmagic_kernel"}
@@ -54,6 +62,11 @@ LAZILY = {
     # a handle shows itself when it is displayed or written, and only then is the viewer needed
     "flexmagic.client.activation": {"flexmagic.view.display"},
     "flexmagic.client.looks": {"flexmagic.view.html", "flexmagic.view.png", "flexmagic.view.table"},
+    "flexmagic.workshop.guest_activation": {
+        "flexmagic.view.display",
+        "flexmagic.view.html",
+        "flexmagic.view.table",
+    },
 }
 
 NOTEBOOK = {"IPython", "ipykernel", "ipywidgets", "anywidget", "jupyter_client"}
@@ -63,6 +76,7 @@ BANNED = {
     "flexmagic.engine": NOTEBOOK | {"ipyparallel"},
     "flexmagic.view": {"ipyparallel", "torch", "transformers"},
     "flexmagic.recipes": NOTEBOOK | {"ipyparallel"},
+    "flexmagic.workshop": NOTEBOOK | {"ipyparallel"},
     "flexmagic.magics": {"ipyparallel"},
     "flexmagic_kernel": {"ipyparallel", "torch"},
     "flexmagic.cli": {"ipyparallel"},

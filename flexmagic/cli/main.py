@@ -35,6 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_demo(commands)
     _add_kernel(commands)
     _add_doctor(commands)
+    _add_workshop(commands)
     return parser
 
 
@@ -80,6 +81,37 @@ def _add_doctor(commands: argparse._SubParsersAction[_Parser]) -> None:
         allow_abbrev=False,
     )
     doctor.set_defaults(call=_call_doctor)
+
+
+def _add_workshop(commands: argparse._SubParsersAction[_Parser]) -> None:
+    workshop = commands.add_parser(
+        "workshop", help="let guests work on a running cluster's model", allow_abbrev=False
+    )
+    actions = workshop.add_subparsers(dest="action", metavar="action", parser_class=_Parser, required=True)
+    serve = actions.add_parser("serve", help="be the gateway until interrupted", allow_abbrev=False)
+    serve.add_argument("--profile", metavar="P", help="the running cluster's id or profile")
+    serve.add_argument("--guests", type=int, default=30, metavar="N", help="how many there may be")
+    serve.add_argument("--limits", default="", metavar="TEXT", help='such as "runs=20 captured=64MB"')
+    serve.add_argument("--host", default="127.0.0.1", help="where to listen; beyond this machine with TLS")
+    serve.add_argument("--port", type=int, default=0, help="the port (any that is free)")
+    serve.add_argument("--together", type=int, default=8, metavar="N", help="runs that may share a forward")
+    serve.add_argument("--log", metavar="FILE", help="where the log goes, a JSON line for each run")
+    serve.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two reports")
+    serve.add_argument(
+        "--trust-guests",
+        action="store_true",
+        help="run the code of guests' hooks in the engines, not in boxes",
+    )
+    serve.set_defaults(call=_call_workshop)
+
+
+def _call_workshop(args: argparse.Namespace) -> None:
+    from flexmagic.cli.workshop import serve
+
+    serve(
+        profile=args.profile, guests=args.guests, limits=args.limits, host=args.host, port=args.port,
+        trusted=args.trust_guests, together=args.together, log=args.log, every=args.every,
+    )  # fmt: skip
 
 
 def _call_doctor(_args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from flexmagic.client import hook_file
 from flexmagic.client.hooks import Hook, HookVersion, exact_sites
 from flexmagic.client.table import Table
 from flexmagic.engine.code import HookSource, check, from_function, from_text
+from flexmagic.engine.declared import declares
 from flexmagic.engine.limits import Limits
 from flexmagic.errors import FlexError, HookError, InputError, SiteError
 from flexmagic.layout.patterns import listed
@@ -83,7 +84,7 @@ class HookBook:
             source,
             limits=limits or Limits(),
             text=source.text if text is None else text,
-            boxed=self.boxed and not source.captures_only,
+            boxed=self.boxed and not source.captures_only and not declares(source),
         )
         check(source)
         _check_limits(source)

@@ -37,7 +37,7 @@ class Host:
     def __init__(self, name: str | None) -> None:
         cluster = Cluster.attach(name)
         cluster.turns.gives_way = True
-        self.session = Session._joined(cluster, lambda: None)  # noqa: SLF001 - as Session.attach, without the rest
+        self.session = Session._joined(cluster, lambda: None)  # noqa: SLF001 - as attach()
         self.calls: Calls = self.session._calls  # noqa: SLF001
         self._turn = cluster.turns.turn
         self._owner, self._numbers = uuid.uuid4().hex, itertools.count(1)
@@ -50,6 +50,10 @@ class Host:
     def model(self) -> Model:
         """The loaded model; raises :class:`ModelError` if there is none."""
         return self.session.model
+
+    def no_boxes(self) -> str:
+        """Why some engine can make no box for code that it does not trust; ``""`` if all can."""
+        return next((reason for reason in self.calls.all("no_boxes") if reason), "")
 
     def find_model(self) -> None:
         """Look again which model the engines hold; its owner may have loaded another one."""
@@ -86,13 +90,19 @@ class Host:
 
 
 class Tenant(Work):
-    """One person's hooks and runs on a :class:`Host`. ``say``: hears what the hooks print, and notes."""
+    """One person's hooks and runs on a :class:`Host`. ``say``: hears what the hooks print, and notes.
 
-    def __init__(self, host: Host, say: Callable[[str], None] = lambda _text: None) -> None:
+    ``boxed``: whether code in hooks runs walled in, see :mod:`flexmagic.engine.box`.
+    """
+
+    def __init__(
+        self, host: Host, say: Callable[[str], None] = lambda _text: None, *, boxed: bool = True
+    ) -> None:
         self._host = host
         self._calls = host.calls
         self.owner = uuid.uuid4().hex
         self.hooks = HookBook(self.owner, self._send, self._forget, lambda: self.model)
+        self.hooks.boxed = boxed
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self.owner, host.session)
         self._running = Running(self._calls, self.owner, self.hooks, printer=say)
@@ -141,6 +151,8 @@ class Tenant(Work):
         for hook in list(self.hooks):
             with contextlib.suppress(FlexError):
                 hook.remove()
+        with contextlib.suppress(FlexError):
+            self._calls.all("end_box", self.owner)
 
     def _send(self, source: HookSource) -> None:
         try:

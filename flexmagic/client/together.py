@@ -47,16 +47,21 @@ def run_together(host: Host, wishes: Sequence[Wish]) -> list[Run] | None:
     capture = dict.fromkeys(site for each in planned for site in each.run.capture)
     joint = replace(plan(model, [], [], key=host.key(), seed=0).run, capture=tuple(capture))
     answers = host.calls.all("run_together", joint, [p.run for p in planned], [w.inputs for w in wishes])
-    try:
-        if None in answers:
-            if len({answer is None for answer in answers}) > 1:
-                host.calls.rebuild()  # a rank that failed alone may have left half a message behind
-            raise FlexError("each alone")
-        return [_run(host, planned[n], [of_rank[n] for of_rank in answers]) for n in range(len(wishes))]
-    except FlexError:
-        for each in planned:
-            host.calls.all("release", each.run.key)
+    if None in answers:
+        if len({answer is None for answer in answers}) > 1:
+            host.calls.rebuild()  # a rank that failed alone may have left half a message behind
+        _release(host, planned)
         return None
+    try:
+        return [_run(host, planned[n], [of_rank[n] for of_rank in answers]) for n in range(len(wishes))]
+    except FlexError:  # each alone says it better
+        _release(host, planned)
+        return None
+
+
+def _release(host: Host, planned: Sequence[Planned]) -> None:
+    for each in planned:
+        host.calls.all("release", each.run.key)
 
 
 def _planned(wish: Wish) -> Planned:

@@ -55,9 +55,10 @@ class Work(ABC):
         """Register code at sites, on every engine or on none; the same name replaces.
 
         ``code`` is a hook's body, or a function ``(x, h)`` that may return the new value, or a
-        :class:`~flexmagic.engine.declared.Declared`; an empty body only captures. ``x`` is the whole tensor, with ``local`` each rank's own piece. A run
-        with a hook on whole tensors sends a pipeline its batch in one piece, not in micro-batches;
-        with ``local`` hooks alone each micro-batch's piece comes by itself.
+        :class:`~flexmagic.engine.declared.Declared`; an empty body only captures. ``x`` is the whole
+        tensor, with ``local`` each rank's own piece. A run with a hook on whole tensors sends a
+        pipeline its batch in one piece, not in micro-batches; with ``local`` hooks alone each
+        micro-batch's piece comes by itself.
 
         ``row`` and ``token`` restrict ``x`` to rows and token positions of the whole tensor, as
         ``3``, ``-1``, ``"1:3"``, a slice or a list: all dims stay, and other places keep their bits.

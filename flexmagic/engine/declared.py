@@ -63,7 +63,7 @@ def _clamp(x: torch.Tensor, numbers: tuple[float, ...], _values: torch.Tensor | 
 
 @dataclass(frozen=True)
 class Kind:
-    """What one of them does, how many numbers it takes, and whether values: yes, no or ``None`` for either."""
+    """What one of them does, how many numbers it takes, and whether values; ``None``: either."""
 
     act: Act
     says: str

@@ -118,7 +118,7 @@ def run_together(
         out = []
         for plan, member, own in zip(plans, members, prepared, strict=True):
             mine = replace(reply, extent=extent_of(own.arguments, shared_out=False))
-            out.append(_taken(runtime, joint, plan, mine, member, total))
+            out.append(_taken(runtime, (joint, plan), mine, member, total))
         return out
     finally:
         runtime.captures.drop(joint.key)
@@ -170,9 +170,13 @@ def _forward(runtime: Runtime, joint: RunPlan, instrument: Instrument, arguments
 
 
 def _taken(
-    runtime: Runtime, joint: RunPlan, plan: RunPlan, reply: RunReply, member: Member, total: int
+    runtime: Runtime, plans: tuple[RunPlan, RunPlan], reply: RunReply, member: Member, total: int
 ) -> RunReply:
-    """Keep a member's rows of what it captures under its key, as copies: nobody holds others' rows."""
+    """Keep a member's rows of what it captures under its key, as copies: nobody holds others' rows.
+
+    ``plans``: that of all, and the member's own.
+    """
+    joint, plan = plans
     local: dict[Site, tuple[tuple[int, ...], str]] = {}
     nbytes, (start, stop) = 0, member.rows
     for site in reply.local:

@@ -13,6 +13,7 @@ import torch
 
 from flexmagic.engine import cell, generation, lending, look, sweeping
 from flexmagic.engine import together as together_
+from flexmagic.engine.box_walls import available
 from flexmagic.engine.captures import Reader, RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
@@ -132,6 +133,12 @@ def forget_hook(runtime: Runtime, owner: str, name: str, version: int) -> None:
 def end_box(runtime: Runtime, owner: str) -> None:
     """End the process in which an owner's boxed hooks run on this rank, if there is one."""
     runtime.boxes.end(owner)
+
+
+@verb
+def no_boxes(_runtime: Runtime) -> str:
+    """Why this rank can make no box; ``""`` if it can."""
+    return available()
 
 
 @dataclass(frozen=True)

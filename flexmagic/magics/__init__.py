@@ -24,6 +24,7 @@ from flexmagic.magics.scan import ScanMagics
 from flexmagic.magics.trace import TraceMagics
 from flexmagic.magics.traceback import TracebackMagics
 from flexmagic.magics.weights import WeightsMagics
+from flexmagic.magics.workshop import WorkshopMagics
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
     CompareMagics, PanelMagics, RecipeMagics,
-    CellsMagics, ConfigMagics, TracebackMagics,
+    CellsMagics, ConfigMagics, TracebackMagics, WorkshopMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 

@@ -107,7 +107,9 @@ class ClusterMagics(DeskMagics):
         from flexmagic.workshop.guest import Guest
 
         if args.name is None:
-            raise InputError("Join which workshop? Copy the line that its owner sent: %flexcluster join ADDRESS.")
+            raise InputError(
+                "Join which workshop? Copy the line that its owner sent: %flexcluster join ADDRESS."
+            )
         guest = Guest.join(args.name, args.guest or "")
         self._desk.take_guest(guest)
         if guest.notice:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flexmagic.magics.cells import EngineCells
     from flexmagic.view.cancel import CancelButton
     from flexmagic.workshop.guest import Guest
+    from flexmagic.workshop.serving import Server
 
 
 TICK, OFFER = 0.2, 1.0
@@ -55,6 +56,7 @@ class Desk:
         self._session: Session | None = None
         self._coming: Coming | None = None
         self.cells: EngineCells
+        self.workshop: Server | None = None
         self.last_error: FlexError | None = None
         self.helpers: tuple[Helper, ...] = ()
 
@@ -114,7 +116,10 @@ class Desk:
         self.take(coming.future.result())
 
     def drop(self) -> Session:
-        """Give the session away; raises as :attr:`session` does."""
+        """Give the session away, its workshop closed; raises as :attr:`session` does."""
+        if self.workshop is not None:
+            self.workshop.close()
+            self.workshop = None
         session, self._session = self.session, None
         return session
 
@@ -136,6 +141,9 @@ class Desk:
 
     def leave(self) -> None:
         """End the session, if any, as the end of the notebook would."""
+        if self.workshop is not None:
+            self.workshop.close()
+            self.workshop = None
         if self._coming is not None:
             with contextlib.suppress(FlexError):
                 self._arrive(self._coming)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from flexmagic.errors import HookError, InputError, SiteError
 from flexmagic.workshop import requests as asked
-from flexmagic.workshop.frames import put
+from flexmagic.workshop.frames import FRAMES, put
 
 if TYPE_CHECKING:
     from flexmagic.client.activation import Activation
@@ -28,7 +28,7 @@ LOOKED = 64
 """How many captured tensors of a guest are remembered."""
 
 NO_CODE = (
-    "Hooks with code are off in this workshop: its owner has not said --trust-guests. "
+    "Hooks with code are off in this workshop, as its engines can make no boxes for them. "
     "Use one without code: %flexhook SITE --do zero, scale, add, mean, resample, patch, project or clamp."
 )
 
@@ -74,7 +74,7 @@ def forget(guest: Guest, number: int) -> None:
         tenant_of(guest).release(run)
 
 
-def _hook(guest: Guest, request: asked.PutHook, trusted: bool) -> Answer:  # noqa: FBT001
+def _hook(guest: Guest, request: asked.PutHook, code: bool) -> Answer:  # noqa: FBT001
     tenant = tenant_of(guest)
     what = request.do
     if request.saved is not None:
@@ -83,7 +83,7 @@ def _hook(guest: Guest, request: asked.PutHook, trusted: bool) -> Answer:  # noq
     if (request.name or ", ".join(request.sites)) not in known:
         guest.use.hooks(len(known) + 1)
     if request.code:
-        if not trusted:
+        if not code:
             raise HookError(NO_CODE)
         limits = request.limits
         hook = tenant.hook(
@@ -190,7 +190,8 @@ def _stats(guest: Guest, where: asked.Where) -> Answer:
 
 def _stats_header(stats: Stats) -> list[float]:
     return [
-        stats.n, stats.nan, stats.posinf, stats.neginf, stats.zeros, stats.min, stats.max, stats.mean, stats.std,
+        stats.n, stats.nan, stats.posinf, stats.neginf, stats.zeros, stats.min, stats.max, stats.mean,
+        stats.std,
     ]  # fmt: skip
 
 
@@ -239,6 +240,28 @@ def _top(guest: Guest, request: asked.Top) -> Answer:
     return {"columns": table.columns, "rows": table.rows}, []
 
 
+def _context(guest: Guest, request: asked.Context) -> Answer:
+    import numpy as np
+    import torch
+
+    frames: list[bytes] = []
+    plain: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
+    found = run_of(guest, request.run).context
+    for name, value in found.items():
+        if isinstance(value, torch.Tensor) and len(frames) < FRAMES:
+            values = value.detach().cpu()
+            values = values.float() if values.is_floating_point() and values.itemsize <= 2 else values
+            guest.use.move(values.nbytes)
+            arrays[name] = put(np.asarray(values.numpy()), frames)
+        else:
+            known = isinstance(value, (bool, int, float, str, type(None)))
+            plain[name] = (
+                value if known else f"<{type(value).__name__}: only numbers, texts and tensors travel>"
+            )
+    return {"plain": plain, "arrays": arrays}, frames
+
+
 def _release(guest: Guest, request: asked.Release) -> Answer:
     run_of(guest, request.run)
     forget(guest, request.run)
@@ -261,6 +284,7 @@ LOOKS: Mapping[type, Callable[..., Answer]] = {
     asked.Switch: _switch,
     asked.Top: _top,
     asked.Release: _release,
+    asked.Context: _context,
 }
 """What answers requests that have a form of their own."""
 
@@ -274,10 +298,10 @@ NAMED: Mapping[str, Callable[..., Answer]] = {
 """What answers those that share one."""
 
 
-def answer(guest: Guest, kind: str, request: asked.Request, *, trusted: bool) -> Answer:
-    """Do what a guest asks for, but for runs; ``trusted``: hooks may have code."""
+def answer(guest: Guest, kind: str, request: asked.Request, *, code: bool) -> Answer:
+    """Do what a guest asks for, but for runs; ``code``: hooks may have some."""
     if isinstance(request, asked.PutHook):
-        return _hook(guest, request, trusted)
+        return _hook(guest, request, code)
     return (LOOKS.get(type(request)) or NAMED[kind])(guest, request)
 
 
@@ -285,6 +309,7 @@ def options_of(request: asked.MakeRun) -> dict[str, Any]:
     """A run's options as :meth:`Work.run` takes them."""
     only: Sequence[str] | None = request.only
     return {
-        "capture": list(request.capture), "seed": request.seed, "only": only, "without": list(request.without),
+        "capture": list(request.capture), "seed": request.seed, "only": only,
+        "without": list(request.without),
         "skip": dict(request.skip),
     }  # fmt: skip

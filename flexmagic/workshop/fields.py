@@ -16,8 +16,8 @@ NAME, TEXT = 200, 20_000
 """Characters of the longest name, and of the longest text."""
 
 
-class Fields:
-    """What a guest sent: every field is asked for once, and :meth:`done` refuses what nobody asked for."""
+class Plain:
+    """Fields of one value each, or of a list of such."""
 
     def __init__(self, given: Mapping[str, Any], frames: Sequence[bytes]) -> None:
         self._given = dict(given)
@@ -97,6 +97,18 @@ class Fields:
             raise MalformedError(f"{name} must be one of {', '.join(known)}.")
         return value
 
+    def _list(self, name: str, most: int) -> list[Any]:
+        value = self._pop(name)
+        if value is None:
+            return []
+        if not isinstance(value, list) or len(value) > most:
+            raise MalformedError(f"{name} must be a list of at most {most}.")
+        return value
+
+
+class Fields(Plain):
+    """What a guest sent: every field is asked for once, and :meth:`done` refuses what nobody asked for."""
+
     def array(self, name: str) -> NDArray[np.generic] | None:
         """An array, or ``None``."""
         value = self._pop(name)
@@ -142,14 +154,6 @@ class Fields:
         """Refuse what nobody asked for."""
         if self._given:
             raise MalformedError(f"This request has no field {next(iter(self._given))[:NAME]!r}.")
-
-    def _list(self, name: str, most: int) -> list[Any]:
-        value = self._pop(name)
-        if value is None:
-            return []
-        if not isinstance(value, list) or len(value) > most:
-            raise MalformedError(f"{name} must be a list of at most {most}.")
-        return value
 
 
 def _text(name: str, value: Any, most: int) -> str:

@@ -25,7 +25,7 @@ MAGIC = b"FXW1"
 HEADER = 1 << 20
 """Bytes of the longest header."""
 
-FRAMES = 16
+FRAMES = 64
 """The most frames of one message."""
 
 DTYPES = (

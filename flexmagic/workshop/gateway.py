@@ -35,7 +35,7 @@ KEPT_JOBS = 4
 class Workshop:
     """Guests, each with a world of their own on one loaded model; every method may be called from any thread.
 
-    ``trusted``: guests' hooks may have code, which runs in the engines with all that they can do.
+    ``trusted``: the code of guests' hooks runs in the engines with all that these can do, not in boxes.
     ``together``: how many guests' runs may share one forward, 1 for none. ``open_to_all``: one key lets
     anybody in; else every place has its own token. Raises :class:`ClusterError` or :class:`ModelError`.
     """
@@ -60,6 +60,7 @@ class Workshop:
         try:
             _ = self._host.model
             self._weights = WeightsWatch(self._host)
+            self.no_boxes = self._host.no_boxes()
         except BaseException:
             self._host.close()
             raise
@@ -76,6 +77,20 @@ class Workshop:
     def _guest(self, name: str, token: str) -> Guest:
         return Guest(name, token, Use(lambda: self.allowance, self._clock), self._clock())
 
+    @property
+    def code(self) -> bool:
+        """Whether guests' hooks may have code: in boxes, or because they are trusted."""
+        return self.trusted or not self.no_boxes
+
+    @property
+    def rules(self) -> str:
+        """What becomes of guests' code, in a sentence."""
+        if self.trusted:
+            return "Guests are trusted: their hooks' code runs in the engines, with all that these can do."
+        if self.no_boxes:
+            return f"Hooks with code are off: {self.no_boxes}. Those without code (--do) work."
+        return "The code of guests' hooks runs in boxes, without files, network or model (seccomp)."
+
     # what guests ask for
 
     def join(self, secret: str, name: str) -> dict[str, Any]:
@@ -85,7 +100,7 @@ class Workshop:
         self.journal.note(guest.name, "join", new=bool(token))
         return {
             "guest": guest.name, "seat": seat, "token": token, "cluster": self.name,
-            "model": str(self._host.model), "limits": str(self.allowance), "code": self.trusted,
+            "model": str(self._host.model), "limits": str(self.allowance), "code": self.code,
             "runs": list(guest.runs), "notice": notice,
         }  # fmt: skip
 
@@ -150,13 +165,13 @@ class Workshop:
         try:
             for job in jobs:
                 if job.guest.tenant is None:
-                    job.guest.tenant = Tenant(self._host, job.guest.said.append)
+                    job.guest.tenant = Tenant(self._host, job.guest.said.append, boxed=not self.trusted)
             if jobs[0].is_run:
                 for result in self._runner.run(jobs, self.allowance):
                     self._finish(result)
             else:
                 job = jobs[0]
-                job.done.set_result(answers.answer(job.guest, job.kind, job.request, trusted=self.trusted))
+                job.done.set_result(answers.answer(job.guest, job.kind, job.request, code=self.code))
         except EngineError as error:
             self._fail(jobs, self._mended(error))
         except FlexError as error:
@@ -218,7 +233,8 @@ class Workshop:
         for guest in self.guests:
             if guest.tenant is not None and self._clock() - guest.seen > self.idle_minutes * 60:
                 self._empty(guest)
-                guest.notice = f"Nothing was asked for in {self.idle_minutes:g} minutes, so your hooks and runs were dropped."
+                idle = f"{self.idle_minutes:g} minutes"
+                guest.notice = f"Nothing was asked for in {idle}: your hooks and runs were dropped."
                 self.journal.note(guest.name, "idle world dropped")
 
     def _empty(self, guest: Guest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
@@ -205,10 +205,6 @@ class Guest:
         """Who one is here, the model, and what one may take."""
         return table_of(self._link.ask("status")[0])
 
-    def rejoin(self) -> None:
-        """Take the same place again after a break; raises :class:`ClusterError`."""
-        self._link.join()
-
     def stop(self) -> None:
         """Leave the place empty; hooks and runs stay for when one comes back, for a while."""
         self._link.close()
@@ -217,10 +213,6 @@ class Guest:
         """As :meth:`stop`: what the end of the notebook does."""
         del kernel
         self.stop()
-
-    def shutdown_engines(self) -> NoReturn:
-        """The engines are the owner's."""
-        raise ClusterError(f"Stopping the engines {OWNERS}")
 
     def __getattr__(self, name: str) -> Any:
         """What is the owner's of a session."""

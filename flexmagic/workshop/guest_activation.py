@@ -25,11 +25,8 @@ AT_ONCE = 16 << 20
 """Bytes that one request asks for."""
 
 
-class GuestActivation:
-    """One whole tensor of a run in a workshop; a :class:`~flexmagic.view.source.Source` for the viewer.
-
-    Holding it costs nothing: what indexing, :meth:`numpy` and the viewer show is what travels.
-    """
+class GuestSource:
+    """What the viewer asks of a tensor in a workshop; see :class:`~flexmagic.view.source.Source`."""
 
     def __init__(
         self,
@@ -63,40 +60,6 @@ class GuestActivation:
     def dtype(self) -> str:
         """The tensor's own dtype by torch's name."""
         return self._info.dtype
-
-    def __getitem__(self, index: object) -> NDArray[Any]:
-        """A part of the whole by ints, slices and ``...``; only that part travels.
-
-        bf16 and fp8 come as float32 of the same values. Raises :class:`InputError` for any other index.
-        """
-        window, rest = window_of(normalise(index, self.shape), self.shape)
-        values = self._fetch(tuple(slice(start, stop) for start, stop in window))
-        for dim, part in enumerate(rest):
-            if isinstance(part, slice) and part.step:
-                values = values.take(range(values.shape[dim])[:: part.step], dim)
-        return np.asarray(values[tuple(0 if isinstance(part, int) else slice(None) for part in rest)])
-
-    def numpy(self) -> NDArray[Any]:
-        """The whole tensor as an array; bf16 and fp8 become float32 of the same values."""
-        return self[...]
-
-    def torch(self) -> Tensor:
-        """The whole tensor on the CPU, in its own dtype."""
-        import torch
-
-        return torch.from_numpy(self.numpy().copy()).to(getattr(torch, self.dtype))
-
-    def _fetch(self, index: tuple[slice, ...]) -> NDArray[Any]:
-        """A slice, in requests of a bounded size."""
-        sizes = [part.stop - part.start for part in index]
-        if not math.prod(sizes) * 8 > AT_ONCE or max(sizes) < 2:
-            return self.read(index)
-        dim = next(at for at, size in enumerate(sizes) if size > 1)
-        middle = index[dim].start + sizes[dim] // 2
-        halves = [slice(index[dim].start, middle), slice(middle, index[dim].stop)]
-        return np.concatenate([self._fetch((*index[:dim], half, *index[dim + 1 :])) for half in halves], dim)
-
-    # the viewer's seam
 
     @property
     def info(self) -> Info:
@@ -159,6 +122,45 @@ class GuestActivation:
         """A digest of the bytes of each rank."""
         header, _ = self._link.ask("digests", **self._where)
         return {int(rank): str(digest) for rank, digest in header["digests"]}
+
+
+class GuestActivation(GuestSource):
+    """One whole tensor of a run in a workshop.
+
+    Holding it costs nothing: what indexing, :meth:`numpy` and the viewer show is what travels.
+    """
+
+    def __getitem__(self, index: object) -> NDArray[Any]:
+        """A part of the whole by ints, slices and ``...``; only that part travels.
+
+        bf16 and fp8 come as float32 of the same values. Raises :class:`InputError` for any other index.
+        """
+        window, rest = window_of(normalise(index, self.shape), self.shape)
+        values = self._fetch(tuple(slice(start, stop) for start, stop in window))
+        for dim, part in enumerate(rest):
+            if isinstance(part, slice) and part.step:
+                values = values.take(range(values.shape[dim])[:: part.step], dim)
+        return np.asarray(values[tuple(0 if isinstance(part, int) else slice(None) for part in rest)])
+
+    def numpy(self) -> NDArray[Any]:
+        """The whole tensor as an array; bf16 and fp8 become float32 of the same values."""
+        return self[...]
+
+    def torch(self) -> Tensor:
+        """The whole tensor on the CPU, in its own dtype."""
+        import torch
+
+        return torch.from_numpy(self.numpy().copy()).to(getattr(torch, self.dtype))
+
+    def _fetch(self, index: tuple[slice, ...]) -> NDArray[Any]:
+        """A slice, in requests of a bounded size."""
+        sizes = [part.stop - part.start for part in index]
+        if not math.prod(sizes) * 8 > AT_ONCE or max(sizes) < 2:
+            return self.read(index)
+        dim = next(at for at, size in enumerate(sizes) if size > 1)
+        middle = index[dim].start + sizes[dim] // 2
+        halves = [slice(index[dim].start, middle), slice(middle, index[dim].stop)]
+        return np.concatenate([self._fetch((*index[:dim], half, *index[dim + 1 :])) for half in halves], dim)
 
     def held(self, rank: int) -> GuestActivation:
         """What one rank holds as a tensor of its own."""

@@ -9,6 +9,7 @@ from flexmagic.client.table import Table
 from flexmagic.errors import InputError
 from flexmagic.layout.patterns import path_matches
 from flexmagic.layout.sites import Site
+from flexmagic.workshop.frames import take
 from flexmagic.workshop.guest_activation import GuestActivation
 
 if TYPE_CHECKING:
@@ -80,6 +81,12 @@ class GuestRun:
         """The ``k`` likeliest next tokens after a position of a row, with probability and logit."""
         said, _ = self._link.ask("top", run=self.number, step=self._step, k=k, row=row, position=position)
         return Table(tuple(said["columns"]), tuple(tuple(row) for row in said["rows"]))
+
+    @property
+    def context(self) -> dict[str, Any]:
+        """What hooks saved in ``ctx``: numbers, texts, and tensors as arrays."""
+        said, frames = self._link.ask("context", run=self.number)
+        return {**said["plain"], **{name: take(array, frames) for name, array in said["arrays"].items()}}
 
     def release(self) -> None:
         """Free this run's captures on the engines."""

@@ -119,10 +119,10 @@ class Guests:
             "or the workshop was opened anew. Type %flexcluster join again."
         )
 
-    def heard(self, guest: Guest, number: int) -> None:
-        """Note a request's number; raises :class:`RefusedError` for one that was heard before."""
+    def heard(self, guest: Guest, number: object) -> None:
+        """Note a request's number; raises :class:`RefusedError` for none, or one that was heard before."""
         with self._lock:
-            if number <= guest.number:
+            if type(number) is not int or number <= guest.number:
                 raise RefusedError("This request was heard before: it is not done twice.")
             guest.number = number
 

@@ -39,7 +39,8 @@ class _Known(http.client.HTTPSConnection):
         if not hmac.compare_digest(seen, self._fingerprint):
             self.close()
             raise ClusterError(
-                "Whoever answers there is not the workshop that the address names: its fingerprint is another."
+                "Whoever answers there is not the workshop that the address names: "
+                "its fingerprint is another."
             )
 
 
@@ -88,7 +89,8 @@ class Link:
         except (OSError, http.client.HTTPException) as error:
             self.close()
             raise ClusterError(
-                f"The workshop at {self._address.host}:{self._address.port} does not answer ({type(error).__name__}). "
+                f"The workshop at {self._address.host}:{self._address.port} does not answer "
+                f"({type(error).__name__}). "
                 "If it is open again, type %flexcluster join with the line that you have: your place is kept."
             ) from None
         except BaseException:
@@ -103,7 +105,7 @@ class Link:
         return header, frames
 
     def _exchanged(self, path: str, raw: bytes, headers: Mapping[str, str]) -> bytes:
-        """One answer; asked for twice where a connection had been closed meanwhile, which does nothing twice."""
+        """One answer; asked for again where a connection was closed meanwhile, which does nothing twice."""
         old, self._connection = self._connection, self._connection or self._open()
         try:
             self._connection.request("POST", path, raw, dict(headers))

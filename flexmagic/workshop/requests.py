@@ -39,7 +39,7 @@ class Saved:
 
 @dataclass(frozen=True)
 class PutHook:
-    """Register a hook: one without code, with code, of a saved value, or, of none of these, capturing only."""
+    """Register a hook: declared, with code, of a saved value or, of none of these, one that captures."""
 
     sites: tuple[str, ...]
     name: str | None
@@ -138,11 +138,20 @@ class Release:
 
 
 @dataclass(frozen=True)
+class Context:
+    """What the hooks of a run saved."""
+
+    run: int
+
+
+@dataclass(frozen=True)
 class Nothing:
     """A request without fields."""
 
 
-Request = PutHook | Switch | MakeRun | Ticket | Where | Read | Overview | Shares | Top | Release | Nothing
+Request = (
+    PutHook | Switch | MakeRun | Ticket | Where | Read | Overview | Shares | Top | Release | Context | Nothing
+)
 
 
 def parse(kind: Any, given: Mapping[str, Any], frames: Sequence[bytes]) -> Request:
@@ -316,6 +325,7 @@ KINDS: Mapping[str, Callable[[Fields], Request]] = {
     "digests": _where,
     "top": _top,
     "release": lambda fields: Release(fields.whole("run", 1, 1 << 40)),
+    "context": lambda fields: Context(fields.whole("run", 1, 1 << 40)),
     "sites": _nothing,
     "status": _nothing,
 }

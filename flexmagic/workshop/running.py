@@ -1,4 +1,4 @@
-"""Making guests' runs: within their limits, several in one forward where that is the same, weights watched."""
+"""Making guests' runs: within their limits, several in one forward where that is the same."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 HELD = 50
 """How many runs of a guest the engines hold at most."""
 
-CHANGED = "The model's weights changed while this run was made, so its result is not to be trusted; the workshop is paused."
+CHANGED = (
+    "The model's weights changed while this run was made, so its result is not to be trusted; "
+    "the workshop is paused."
+)
 
 
 @dataclass
 class RunResult:
-    """How a job ended: its answer or its error, the hash of its hooks, and how many runs shared its forward."""
+    """How a job ended; ``hooks``: a hash of them, ``together``: how many runs shared its forward."""
 
     job: Job
     hooks: str = ""

@@ -117,10 +117,7 @@ class _Ask(_Door):
         try:
             given, frames = unpack(bytes(self.body), longest=HEADER)
             _same_version(given)
-            number = given.pop("number", None)
-            if type(number) is not int:
-                raise MalformedError("A request has a number.")
-            self.workshop.guests.heard(self.guest, number)
+            self.workshop.guests.heard(self.guest, given.pop("number", None))
             found = self.workshop.ask(self.guest, given.pop("kind", None), given, frames)
             if isinstance(found, Job):
                 await self._wait(found)

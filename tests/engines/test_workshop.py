@@ -61,7 +61,7 @@ def at_once(*calls):
     return out
 
 
-def test_two_guests_hooks_on_one_site_never_meet(three, server, loaded, one_process, edited, ids):
+def test_two_guests_hooks_on_one_site_never_meet(three, loaded, one_process, edited, ids):
     ann, ben, cleo = three
     ann.hook(SITE, Declared("scale", (0.25,)), name="mine")
     ben.hook(SITE, Declared("zero"), name="mine", token=-1)
@@ -127,9 +127,18 @@ def test_runs_together_are_what_they_are_alone(three, server):
     ann.hook(SITE, Declared("scale", (0.25,)), token="2:")
     ben.hook(SITE, Declared("resample"))
     ben.hook("model.layers.2.mlp:input", Declared("clamp", (-0.1, 0.1)))
-    cleo.hook("model.layers.0", Declared("add", (), torch.ones(ann.run(PROMPT, capture="model.layers.0")["model.layers.0"].shape[-1])))
+    cleo.hook(
+        "model.layers.0",
+        Declared(
+            "add", (), torch.ones(ann.run(PROMPT, capture="model.layers.0")["model.layers.0"].shape[-1])
+        ),
+    )
     two = [PROMPT, PROMPT.replace("Mary", "John")]
-    asked = (lambda: ann.run(PROMPT, capture=SITE), lambda: ben.run(two, capture=SITE, seed=3), lambda: cleo.run(PROMPT, capture=SITE))
+    asked = (
+        lambda: ann.run(PROMPT, capture=SITE),
+        lambda: ben.run(two, capture=SITE, seed=3),
+        lambda: cleo.run(PROMPT, capture=SITE),
+    )
     server.workshop.together = 1
     alone = at_once(*asked)
     server.workshop.together = 8
@@ -172,8 +181,11 @@ def test_a_guest_comes_back_to_the_same_world(three, server):
 def test_what_is_the_owners_is_refused(three, server):
     ann = three[0]
     for ask in (
-        lambda: ann.trace(PROMPT, "x"), lambda: ann.load("x"), lambda: ann.recover(), lambda: ann.adapter(SITE),
-        ann.shutdown_engines,
+        lambda: ann.trace(PROMPT, "x"),
+        lambda: ann.load("x"),
+        lambda: ann.recover(force=True),
+        lambda: ann.adapter(SITE),
+        lambda: ann.shutdown_engines(),
     ):
         with pytest.raises(ClusterError, match="owner's"):
             ask()

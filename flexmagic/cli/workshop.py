@@ -1,0 +1,43 @@
+"""`flexmagic workshop serve`: a gateway to a running cluster, until it is interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+
+
+def serve(
+    *,
+    profile: str | None,
+    guests: int,
+    limits: str,
+    host: str,
+    port: int,
+    trusted: bool,
+    together: int,
+    log: str | None,
+    every: float,
+) -> None:
+    """Open a workshop, say how to join, and every ``every`` seconds how it is, if that has changed."""
+    from flexmagic.workshop.opening import announcement, open_workshop
+
+    server = open_workshop(
+        profile, guests=guests, limits=limits, host=host, port=port, trusted=trusted, together=together,
+        journal=log,
+    )  # fmt: skip
+    ended = threading.Event()
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: ended.set())
+        print(announcement(server), flush=True)
+        print("Interrupt to close.", flush=True)
+        said = ""
+        while not ended.wait(every):
+            now = str(server.workshop.status())
+            if now != said:
+                print(f"\n{now}", flush=True)
+                said = now
+    except KeyboardInterrupt:
+        pass
+    finally:
+        server.close()
+    print("The workshop is closed. The engines and the model are as they were.", flush=True)

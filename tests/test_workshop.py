@@ -1,0 +1,417 @@
+"""The parts of a workshop that know no cluster: messages, requests, turns, limits, places, addresses."""
+
+import json
+import random
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from flexmagic.engine.declared import KINDS, Declared
+from flexmagic.errors import ClusterError, InputError
+from flexmagic.workshop import requests as asked
+from flexmagic.workshop.address import Address
+from flexmagic.workshop.allowance import Allowance, OverLimitError, Use
+from flexmagic.workshop.desk import Desk, Job
+from flexmagic.workshop.frames import MAGIC, MalformedError, pack, put, take, unpack
+from flexmagic.workshop.guests import Guest, Guests, RefusedError
+from flexmagic.workshop.journal import Journal, digest
+from flexmagic.workshop.requests import parse
+from flexmagic.workshop.rota import QUEUE, Rota, jain
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+# --- messages ----------------------------------------------------------------------------------------
+
+
+def test_a_message_comes_out_as_it_went_in():
+    frames = []
+    array = np.arange(12, dtype=np.float32).reshape(3, 4)
+    said = put(array, frames)
+    header, back = unpack(pack({"kind": "x", "array": said}, frames))
+    assert header["kind"] == "x"
+    assert (take(header["array"], back) == array).all()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"FXW1",
+        b"FXW2" + b"\0\0\0\2{}",
+        MAGIC + b"\xff\xff\xff\xff{}",
+        MAGIC + b"\0\0\0\2[]",
+        MAGIC + b"\0\0\0\2{}",
+        MAGIC + b"\0\0\0\1{",
+        pack({"a": 1}) + b"more",
+        pack({"a": 1}, [b"abc"])[:-1],
+        pack({"a": float("nan")}),
+        MAGIC + (100_000).to_bytes(4, "big") + b"[" * 100_000,
+        pack({}, [b""] * 65),
+    ],
+)
+def test_what_is_no_message_is_refused(raw):
+    with pytest.raises(MalformedError):
+        unpack(raw)
+
+
+def test_mangled_messages_are_refused_or_read_and_nothing_else():
+    draw = random.Random(0)
+    good = pack({"version": 1, "number": 3, "kind": "run", "inputs": "x", "array": {"frame": 0}}, [b"abcd"])
+    refused = 0
+    for _ in range(3000):
+        raw = bytearray(good)
+        for _ in range(draw.randint(1, 4)):
+            raw[draw.randrange(len(raw))] = draw.randrange(256)
+        try:
+            header, frames = unpack(bytes(raw))
+            parse(header.pop("kind", None), header, frames)
+        except InputError:
+            refused += 1
+    assert refused > 2500
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        {"frame": 1, "dtype": "float32", "shape": [1]},
+        {"frame": 0, "dtype": "object", "shape": [1]},
+        {"frame": 0, "dtype": "float32", "shape": [2]},
+        {"frame": 0, "dtype": "float32", "shape": [-1]},
+        {"frame": True, "dtype": "float32", "shape": [1]},
+        {"frame": 0, "dtype": "float32", "shape": [1], "pickle": 1},
+    ],
+)
+def test_what_is_no_array_is_refused(said):
+    with pytest.raises(MalformedError):
+        take(said, [b"\0\0\0\0"])
+
+
+# --- requests ----------------------------------------------------------------------------------------
+
+
+def test_a_request_has_its_fields_and_no_others():
+    run = parse("run", {"inputs": "x", "capture": ["a.*"], "skip": {"m": None, "n": 0.5}}, [])
+    assert run == asked.MakeRun("x", ("a.*",), 0, None, (), None, {"m": None, "n": 0.5}, None, {})
+    hook = parse("hook", {"sites": ["a"], "do": {"kind": "scale", "numbers": [0.5]}, "token": "-1"}, [])
+    assert (hook.do.kind, hook.do.numbers, str(hook.limits)) == ("scale", (0.5,), "token -1")
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("exec", {}),
+        (None, {}),
+        (["run"], {}),
+        ("run", {}),
+        ("run", {"inputs": {"input_ids": [[1]]}}),
+        ("run", {"inputs": [[1], [1, 2]]}),
+        ("run", {"inputs": "x" * 30_000}),
+        ("run", {"inputs": "x", "backward": "1"}),
+        ("run", {"inputs": "x", "seed": 1.5}),
+        ("run", {"inputs": "x", "seed": True}),
+        ("run", {"inputs": "x", "capture": "a"}),
+        ("run", {"inputs": "x", "capture": ["a"] * 1000}),
+        ("run", {"inputs": "x", "skip": {"a": "1+1"}}),
+        ("run", {"inputs": "x", "new_tokens": 1 << 20}),
+        ("run", {"inputs": "x", "new_tokens": 1, "sampling": {"stopping_criteria": 1}}),
+        ("run", {"inputs": "x", "new_tokens": 1, "sampling": {"temperature": -1}}),
+        ("hook", {"sites": ["a"], "do": {"kind": "pickle"}}),
+        ("hook", {"sites": ["a"], "do": {"kind": "scale", "numbers": []}}),
+        ("hook", {"sites": ["a"], "do": {"kind": "zero"}, "code": "x"}),
+        ("hook", {"sites": ["a"], "local": True}),
+        ("hook", {"sites": ["/(a+)+/"]}),
+        ("hook", {"sites": ["*a*b*c*"]}),
+        ("hook", {"sites": ["{1..9}{1..9}{1..9}"]}),
+        ("hook", {"sites": ["a"], "step": "-1"}),
+        ("read", {"run": 1, "site": "a", "index": [[0, -1]]}),
+        ("read", {"run": -1, "site": "a", "index": []}),
+        ("read", {"run": 1, "owner": "else", "site": "a", "index": []}),
+        ("overview", {"run": 1, "site": "a", "rows": 0, "cols": 1, "row_edges": [1, 0], "col_edges": [0, 1]}),
+        (
+            "overview",
+            {"run": 1, "site": "a", "rows": 0, "cols": 1, "row_edges": [0] * 9999, "col_edges": [0]},
+        ),
+        ("switch", {"action": "__init__", "names": []}),
+        ("top", {"run": 1, "k": 10**9}),
+    ],
+)
+def test_requests_that_are_none_are_refused(kind, given):
+    with pytest.raises(InputError):
+        parse(kind, given, [])
+
+
+# --- turns -------------------------------------------------------------------------------------------
+
+
+def test_turns_go_round_whoever_asks_for_more():
+    rota = Rota()
+    for n in range(4):
+        rota.add("greedy", n)
+    rota.add("ann", "a")
+    rota.add("ben", "b")
+    assert rota.place("ann", "a") == 1
+    assert rota.place("greedy", 1) == 3
+    assert [rota.take()[0] for _ in range(6)] == ["greedy", "ann", "ben", "greedy", "greedy", "greedy"]
+    assert rota.take() is None
+
+
+def test_places_are_how_many_turns_come_before():
+    draw = random.Random(1)
+    for _ in range(200):
+        rota, jobs = Rota(), []
+        for n in range(draw.randint(1, 12)):
+            guest = draw.choice("abcd")
+            if rota.add(guest, n):
+                jobs.append((guest, n))
+        said = {job: rota.place(*job) for job in jobs}
+        taken = [rota.take() for _ in jobs]
+        assert {job: at for at, job in enumerate(taken)} == said
+
+
+def test_a_guest_has_only_so_much_waiting():
+    rota = Rota()
+    assert [rota.add("a", n) for n in range(QUEUE + 1)] == [True] * QUEUE + [False]
+    assert rota.drop("a") == list(range(QUEUE))
+    assert len(rota) == 0
+
+
+@pytest.mark.parametrize("together", [1, 8])
+def test_thirty_guests_get_the_same_share_however_they_ask(together):
+    draw = random.Random(2)
+    rota, done = Rota(), dict.fromkeys(range(30), 0)
+    eager = {guest: draw.choice([1, 2, 8]) for guest in done}
+    for _ in range(3000):
+        for guest, most in eager.items():
+            while rota.place(guest, None) == 0 and len(rota._ring.get(guest, ())) < most:
+                rota.add(guest, object())
+        taken = [rota.take(), *rota.take_like(lambda _job: True, together - 1)]
+        for guest, _ in taken:
+            done[guest] += 1
+    assert sum(done.values()) == 3000 * together
+    assert jain(list(done.values())) > 0.99
+    assert jain([1.0] + [0.0] * 29) == pytest.approx(1 / 30)
+
+
+def test_only_what_fits_is_done_together():
+    rota = Rota()
+    for guest, job in (("a", 1), ("b", 2), ("c", 3), ("d", 5)):
+        rota.add(guest, job)
+    assert rota.take() == ("a", 1)
+    assert rota.take_like(lambda job: job % 2 == 1, 1) == [("c", 3)]
+    assert [rota.take()[0] for _ in range(2)] == ["b", "d"]
+
+
+def guest_of(name="ann", clock=None):
+    clock = clock or Clock()
+    return Guest(name, "", Use(Allowance, clock), 0.0)
+
+
+def test_the_desk_works_off_runs_and_looks_and_pauses():
+    order, seen = [], threading.Event()
+
+    def do(jobs):
+        order.append([job.kind for job in jobs])
+        for job in jobs:
+            job.done.set_result(({}, []))
+        seen.set()
+
+    desk = Desk(do, lambda _a, _b: True, lambda: 2, lambda: None)
+    run = parse("run", {"inputs": "x"}, [])
+    runs = [Job(guest_of(name), f"run {name}", run) for name in ("a", "b", "c")]
+    look = Job(guest_of("a"), "look", parse("hooks", {}, []))
+    desk.pause(paused=True)
+    desk.start()
+    for job in (*runs, look):
+        assert desk.add(job)
+    assert look.done.result(timeout=10) == ({}, [])
+    assert desk.waiting == 3
+    assert desk.place(runs[2])[0] == 2
+    assert desk.withdraw(runs[1])
+    desk.pause(paused=False)
+    for job in (runs[0], runs[2]):
+        job.done.result(timeout=10)
+    assert order == [["look"], ["run a", "run c"]]
+    desk.close()
+    assert not desk.add(look)
+
+
+# --- limits ------------------------------------------------------------------------------------------
+
+
+def test_limits_hold_for_a_minute():
+    clock = Clock()
+    use = Use(lambda: Allowance(runs=2, moved=100, tokens=10, requests=3), clock)
+    use.run()
+    clock.now = 30
+    use.run()
+    with pytest.raises(OverLimitError, match=r"2 runs a minute: try again in 30 s"):
+        use.run()
+    clock.now = 61
+    use.run()
+    use.move(60)
+    with pytest.raises(OverLimitError, match="100 bytes a minute"):
+        use.move(60)
+    with pytest.raises(OverLimitError, match="11 tokens; you may have 10"):
+        use.tokens(11)
+    for _ in range(3):
+        use.request()
+    with pytest.raises(OverLimitError, match="3 requests a minute"):
+        use.request()
+
+
+def test_limits_are_read_as_they_are_written():
+    changed = Allowance().changed("runs=20, captured=64MB seconds=2.5")
+    assert (changed.runs, changed.captured, changed.seconds) == (20, 64_000_000, 2.5)
+    assert Allowance().changed(str(changed)) == changed
+    for wrong in ("runs", "walks=3", "runs=-1", "runs=3MB", "captured=much"):
+        with pytest.raises(InputError):
+            Allowance().changed(wrong)
+
+
+# --- places ------------------------------------------------------------------------------------------
+
+
+def places(most=2, *, open_to_all=True):
+    clock = Clock()
+    return Guests(
+        most,
+        lambda name, token: Guest(name, token, Use(Allowance, clock), 0.0),
+        clock,
+        open_to_all=open_to_all,
+    )
+
+
+def test_the_key_gives_each_a_place_and_its_token_brings_them_back():
+    guests = places()
+    ann, seat, token = guests.join(guests.key, "ann")
+    other, _, _ = guests.join(guests.key, "ann")
+    assert (ann.name, other.name) == ("ann", "ann2")
+    with pytest.raises(RefusedError, match="full"):
+        guests.join(guests.key, "cleo")
+    back, new_seat, none = guests.join(token, "whoever")
+    assert back is ann
+    assert none == ""
+    assert guests.seated(new_seat) is ann
+    with pytest.raises(RefusedError, match="another one took it"):
+        guests.seated(seat)
+
+
+def test_forged_and_replayed_are_refused():
+    guests = places(open_to_all=False)
+    token = guests.tokens["guest1"]
+    for forged in ("", token[:-1], token + "x", "guest1"):
+        with pytest.raises(RefusedError):
+            guests.join(forged, "x")
+    guest, seat, _ = guests.join(token, "x")
+    assert guest.name == "guest1"
+    assert token not in repr(guest), "only its hash is kept with the guest"
+    guests.heard(guest, 1)
+    for number in (1, 0, None, "2", True):
+        with pytest.raises(RefusedError):
+            guests.heard(guest, number)
+    guests.out("guest1")
+    with pytest.raises(RefusedError):
+        guests.seated(seat)
+    with pytest.raises(RefusedError, match="asked to leave"):
+        guests.join(token, "x")
+    with pytest.raises(ClusterError, match="no guest"):
+        guests.out("guest1")
+
+
+@pytest.mark.parametrize("name", ["", "x" * 50, "a\nb", "<b>"])
+def test_names_are_plain(name):
+    guests = places()
+    with pytest.raises(RefusedError):
+        guests.join(guests.key, name)
+
+
+def test_addresses():
+    token, fingerprint = "t" * 24, "0" * 64
+    for text in (f"127.0.0.1:80/{token}", f"lab.example:4000/{token}/{fingerprint}", f"[::1]:80/{token}"):
+        assert str(Address.read(text)) == text
+    with pytest.raises(InputError, match="fingerprint"):
+        Address.read(f"lab.example:4000/{token}")
+    for wrong in ("", "http://x", f"127.0.0.1/{token}", f"127.0.0.1:99999/{token}", "127.0.0.1:80/short"):
+        with pytest.raises(InputError):
+            Address.read(wrong)
+
+
+def test_the_log_is_json_lines_that_only_its_owner_reads(tmp_path):
+    log = Journal(tmp_path / "a" / "log.jsonl")
+    log.note("ann", "run", seconds=0.5, outcome="ok")
+    log.close()
+    log.note("ann", "late")
+    (line,) = (tmp_path / "a" / "log.jsonl").read_text().splitlines()
+    assert json.loads(line)["who"] == "ann"
+    assert (tmp_path / "a" / "log.jsonl").stat().st_mode & 0o077 == 0
+    assert digest(["a"]) != digest(["b"])
+
+
+# --- hooks without code ------------------------------------------------------------------------------
+
+
+def done(kind, x, *numbers, values=None):
+    return Declared(kind, numbers, values).function()(x, None)
+
+
+def test_what_hooks_without_code_do():
+    torch.manual_seed(0)
+    x, vector = torch.randn(3, 5, 4), torch.randn(4)
+    assert not done("zero", x).any()
+    assert torch.equal(done("scale", x, 0.5), x * 0.5)
+    assert torch.equal(done("add", x, 2.0, values=vector), x + 2 * vector)
+    assert torch.allclose(done("mean", x), x.mean((0, 1)).expand_as(x))
+    assert torch.equal(done("mean", x, values=vector), vector.expand_as(x))
+    assert torch.equal(done("patch", x, values=x[:1]), x[:1].expand_as(x))
+    assert torch.equal(done("clamp", x, -0.1, 0.1), x.clamp(-0.1, 0.1))
+    left = done("project", x, values=vector)
+    assert torch.allclose(left @ vector, torch.zeros(3, 5), atol=1e-6)
+    assert not torch.allclose(left, x)
+    rows = done("resample", x)
+    assert sorted(rows[:, 0, 0].tolist()) == sorted(x[:, 0, 0].tolist())
+    assert not any(torch.equal(rows[n], x[n]) for n in range(3))
+    assert set(KINDS) == {
+        "zero",
+        "scale",
+        "add",
+        "mean",
+        "resample",
+        "patch",
+        "project",
+        "clamp",
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "values"),
+    [
+        ("eval", (), None),
+        ("scale", (), None),
+        ("scale", (float("nan"),), None),
+        ("zero", (), torch.ones(2)),
+        ("add", (), None),
+        ("add", (), torch.ones(2, dtype=torch.int64)),
+        ("clamp", (1.0, 0.0), None),
+        ("project", (), torch.zeros(4)),
+        ("project", (), torch.ones(2, 2)),
+    ],
+)
+def test_what_makes_no_hook_is_refused(kind, numbers, values):
+    with pytest.raises(InputError):
+        Declared(kind, numbers, values)
+
+
+def test_values_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match=r"\[3\] do not fit what is here, \[2, 4\]"):
+        done("add", torch.ones(2, 4), values=torch.ones(3))
+    with pytest.raises(ValueError, match="two rows"):
+        done("resample", torch.ones(1, 4))
