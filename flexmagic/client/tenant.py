@@ -65,7 +65,7 @@ class Host:
         waiting.limits = replace(waiting.limits, run=seconds)
 
     def watched(self, work: Callable[[], T]) -> tuple[T | BaseException, list[str]]:
-        """Do something while nobody else can: what it returns or raises, and which parameters it wrote into."""
+        """Do something while nobody else can: what it returns or raises, and which weights it wrote into."""
         with self._turn():
             before = self.calls.all("weight_versions")
             found: T | BaseException

@@ -16,6 +16,7 @@ from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.owners import OwnersMagics
 from flexmagic.magics.panel import PanelMagics
 from flexmagic.magics.recipes import RecipeMagics
 from flexmagic.magics.restart import Restart
@@ -37,7 +38,7 @@ FAMILIES = (
 """One class per family; the names of their magics all start with ``flex``."""
 
 HELPERS: tuple[Callable[[InteractiveShell, Desk], Helper], ...]
-HELPERS = (Completion, Inspection, EngineCells, Restart)
+HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, Restart)
 """What stands beside the magics in a shell."""
 
 _DESK = "_flexmagic_desk"

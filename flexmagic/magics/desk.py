@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from flexmagic.client.session import Session
     from flexmagic.client.waiting import Waited
     from flexmagic.magics.cells import EngineCells
+    from flexmagic.magics.owners import OwnersMagics
     from flexmagic.view.cancel import CancelButton
     from flexmagic.workshop.guest import Guest
     from flexmagic.workshop.serving import Server
@@ -56,6 +57,7 @@ class Desk:
         self._session: Session | None = None
         self._coming: Coming | None = None
         self.cells: EngineCells
+        self.owners: OwnersMagics
         self.workshop: Server | None = None
         self.last_error: FlexError | None = None
         self.helpers: tuple[Helper, ...] = ()
@@ -90,6 +92,7 @@ class Desk:
     def take_guest(self, guest: Guest) -> None:
         """Make a place in a workshop the notebook's session, which refuses what is its owner's."""
         self._session = cast("Session", guest)
+        self.owners.refuse()
 
     @staticmethod
     def is_guest(session: Session) -> bool:
@@ -121,6 +124,7 @@ class Desk:
             self.workshop.close()
             self.workshop = None
         session, self._session = self.session, None
+        self.owners.remove()
         return session
 
     def quoting(self, name: str, magic: Callable[..., Any]) -> Callable[..., Any]:

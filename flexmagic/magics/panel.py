@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from IPython.core.magic import line_magic, magics_class
 from IPython.core.magic_arguments import argument, magic_arguments
 
-from flexmagic.errors import InputError
+from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import parse
 from flexmagic.magics.desk import DeskMagics
 
@@ -40,5 +40,7 @@ class PanelMagics(DeskMagics):
             raise InputError(f"%flexpanel has no panel {args.what!r}. Panels: {', '.join(WHAT)}.")
         from flexmagic.view.panels import ClusterPanel, HooksPanel, ModelPanel
 
+        if self._desk.is_guest(self._desk.session):
+            raise ClusterError("Panels are the owner's in a workshop: %flexhook lists your hooks.")
         kinds = {"model": ModelPanel, "hooks": HooksPanel, "cluster": ClusterPanel}
         return kinds[args.what](self._desk.session)

@@ -84,12 +84,9 @@ def _refuse(name: str) -> Any:
 
 def put(array: NDArray[Any], frames: list[bytes]) -> dict[str, Any]:
     """Add an array to the frames; returns what stands for it in the header."""
-    import numpy as np
-
-    array = np.ascontiguousarray(array)
     if array.dtype.name not in DTYPES:
         raise InputError(f"Arrays of {array.dtype} do not travel; these do: {', '.join(DTYPES)}.")
-    frames.append(array.tobytes())
+    frames.append(array.tobytes())  # row-major, whatever it is in memory
     return {"frame": len(frames) - 1, "dtype": array.dtype.name, "shape": list(array.shape)}
 
 

@@ -281,6 +281,14 @@ class Workshop:
         self._desk.pause(paused=False)
         self.journal.note("owner", "resume")
 
+    def check_weights(self) -> list[str]:
+        """Look at all weights now; names those that changed unseen since the last time."""
+        found: list[str] = []
+        self._desk.errand(lambda: found.extend(self._weights.look())).result()
+        if found:
+            self._alarm(["guests"], found)
+        return found
+
     def _settle(self) -> None:
         """Take the model and its weights as they are now."""
         self._host.find_model()

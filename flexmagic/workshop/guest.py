@@ -15,6 +15,7 @@ from flexmagic.layout.patterns import listed
 from flexmagic.workshop.address import Address
 from flexmagic.workshop.frames import put
 from flexmagic.workshop.guest_hooks import GuestHook, GuestHooks, table_of
+from flexmagic.workshop.guest_known import GuestKnown
 from flexmagic.workshop.guest_run import GuestRun
 from flexmagic.workshop.link import Link
 
@@ -35,6 +36,16 @@ class GuestModel:
     def layout_table(self) -> Table:
         """Every site with its whole shape and layout."""
         return table_of({**self._said, "title": str(self)})
+
+    def tree(self) -> Table:
+        """As :meth:`layout_table`: a guest has no other view of the model."""
+        return self.layout_table()
+
+    def __getattr__(self, name: str) -> Any:
+        """What is the owner's of a model."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise ClusterError(f"{name} {OWNERS}")
 
     def __str__(self) -> str:
         """Class, source, mesh and bytes per rank."""
@@ -57,6 +68,7 @@ class Guest:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.hooks = GuestHooks(link)
+        self.known = GuestKnown(lambda: self.model.paths, self.hooks)
         self._cancelled = False
         self.printer: Callable[[str], None] = print
 

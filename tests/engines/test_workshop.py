@@ -1,6 +1,7 @@
 """Guests of one loaded model: each alone in a world of its own, with the values of one process."""
 
 import contextlib
+import dataclasses
 import http.client
 import json
 import threading
@@ -8,6 +9,7 @@ import threading
 import pytest
 import torch
 
+from flexmagic.engine.box_walls import available
 from flexmagic.engine.declared import Declared
 from flexmagic.errors import ClusterError, FlexError, HookError, InputError, SiteError
 from flexmagic.workshop.address import Address
@@ -15,6 +17,7 @@ from flexmagic.workshop.frames import VERSION, pack, unpack
 from flexmagic.workshop.gateway import Workshop
 from flexmagic.workshop.guest import Guest
 from flexmagic.workshop.link import Link
+from flexmagic.workshop.opening import open_workshop
 from flexmagic.workshop.serving import TYPE, Server
 
 from .conftest import PROMPT, relative
@@ -22,6 +25,7 @@ from .conftest import PROMPT, relative
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 
 SITE = "model.layers.1.mlp"
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - that is what is tried
 
 
 @pytest.fixture
@@ -185,10 +189,11 @@ def test_what_is_the_owners_is_refused(three, server):
         lambda: ann.load("x"),
         lambda: ann.recover(force=True),
         lambda: ann.adapter(SITE),
-        lambda: ann.shutdown_engines(),
+        lambda: ann.shutdown_engines,
     ):
         with pytest.raises(ClusterError, match="owner's"):
             ask()
+    server.workshop.no_boxes = "no walls here"
     with pytest.raises(HookError, match="code are off"):
         ann.hook(SITE, "import os; os.abort()")
     with pytest.raises(InputError):
@@ -218,6 +223,77 @@ def test_limits_are_said_and_hold(three, server):
     with pytest.raises(InputError, match="3 runs a minute"):
         ann.run(PROMPT)
     assert "ann" in str(server.workshop.status())
+
+
+@pytest.mark.skipif(bool(available()), reason=available() or "boxes can be made")
+def test_code_of_guests_runs_in_boxes(three, one_process, edited, ids):
+    ann, ben, _ = three
+    ann.hook(SITE, "x[:, -1] *= 0.5\nctx['top'] = x[0, -1].max()\nprint('at', site)", name="mine")
+    said = []
+    ann.printer = said.append
+    run = ann.run(PROMPT, capture=SITE)
+
+    def half(out):
+        out = out.clone()
+        out[:, -1] *= 0.5
+        return out
+
+    with torch.no_grad(), edited({SITE: half}) as model:
+        truth = model(ids).logits
+    with torch.no_grad():
+        assert relative(truth, one_process(ids).logits) > 1e-3
+    assert relative(run.logits.torch(), truth) < 1e-5
+    assert float(run.context["top"]) == pytest.approx(float(run[SITE][0, -1].max()))
+    assert "at model.layers.1.mlp" in "".join(said)
+    for code, match in (
+        ("open('/etc/passwd')", "not permitted"),
+        ("x += model.lm_head", "model"),
+    ):
+        ben.hook(SITE, code, name="bad")
+        with pytest.raises(HookError, match=match):
+            ben.run(PROMPT)
+    assert relative(ann.run(PROMPT).logits.torch(), truth) < 1e-5
+
+
+def test_weights_that_change_in_a_run_are_named_and_stop_the_workshop(loaded, tmp_path):
+    server = Server(Workshop(loaded.cluster_name, trusted=True, journal=tmp_path / "log.jsonl"))
+    try:
+        ann = Guest.join(address(server), "ann")
+        ann.hook(SITE, "module.down_proj.weight.mul_(1.0)", name="bad")
+        with pytest.raises(FlexError, match="weights changed while this run"):
+            ann.run(PROMPT)
+        assert "ann" in server.workshop.alarm
+        assert "model.layers.1.mlp.down_proj.weight" in server.workshop.alarm
+        ann.hooks["bad"].remove()
+        server.workshop.resume()
+        assert ann.run(PROMPT).number
+        assert server.workshop._weights.look() == []
+        ann.hook(SITE, "module.down_proj.weight.data.mul_(2)", name="worse")
+        ann.run(PROMPT)
+        assert "model.layers.1.mlp.down_proj.weight" in server.workshop.check_weights()
+        ann.hook(SITE, "module.down_proj.weight.data.div_(2)", name="worse")
+        ann.run(PROMPT)
+    finally:
+        server.close()
+
+
+def test_beyond_this_machine_there_is_tls_and_a_token_for_each(loaded, tmp_path):
+    server = open_workshop(loaded.cluster_name, guests=2, host=EVERYWHERE, journal=tmp_path / "log.jsonl")
+    try:
+        assert set(server.lines) == {"guest1", "guest2"}
+        there = Address.read(server.lines["guest2"].split()[-1])
+        here = dataclasses.replace(there, host="127.0.0.1")
+        guest = Guest(Link(here))
+        assert guest.name == "guest2"
+        assert guest.run(PROMPT).top(1).rows
+        with pytest.raises(ClusterError, match="fingerprint is another"):
+            Link(dataclasses.replace(here, fingerprint="0" * 64))
+        with pytest.raises(ClusterError):
+            Link(dataclasses.replace(here, fingerprint=""))
+    finally:
+        server.close()
+    with pytest.raises(ClusterError, match="does not answer"):
+        guest.run(PROMPT)
 
 
 def raw(server, path, body, headers):
