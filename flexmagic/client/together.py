@@ -64,6 +64,35 @@ def _release(host: Host, planned: Sequence[Planned]) -> None:
         host.calls.all("release", each.run.key)
 
 
+PROBE = ([list(range(1, 10))], [list(range(2, 8))])
+"""Inputs of different lengths, by which it is measured whether filling up changes anything."""
+
+SAME = 1e-5
+"""Largest difference of the outputs, relative to the largest value, that counts as none."""
+
+
+def fills_up(host: Host) -> bool:
+    """Whether a model's rows are the same when others of a batch are longer: measured on two inputs."""
+    from flexmagic.client.tenant import Tenant
+
+    tenant = Tenant(host)
+    runs = run_together(host, [Wish(tenant, ids) for ids in PROBE])
+    if runs is None:
+        return False
+    alone = [tenant.run(ids) for ids in PROBE]
+    try:
+        return all(_same(one, other) for one, other in zip(runs, alone, strict=True))
+    finally:
+        tenant.leave([*runs, *alone])
+
+
+def _same(one: Run, other: Run) -> bool:
+    pairs = [(one[site].torch().double(), other[site].torch().double()) for site in other.sites]
+    return bool(pairs) and all(
+        a.shape == b.shape and float((a - b).abs().max()) <= SAME * float(b.abs().max()) for a, b in pairs
+    )
+
+
 def _planned(wish: Wish) -> Planned:
     patterns = [Site.parse(text) for text in listed(wish.capture)]
     hooks = wish.tenant.hooks.acting(wish.only, wish.without)

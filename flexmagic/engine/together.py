@@ -1,7 +1,8 @@
 """Runs of several people in one forward: each has rows of its own, its own hooks there, and sees no others.
 
 Rows of a batch do not meet in a model, which the survey has measured. Where they do, or where a run asks
-for what has no rows, there is no such forward, and the client makes one for each.
+for what has no rows, there is no such forward, and the client makes one for each. Shorter rows are filled
+up at their ends, which changes nothing where a model looks back only: the client measures that first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.micro_batches import batch_dim
 from flexmagic.engine.outcome import Edit, Outcome
-from flexmagic.engine.rows import batch_of, extent_of, rows_dim
+from flexmagic.engine.rows import NoRows, batch_of, extent_of, rows_dim
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
 from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.tensors import check_result, dtype_name
@@ -33,9 +34,10 @@ from flexmagic.layout.sites import Site
 
 @dataclass(frozen=True)
 class Member:
-    """One run among several: its rows of the batch, its hooks in their order and its seed."""
+    """One run among several: its rows of the batch, tokens per row, hooks in their order and seed."""
 
     rows: tuple[int, int]
+    length: int
     hooks: tuple[ActiveHook, ...]
     seed: int
     edits: list[Edit] = field(default_factory=list)
@@ -43,10 +45,10 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class TogetherHook(ActiveHook):
-    """The hooks of all members, each on its member's rows alone; ``total``: the rows of the batch."""
+    """The hooks of all members, each on its member's rows alone; ``size``: rows of the batch, and tokens."""
 
     members: Sequence[Member]
-    total: int
+    size: tuple[int, int]
     rules: Mapping[Site, Rule]
     visits: Counter[Site] = field(default_factory=Counter)
 
@@ -61,8 +63,7 @@ class TogetherHook(ActiveHook):
                 continue
             if dim is None:
                 raise ValueError(f"{site} has no rows")
-            start, stop = (at * (x.shape[dim] // self.total) for at in member.rows)
-            index = (slice(None),) * dim + (slice(start, stop),)
+            index = _own(rule, x.shape, member, self.size)
             own = x[index].clone()
             for hook in mine:
                 own = self._edited(member, hook, site, own, names)
@@ -97,20 +98,25 @@ def run_together(
     which each alone says better.
     """
     arguments = _joined(prepared)
-    if arguments is None or not _fits(runtime, joint) or runtime.is_stale(Prepared(arguments, [], [])):
+    lengths = {len(one.ids[0]) for one in prepared if one.ids}
+    if (
+        arguments is None
+        or not _fits(runtime, joint, filled=len(lengths) > 1)
+        or runtime.is_stale(Prepared(arguments, [], []))
+    ):
         return None
     total = batch_of(arguments)
     ends = list(itertools.accumulate((len(p.ids) for p in prepared), initial=0))
-    members = []
-    for plan, rows in zip(plans, itertools.pairwise(ends), strict=True):
+    members, size = list[Member](), (total, arguments["input_ids"].shape[1])
+    for plan, rows, own in zip(plans, itertools.pairwise(ends), prepared, strict=True):
         hooks = [
             ActiveHook(*runtime.hooks[plan.owner, name, version], frozenset(sites), heads)
             for name, version, sites, heads in plan.hooks
         ]
-        members.append(Member(rows, tuple(hooks), plan.seed))
+        members.append(Member(rows, len(own.ids[0]), tuple(hooks), plan.seed))
     instrument = runtime.instrument(joint, extent_of(arguments, shared_out=False))
     if sites := frozenset(site for m in members for hook in m.hooks for site in hook.sites):
-        instrument.hooks.append(_hook(members, total, runtime.rules, sites))
+        instrument.hooks.append(_hook(members, size, runtime.rules, sites))
     reply = _forward(runtime, joint, instrument, arguments)
     try:
         if reply.error or reply.outcome.failures or reply.outcome.stopped:
@@ -118,26 +124,53 @@ def run_together(
         out = []
         for plan, member, own in zip(plans, members, prepared, strict=True):
             mine = replace(reply, extent=extent_of(own.arguments, shared_out=False))
-            out.append(_taken(runtime, (joint, plan), mine, member, total))
+            out.append(_taken(runtime, (joint, plan), mine, member, size))
         return out
     finally:
         runtime.captures.drop(joint.key)
 
 
 def _joined(prepared: Sequence[Prepared]) -> dict[str, Any] | None:
-    """The arguments of all rows; ``None`` where inputs are no ids of one length, or differ in what else."""
+    """The arguments of all rows, shorter ones filled up; ``None`` for no ids, or if they differ in more."""
     others = [{k: v for k, v in p.arguments.items() if k != "input_ids"} for p in prepared]
     if any(isinstance(v, torch.Tensor) or v != others[0].get(k) for o in others for k, v in o.items()):
         return None
-    if len({len(row) for p in prepared for row in p.ids}) != 1 or any(
-        o.keys() != others[0].keys() for o in others
-    ):
+    if not all(p.ids for p in prepared) or any(o.keys() != others[0].keys() for o in others):
         return None
-    return {**others[0], "input_ids": torch.cat([p.arguments["input_ids"] for p in prepared])}
+    ids = [p.arguments["input_ids"] for p in prepared]
+    longest = max(one.shape[1] for one in ids)
+    filled = [torch.nn.functional.pad(one, (0, longest - one.shape[1])) for one in ids]
+    return {**others[0], "input_ids": torch.cat(filled)}
 
 
-def _fits(runtime: Runtime, joint: RunPlan) -> bool:
-    """Whether rows keep apart in this model, and in all that is captured."""
+def _own(rule: Rule, shape: Sequence[int], member: Member, size: tuple[int, int]) -> tuple[slice, ...]:
+    """Where a member's rows and tokens are in a tensor of all; raises :class:`NoRows` where they are not."""
+    total, longest = size
+    out = [slice(None)] * len(shape)
+    at = rows_dim(rule)
+    assert at is not None  # what has no rows was refused before
+    per_row = shape[at] // total
+    out[at] = slice(member.rows[0] * per_row, member.rows[1] * per_row)
+    if member.length < longest:
+        if per_row > 1 or any(split.dim in _tokens(rule) for split in rule.splits):
+            raise NoRows(str(rule.site))
+        for dim in _tokens(rule):
+            if shape[dim] != longest:
+                raise NoRows(str(rule.site))
+            out[dim] = slice(0, member.length)
+    return tuple(out)
+
+
+def _tokens(rule: Rule) -> list[int]:
+    """The dims that count tokens."""
+    return [at for at, dim in enumerate(rule.dims) if dim.size is None and dim.name == "seq"]
+
+
+def _fits(runtime: Runtime, joint: RunPlan, *, filled: bool) -> bool:
+    """Whether rows keep apart in this model, and in all that is captured; ``filled``: some up."""
+    rules = [runtime.rules[site] for site in joint.capture]
+    if filled and any(split.dim in _tokens(rule) for rule in rules for split in rule.splits):
+        return False
     if standing(runtime.model) is not None or max(runtime.row_groups, default=0) > 0:
         return False
     if any(rule.together for rule in runtime.rules.values()):
@@ -146,13 +179,13 @@ def _fits(runtime: Runtime, joint: RunPlan) -> bool:
 
 
 def _hook(
-    members: Sequence[Member], total: int, rules: Mapping[Site, Rule], sites: frozenset[Site]
+    members: Sequence[Member], size: tuple[int, int], rules: Mapping[Site, Rule], sites: frozenset[Site]
 ) -> TogetherHook:
     def call(names: dict[str, Any]) -> torch.Tensor:
         return hook.arrive(Site.parse(names["site"]), names["x"], names)
 
     source = from_text("together", 1, "x")
-    hook = TogetherHook(source, call, sites, members=members, total=total, rules=rules)
+    hook = TogetherHook(source, call, sites, members=members, size=size, rules=rules)
     return hook
 
 
@@ -170,7 +203,11 @@ def _forward(runtime: Runtime, joint: RunPlan, instrument: Instrument, arguments
 
 
 def _taken(
-    runtime: Runtime, plans: tuple[RunPlan, RunPlan], reply: RunReply, member: Member, total: int
+    runtime: Runtime,
+    plans: tuple[RunPlan, RunPlan],
+    reply: RunReply,
+    member: Member,
+    size: tuple[int, int],
 ) -> RunReply:
     """Keep a member's rows of what it captures under its key, as copies: nobody holds others' rows.
 
@@ -178,14 +215,12 @@ def _taken(
     """
     joint, plan = plans
     local: dict[Site, tuple[tuple[int, ...], str]] = {}
-    nbytes, (start, stop) = 0, member.rows
+    nbytes = 0
     for site in reply.local:
         if site not in plan.capture:
             continue
-        piece, dim = runtime.captures.get(joint.key, site), batch_dim(runtime.rules[site])
-        assert dim is not None  # what is captured was looked at before
-        per_row = piece.shape[dim] // total
-        piece = piece.narrow(dim, start * per_row, (stop - start) * per_row).clone()
+        piece, rule = runtime.captures.get(joint.key, site), runtime.rules[site]
+        piece = piece[_own(rule, piece.shape, member, size)].clone()
         runtime.captures.keep(plan.key, site, piece)
         local[site] = tuple(piece.shape), dtype_name(piece.dtype)
         nbytes += piece.nbytes

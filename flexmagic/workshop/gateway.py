@@ -14,7 +14,7 @@ from flexmagic.client.tenant import Host, Tenant
 from flexmagic.errors import EngineError, FlexError, InputError, ModelError
 from flexmagic.workshop import answers
 from flexmagic.workshop import requests as asked
-from flexmagic.workshop.allowance import Allowance, Use
+from flexmagic.workshop.allowance import Allowance, Use, Window
 from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.desk import Desk, Job
 from flexmagic.workshop.guests import Guest, Guests
@@ -27,6 +27,9 @@ GUESTS = 30
 
 IDLE_MINUTES = 120.0
 """Minutes after which the world of a guest who asks for nothing is dropped."""
+
+REFUSALS = 200
+"""Refusals that the log notes in a minute."""
 
 KEPT_JOBS = 4
 """How many finished runs of a guest can still be asked for by their tickets."""
@@ -68,6 +71,7 @@ class Workshop:
         self.journal = Journal(journal or Path.cwd() / f"{self.name}-workshop.jsonl")
         self.guests = Guests(guests, self._guest, clock, open_to_all=open_to_all)
         self._runner = Runner(self._host, self._weights, self._alarm)
+        self._refusals = Window(clock)
         self._tickets = itertools.count(1)
         self.alarm = ""
         self._desk = Desk(self._do, self._runner.mates, lambda: self.together, self._look_after)
@@ -124,7 +128,7 @@ class Workshop:
         return ({"ticket": job.ticket, **self.progress(job)}, []) if job.is_run else job
 
     def _accept(self, guest: Guest, job: Job) -> None:
-        under_way = next((j for j in guest.jobs.values() if not j.done.done()), None)
+        under_way = next((j for j in list(guest.jobs.values()) if not j.done.done()), None)
         if under_way is not None:
             raise InputError("Your last run is still under way: one at a time. Wait for it, or interrupt it.")
         guest.use.run()
@@ -132,6 +136,12 @@ class Workshop:
         guest.jobs[job.ticket] = job
         for old in list(guest.jobs)[:-KEPT_JOBS]:
             del guest.jobs[old]
+
+    def refused(self, who: str, status: int, error: str) -> None:
+        """Note what was refused before anybody looked at it; of a flood, so much a minute."""
+        if self._refusals.total < REFUSALS:
+            self._refusals.add()
+            self.journal.note(who, "refused", status=status, error=error[:200])
 
     def progress(self, job: Job) -> dict[str, Any]:
         """Where a run stands: how many turns come before it, and its estimated wait in seconds."""
@@ -252,7 +262,7 @@ class Workshop:
         """Who is there, what they wait for, what they have taken, and what failed last."""
         rows = []
         for guest in self.guests:
-            job = next((j for j in guest.jobs.values() if not j.done.done()), None)
+            job = next((j for j in list(guest.jobs.values()) if not j.done.done()), None)
             state = "away" if not guest.seat else "idle"
             if job is not None:
                 said = self.progress(job)

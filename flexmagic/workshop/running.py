@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.hooks import sites_at
 from flexmagic.client.sweep import site_bytes
-from flexmagic.client.together import Wish, run_together
+from flexmagic.client.together import Wish, fills_up, run_together
 from flexmagic.errors import FlexError, InputError
 from flexmagic.layout.sites import Site
 from flexmagic.workshop import answers
@@ -53,6 +53,7 @@ class Runner:
         self, host: Host, weights: WeightsWatch, alarm: Callable[[list[str], list[str]], None]
     ) -> None:
         self._host, self._weights, self._alarm = host, weights, alarm
+        self._fills: dict[str, bool] = {}
 
     def mates(self, first: Job, other: Job) -> bool:
         """Whether two runs may be made in one forward, as far as can be told from what is asked for."""
@@ -63,7 +64,7 @@ class Runner:
 
     def run(self, jobs: Sequence[Job], allowance: Allowance) -> list[RunResult]:
         """Make the runs of some jobs; every job has a result."""
-        done, ready = [], dict[int, list[RunResult]]()
+        done, ready = [], list[tuple[int, RunResult]]()
         self._host.limit(allowance.seconds)
         for job in jobs:
             result = RunResult(job, _hooks_of(job.guest))
@@ -73,12 +74,27 @@ class Runner:
                 result.error = error
                 done.append(result)
             else:
-                ready.setdefault(length, []).append(result)
-        for group in ready.values():
+                ready.append((length, result))
+        for group in self._groups(ready):
             self._make(group)
             done += group
         self._after(len(jobs), [result.job.guest.name for result in done])
         return done
+
+    def _groups(self, ready: list[tuple[int, RunResult]]) -> list[list[RunResult]]:
+        """What may share a forward: all, once it is known that filling up shorter rows changes nothing."""
+        fills = len({length for length, _ in ready}) > 1 and self._fills_up()
+        found: dict[int, list[RunResult]] = {}
+        for length, result in ready:
+            found.setdefault(0 if fills else length, []).append(result)
+        return list(found.values())
+
+    def _fills_up(self) -> bool:
+        """Whether filling up changes nothing in the model that is loaded now; measured once."""
+        name = str(self._host.model)
+        if name not in self._fills:
+            self._fills[name] = fills_up(self._host)
+        return self._fills[name]
 
     def _after(self, count: int, names: list[str]) -> None:
         if unseen := self._weights.after_runs(count):

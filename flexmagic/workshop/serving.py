@@ -57,7 +57,7 @@ class _Door(tornado.web.RequestHandler):
 
     def _refuse(self, status: int, error: FlexError) -> None:
         who = self.guest.name if self.guest is not None else f"stranger at {self.request.remote_ip}"
-        self.workshop.journal.note(who, "refused", status=status, error=str(error)[:200])
+        self.workshop.refused(who, status, str(error))
         if self.guest is not None:
             self.guest.errors += 1
             self.guest.last_error = str(error)[:120]

@@ -141,7 +141,7 @@ def test_runs_together_are_what_they_are_alone(three, server):
     asked = (
         lambda: ann.run(PROMPT, capture=SITE),
         lambda: ben.run(two, capture=SITE, seed=3),
-        lambda: cleo.run(PROMPT, capture=SITE),
+        lambda: cleo.run(PROMPT[:30], capture=[SITE, "model.layers.*.self_attn"]),
     )
     server.workshop.together = 1
     alone = at_once(*asked)
@@ -271,6 +271,7 @@ def test_weights_that_change_in_a_run_are_named_and_stop_the_workshop(loaded, tm
         ann.hook(SITE, "module.down_proj.weight.data.mul_(2)", name="worse")
         ann.run(PROMPT)
         assert "model.layers.1.mlp.down_proj.weight" in server.workshop.check_weights()
+        server.workshop.resume()
         ann.hook(SITE, "module.down_proj.weight.data.div_(2)", name="worse")
         ann.run(PROMPT)
     finally:
