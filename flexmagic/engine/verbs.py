@@ -29,6 +29,7 @@ from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
 from flexmagic.engine.tensors import together
+from flexmagic.errors import FlexError
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
@@ -162,10 +163,17 @@ def run(runtime: Runtime, plan: RunPlan, inputs: Any) -> RunAnswer | None:
 
 
 @verb
-def ids_of(runtime: Runtime, inputs: Any) -> list[list[int]]:
-    """The token ids of an input, without a run; empty for inputs that are no ids."""
+def sizes_of(runtime: Runtime, inputs: Sequence[Any]) -> list[tuple[int, int] | FlexError]:
+    """Rows and tokens per row of some inputs, without a run, or why one cannot be run on."""
     assert runtime.loaded is not None  # the client has a model
-    return prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device).ids
+    found: list[tuple[int, int] | FlexError] = []
+    for one in inputs:
+        try:
+            ids = prepare(one, runtime.model, runtime.loaded.tokenizer, runtime.place.device).ids
+            found.append((len(ids), len(ids[0]) if ids else 0))
+        except FlexError as error:
+            found.append(error)
+    return found
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class HookMagics(DeskMagics):
 
     def _register(self, args: Namespace, cell: str) -> Hook:
         texts = {name: getattr(args, name) for name in ("name", "group", "step", "row", "token", "when")}
-        given = {name: unquoted(text) for name, text in texts.items() if text is not None}
+        given: dict[str, Any] = {name: unquoted(text) for name, text in texts.items() if text is not None}
         if args.do is not None:
             if cell.strip():
                 raise InputError("A hook has a body or --do, not both.")

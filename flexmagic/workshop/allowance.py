@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from flexmagic.errors import InputError
 
@@ -36,14 +37,15 @@ class Allowance:
 
     def changed(self, text: str) -> Allowance:
         """The same with what ``"runs=20 captured=64MB"`` says; raises :class:`InputError`."""
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         names = [field.name for field in fields(self)]
         for word in text.replace(",", " ").split():
             name, equals, value = word.partition("=")
             if name not in names or not equals:
                 raise InputError(f"{word!r} is no limit. Limits: {', '.join(f'{n}=…' for n in names)}.")
             found[name] = _number(name, value)
-        return replace(self, **{n: v if n == "seconds" else int(v) for n, v in found.items()})
+        whole = {name: value if name == "seconds" else int(value) for name, value in found.items()}
+        return replace(self, **whole)
 
     def __str__(self) -> str:
         """As it is written."""

@@ -55,7 +55,7 @@ class Desk:
         self._errands: deque[tuple[Callable[[], object], Future[None]]] = deque()
         self._wake = threading.Condition()
         self._closing = self.paused = False
-        self._run_next = False
+        self._looks_left = 0
         self.now: list[Job] = []
         self._mean = 1.0
         self._thread = threading.Thread(target=self._work, name="flexmagic-workshop", daemon=True)
@@ -116,14 +116,17 @@ class Desk:
         self._thread.join()
 
     def _take(self) -> list[Job]:
-        """What is to be done next; nothing after a while without anything. Looks and runs take turns."""
+        """What is to be done next; nothing after a while without anything.
+
+        After each turn of runs comes a round of looks, one of each guest of whom one waits.
+        """
         with self._wake:
             if not self._closing and not self._ready and not self._errands:
                 self._wake.wait(IDLE)
             if self._closing or not self._ready or self._errands:
                 return []
-            runs = len(self._runs) > 0 and not self.paused and (self._run_next or not len(self._looks))
-            self._run_next = not runs
+            runs = len(self._runs) > 0 and not self.paused and not (self._looks_left and len(self._looks))
+            self._looks_left = self._looks.guests if runs else max(0, self._looks_left - 1)
             taken = (self._runs if runs else self._looks).take()
             assert taken is not None  # one of them has something
             first = taken[1]

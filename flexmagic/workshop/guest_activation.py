@@ -197,7 +197,7 @@ def _info(said: Mapping[str, Any]) -> Info:
         for rank, spans, local, addend in said["pieces"]
     )
     listed = ("shape", "dims", "placements", "warnings", "missing_ranks")
-    facts = {name: tuple(value) if name in listed else value for name, value in said.items()}
+    facts: dict[str, Any] = {name: tuple(value) if name in listed else value for name, value in said.items()}
     if math.prod(facts["shape"]) < 0:
         raise InputError("The workshop described a tensor that there cannot be.")
-    return Info(**{**facts, "pieces": pieces})
+    return Info(**(facts | {"pieces": pieces}))

@@ -66,10 +66,12 @@ class Runner:
         """Make the runs of some jobs; every job has a result."""
         done, ready = [], list[tuple[int, RunResult]]()
         self._host.limit(allowance.seconds)
-        for job in jobs:
+        inputs = [job.request.inputs for job in jobs if isinstance(job.request, asked.MakeRun)]
+        sizes = self._host.calls.one(0, "sizes_of", inputs)
+        for job, size in zip(jobs, sizes, strict=True):
             result = RunResult(job, _hooks_of(job.guest))
             try:
-                length = self._check(job)
+                length = self._check(job, size)
             except FlexError as error:
                 result.error = error
                 done.append(result)
@@ -100,12 +102,13 @@ class Runner:
         if unseen := self._weights.after_runs(count):
             self._alarm(names, unseen)
 
-    def _check(self, job: Job) -> int:
+    def _check(self, job: Job, size: tuple[int, int] | FlexError) -> int:
         """Raise what a guest may not have before anything runs; the tokens per row."""
         request = job.request
         assert isinstance(request, asked.MakeRun)
-        ids = self._host.calls.one(0, "ids_of", request.inputs)
-        rows, length = len(ids), len(ids[0]) if ids else 0
+        if isinstance(size, FlexError):
+            raise size
+        rows, length = size
         use, tenant = job.guest.use, answers.tenant_of(job.guest)
         use.tokens(rows * (length + (request.new_tokens or 0)))
         model = tenant.model
