@@ -15,6 +15,9 @@ from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.guests import Guest
 from flexmagic.workshop.rota import Rota
 
+LINGER = 0.02
+"""Seconds that runs wait for others to share their forward."""
+
 IDLE = 1.0
 """Seconds after which a worker that has nothing to do looks after the house."""
 
@@ -55,7 +58,7 @@ class Desk:
         self._errands: deque[tuple[Callable[[], object], Future[None]]] = deque()
         self._wake = threading.Condition()
         self._closing = self.paused = False
-        self._looks_left = 0
+        self._looks_until = 0.0
         self.now: list[Job] = []
         self._mean = 1.0
         self._thread = threading.Thread(target=self._work, name="flexmagic-workshop", daemon=True)
@@ -118,17 +121,21 @@ class Desk:
     def _take(self) -> list[Job]:
         """What is to be done next; nothing after a while without anything.
 
-        After each turn of runs comes a round of looks, one of each guest of whom one waits.
+        After runs, looks have as long as a turn of runs takes on average, if so many wait. Runs that may
+        share a forward linger a moment for more.
         """
         with self._wake:
             if not self._closing and not self._ready and not self._errands:
                 self._wake.wait(IDLE)
             if self._closing or not self._ready or self._errands:
                 return []
-            runs = len(self._runs) > 0 and not self.paused and not (self._looks_left and len(self._looks))
-            self._looks_left = self._looks.guests if runs else max(0, self._looks_left - 1)
+            if not len(self._looks) and len(self._runs) < self._most():
+                self._wake.wait_for(lambda: len(self._looks) or self._closing, LINGER)
+            owed = len(self._looks) > 0 and time.monotonic() < self._looks_until
+            runs = len(self._runs) > 0 and not self.paused and not owed
             taken = (self._runs if runs else self._looks).take()
-            assert taken is not None  # one of them has something
+            if taken is None:  # it was taken back while others were waited for
+                return []
             first = taken[1]
             found = [first]
             if runs and (most := self._most()) > 1:
@@ -163,6 +170,7 @@ class Desk:
                 self._do(jobs)
                 if jobs[0].is_run:
                     self._mean += 0.2 * (time.monotonic() - began - self._mean)
+                    self._looks_until = time.monotonic() + self._mean
                 self.now = []
             if time.monotonic() - last > IDLE:
                 last = time.monotonic()

@@ -74,11 +74,6 @@ class Rota(Generic[T]):
             del self._ring[guest]
         return True
 
-    @property
-    def guests(self) -> int:
-        """Of how many guests something waits."""
-        return len(self._ring)
-
     def __len__(self) -> int:
         """How much waits."""
         return sum(map(len, self._ring.values()))

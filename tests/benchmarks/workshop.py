@@ -12,6 +12,7 @@ difference, wrong runs (more than 1e-4 off) and refusals.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import tempfile
 import threading
@@ -112,12 +113,14 @@ def measured(session: Session, args: argparse.Namespace, together: int, truth: T
         for thread in threads:
             thread.join()
         server.close()
+        lines = [json.loads(line) for line in (Path(folder) / "log").read_text().splitlines()]
+    shared = [line["together"] for line in lines if line["what"] == "run"]
     rate = sum(t.runs for t in tallies) * 60 / args.seconds
     fair = jain([float(t.runs) for t in tallies])
-    refused = sum(len(t.refused) for t in tallies)
+    refused, mean = sum(len(t.refused) for t in tallies), sum(shared) / max(len(shared), 1)
     print(
         f"{together:8} {rate:8.0f} {fair:6.3f} {max(t.worst for t in tallies):9.1e} "
-        f"{sum(t.wrong for t in tallies):5} {refused:7}",
+        f"{sum(t.wrong for t in tallies):5} {refused:7} {mean:7.1f}",
         flush=True,
     )
     for text in sorted({text for t in tallies for text in t.refused}):
@@ -137,7 +140,9 @@ def main() -> None:
     with Session.start(2, oversubscribe=True) as session:
         session.load(MODEL, tp=2)
         print(f"{args.guests} guests, {args.seconds:g} s each; 2 engines, tensor parallel")
-        print(f"{'together':>8} {'runs/min':>8} {'jain':>6} {'largest':>9} {'wrong':>5} {'refused':>7}")
+        print(
+            f"{'together':>8} {'runs/min':>8} {'jain':>6} {'largest':>9} {'wrong':>5} {'refused':>7} {'shared':>7}"
+        )
         alone = measured(session, args, 1, truth)
         shared = measured(session, args, args.together, truth)
         print(f"sharing forwards brings {shared / max(alone, 1e-9):.1f} times the runs")
