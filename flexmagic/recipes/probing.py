@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from flexmagic import Shown
     from flexmagic.client.session import Session
 
-ITERATIONS = 500
-"""So often the optimizer of a probe may look at its loss; it ends before where the gradient is zero."""
+STEPS, CLOSE = 100, 1e-10
+"""Newton steps that a probe's classifier may take, and the gradient at which it has arrived."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +100,8 @@ def probe(
     ``attn_out`` or ``mlp_out``. The texts run in batches of ``rows`` and of each only the values at the
     site and the position come to the notebook, where the classifier is fitted: multinomial logistic
     regression, in float64, its mean loss in nats plus ``penalty / 2`` times the sum of its squared weights,
-    on activations divided by their root mean square. ``held_out`` is the share of texts, drawn under
-    ``seed``, that it is tested on. Enabled hooks act.
+    on activations divided by their root mean square. ``held_out`` is the share of texts, of
+    every class, drawn under ``seed``, that it is tested on. Enabled hooks act.
 
     The control task: each of ``keys`` gets a random class, as often as it occurs among the labels, and the
     same classifier is fitted to that. By default a key is the token that is labelled, or, of one label for
@@ -120,7 +120,7 @@ def probe(
     if len(classes) < 2:
         raise InputError(f"All labels are {classes[0]!r}, so that there is nothing to tell apart.")
     draw = np.random.default_rng(seed)
-    tested = _tested(ids, draw, held_out, each=each)
+    tested = _tested(ids, given, draw, held_out, each=each)
     truth = np.array([classes.index(label) for label in given])
     of_key = {key: int(truth[draw.integers(len(truth))]) for key in dict.fromkeys(named)}
     drawn = np.array([of_key[key] for key in named])
@@ -146,28 +146,62 @@ def fitted(
     """Logistic regression: the ``[class, width + 1]`` of the least loss, for examples ``x [n, width]``.
 
     The loss is convex, with a penalty strictly so but for a bias that all classes share: the result does not
-    depend on how it is found. The bias is not penalised.
+    depend on how it is found. The bias is not penalised. Found by Newton's method, each step by conjugate
+    gradients, in the span of the examples, where the weights of the least penalty lie.
     """
-    import torch
+    basis, of = np.linalg.qr(x.T)  # x is of.T @ basis.T
+    examples, wanted = _with_ones(of.T), np.eye(classes)[labels]
+    free = np.append(np.full(of.shape[0], penalty), 0.0)
+    weights = np.zeros((classes, len(free)))
 
-    examples, wanted = torch.from_numpy(_with_ones(x)), torch.from_numpy(labels)
-    weights = torch.zeros(classes, x.shape[1] + 1, dtype=torch.float64, requires_grad=True)
-    search = torch.optim.LBFGS(
-        [weights], max_iter=ITERATIONS, tolerance_grad=1e-9, tolerance_change=1e-14, history_size=20,
-        line_search_fn="strong_wolfe",
-    )  # fmt: skip
+    def loss(at: NDArray[np.float64]) -> float:
+        said = examples @ at.T
+        most = said.max(1, keepdims=True)
+        logs = said - most - np.log(np.exp(said - most).sum(1, keepdims=True))
+        return float(-(logs * wanted).sum(1).mean() + (free * at**2).sum() / 2)
 
-    def loss() -> torch.Tensor:
-        search.zero_grad()
-        value = torch.nn.functional.cross_entropy(examples @ weights.T, wanted)
-        value = value + penalty / 2 * (weights[:, :-1] ** 2).sum()
-        value.backward()
-        return value
+    value = loss(weights)
+    for _ in range(STEPS):
+        said = examples @ weights.T
+        chance = np.exp(said - said.max(1, keepdims=True))
+        chance /= chance.sum(1, keepdims=True)
+        gradient = (chance - wanted).T @ examples / len(x) + free * weights
+        if np.abs(gradient).max() < CLOSE:
+            break
 
-    with torch.enable_grad():
-        search.step(loss)  # type: ignore[no-untyped-call]
-    out: NDArray[np.float64] = weights.detach().numpy()
+        def curved(step: NDArray[np.float64], p: NDArray[np.float64] = chance) -> NDArray[np.float64]:
+            moved = examples @ step.T
+            out: NDArray[np.float64] = (p * (moved - (p * moved).sum(1, keepdims=True))).T @ examples / len(
+                x
+            ) + free * step
+            return out
+
+        step = _solved(curved, -gradient)
+        length, downhill = 1.0, float((gradient * step).sum())
+        while (new := loss(weights + length * step)) > value + 1e-4 * length * downhill and length > CLOSE:
+            length /= 2
+        weights, value = weights + length * step, new
+    out: NDArray[np.float64] = np.concatenate([weights[:, :-1] @ basis.T, weights[:, -1:]], axis=1)
     return out
+
+
+def _solved(
+    times: Callable[[NDArray[np.float64]], NDArray[np.float64]], wanted: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """What a positive definite map takes to ``wanted``, by conjugate gradients."""
+    found, left = np.zeros_like(wanted), wanted.copy()
+    along, norm = left.copy(), float((left**2).sum())
+    first = norm
+    for _ in range(2 * wanted.size):
+        if norm <= 1e-20 * first:
+            break
+        moved = times(along)
+        share = norm / float((along * moved).sum())
+        found += share * along
+        left -= share * moved
+        norm, before = float((left**2).sum()), norm
+        along = left + norm / before * along
+    return found
 
 
 def _scored(
@@ -219,12 +253,23 @@ def _keys(ids: list[list[int]], *, each: bool) -> list[Hashable]:
 
 
 def _tested(
-    ids: list[list[int]], draw: np.random.Generator, share: float, *, each: bool
+    ids: list[list[int]], given: Sequence[Any], draw: np.random.Generator, share: float, *, each: bool
 ) -> NDArray[np.bool_]:
-    """Which examples are held out: all of a text, or none of it; equal texts together."""
-    kinds = list(dict.fromkeys(map(tuple, ids)))
-    count = round(share * len(kinds))
-    if not 0 < count < len(kinds):
-        raise InputError(f"held_out={share} of {len(kinds)} different texts leaves none on one side.")
-    out = {kinds[i] for i in draw.permutation(len(kinds))[:count].tolist()}
+    """Which examples are held out: all of a text, or none of it; equal texts together.
+
+    Of texts with one label each, the same share of every class.
+    """
+    of: dict[Any, list[tuple[int, ...]]] = {}
+    for kind, label in {
+        tuple(row): label for row, label in zip(ids, ids if each else given, strict=True)
+    }.items():
+        of.setdefault(None if each else label, []).append(kind)
+    out: set[tuple[int, ...]] = set()
+    for kinds in of.values():
+        count = round(share * len(kinds))
+        if not 0 < count < len(kinds):
+            raise InputError(
+                f"held_out={share} of {len(kinds)} different texts of a class leaves none on one side."
+            )
+        out.update(kinds[i] for i in draw.permutation(len(kinds))[:count].tolist())
     return np.array([tuple(row) in out for row in ids for _ in (row if each else [0])])

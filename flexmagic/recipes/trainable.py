@@ -41,18 +41,18 @@ class Subspace(nn.Module):
 
     def basis(self) -> torch.Tensor:
         """An orthonormal basis of the subspace, ``[width, size]``."""
-        return torch.linalg.qr(self.weight.float()).Q
+        return torch.linalg.qr(self.weight).Q
 
     def mask(self, temperature: float) -> torch.Tensor:
         """How much of each of its dims is taken, ``[size]``: soft at the boundary, where there is one."""
         size = self.weight.shape[1]
         if self.boundary is None:
-            return torch.ones(size, device=self.weight.device)
-        places = torch.arange(size, device=self.weight.device) + 0.5
+            return torch.ones_like(self.weight[0])
+        places = torch.arange(size, device=self.weight.device, dtype=self.weight.dtype) + 0.5
         return torch.sigmoid((self.boundary * size - places) / temperature)
 
     def forward(self, base: torch.Tensor, source: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
         """``base [..., width]`` with what ``source`` has in the subspace."""
         basis = self.basis()
-        taken = ((source - base).float() @ basis) * self.mask(temperature) @ basis.T
+        taken = ((source - base).to(basis.dtype) @ basis) * self.mask(temperature) @ basis.T
         return base + taken.to(base.dtype)

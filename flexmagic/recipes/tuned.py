@@ -90,8 +90,8 @@ class TunedLens:
     ) -> Lens:
         """Read the residual stream as :func:`logit_lens` does, each layer through its own map.
 
-        ``inputs``: a text, or several of equally many tokens, or their ids. One forward, and for each layer one of the
-        model's end alone. Enabled hooks act in the first.
+        ``inputs``: a text, or several of equally many tokens, or their ids. One forward, and for each layer
+        one of the model's end alone. Enabled hooks act in the first.
         """
         one = isinstance(inputs, str) or (len(inputs) > 0 and isinstance(inputs[0], int))
         ids = encoded(self.session, [inputs] if one else inputs)

@@ -17,7 +17,7 @@ from flexmagic.recipes import (
     steering,
     tuned_lens,
 )
-from flexmagic.recipes.probing import fitted
+from flexmagic.recipes.probing import _tested, fitted
 
 from .conftest import MODEL, PROMPT, relative
 from .matrix import models
@@ -102,10 +102,7 @@ def check_tuned(session, plain, ids):
 def check_probe(session, plain, ids, labels):
     found = probe(session, ids, labels, seed=1)
     features = plain.states(ids)[0][1:, :, -1].double().numpy()
-    tested = np.random.default_rng(1)
-    kinds = list(dict.fromkeys(map(tuple, ids)))
-    out = {kinds[i] for i in tested.permutation(len(kinds))[: round(0.3 * len(kinds))].tolist()}
-    held = np.array([tuple(row) in out for row in ids])
+    held = _tested(ids, labels, np.random.default_rng(1), 0.3, each=False)
     truth = np.array([found.classes.index(label) for label in labels])
     for at, x in enumerate(features):
         scale = np.sqrt((x[~held] ** 2).mean())
