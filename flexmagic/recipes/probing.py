@@ -145,9 +145,9 @@ def fitted(
 ) -> NDArray[np.float64]:
     """Logistic regression: the ``[class, width + 1]`` of the least loss, for examples ``x [n, width]``.
 
-    The loss is convex, with a penalty strictly so but for a bias that all classes share: the result does not
-    depend on how it is found. The bias is not penalised. Found by Newton's method, each step by conjugate
-    gradients, in the span of the examples, where the weights of the least penalty lie.
+    The loss is convex, with a penalty strictly so but for a bias that all classes share, whose mean is made
+    0: the result does not depend on how it is found. The bias is not penalised. Found by Newton's method,
+    each step by conjugate gradients, in the span of the examples, where the weights of the least penalty lie.
     """
     basis, of = np.linalg.qr(x.T)  # x is of.T @ basis.T
     examples, wanted = _with_ones(of.T), np.eye(classes)[labels]
@@ -181,6 +181,7 @@ def fitted(
         while (new := loss(weights + length * step)) > value + 1e-4 * length * downhill and length > CLOSE:
             length /= 2
         weights, value = weights + length * step, new
+        weights[:, -1] -= weights[:, -1].mean()  # what all classes share changes nothing
     out: NDArray[np.float64] = np.concatenate([weights[:, :-1] @ basis.T, weights[:, -1:]], axis=1)
     return out
 
