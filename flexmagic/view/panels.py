@@ -39,7 +39,7 @@ class ModelPanel(Panel):
         self.search = ipywidgets.Text(
             placeholder="part of a site or layout", description="Search", layout=WIDE
         )
-        self.sites = ipywidgets.Select(rows=14, layout=WIDE)
+        self.sites = ipywidgets.Select(description="Sites", rows=14, layout=WIDE)
         self.about = ipywidgets.HTML()
         self.cell = ipywidgets.Textarea(description="Cell", rows=4, layout=WIDE)
         again = self.button("Read again", self.read, "Read the model's sites and hooks again")
@@ -129,9 +129,9 @@ class HooksPanel(Panel):
     def __init__(self, session: Any) -> None:
         super().__init__()
         self._session = session
-        self.which = ipywidgets.Select(rows=6, layout=WIDE)
+        self.which = ipywidgets.Select(description="Hooks", rows=6, layout=WIDE)
         self.on = ipywidgets.Checkbox(description="acts", indent=False)
-        self.source = ipywidgets.Textarea(rows=6, layout=WIDE)
+        self.source = ipywidgets.Textarea(description="Source", rows=6, layout=WIDE)
         self.syntax, self.failed = ipywidgets.HTML(), ipywidgets.HTML()
         buttons = [
             self.button("Apply to all ranks", self.apply, "On every engine, or on none"),

@@ -2,7 +2,7 @@
 // one byte per cell that comes back, and says what Python says about it. All text is set as text,
 // never as markup, because tokens and names are hostile.
 
-const FIRST_MS = 250, FIRST_TRIES = 3, LATE_MS = 1500, LOST_MS = 10000;
+const FIRST_MS = 250, FIRST_TRIES = 3, LATE_MS = 1500, LOST_MS = 10000, GROWING_MS = 200;
 
 /** Make an element; `on…` attributes are listeners, children are elements or text. */
 function make(tag, attributes = {}, ...children) {
