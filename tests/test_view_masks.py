@@ -64,7 +64,7 @@ def test_masked_cells_have_a_mark_and_change_no_limit_or_statistic():
     assert "15 values" not in "".join(caption(picture))
     assert "masked 10" in caption(picture)[1]
     assert probe(source, picture, 0, 3).startswith(
-        "batch 0, heads 0, seq 0, seq 3 = masked (1000000) \u2014 rank 0 at"
+        "batch 0, heads 0, seq 0, seq 3 = masked (1e+06) \u2014 rank 0 at"
     )
     table = rank_table(source)
     assert [row.stats.n for row in table.rows] == [30, 15, 15]

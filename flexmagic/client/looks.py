@@ -28,7 +28,7 @@ class Looks:
     layout: Layout
     _calls: Calls
     _origin: Origin
-    _mask: NDArray[np.bool_] | None = None
+    _mask: Any = None
 
     def shares(self, edges: NDArray[np.float64]) -> tuple[Share, ...]:
         """What each rank that can be reached holds itself, counted into the bins between ``edges``."""

@@ -26,6 +26,8 @@ class MaskedActivation(Derived):
     The mask has as many dims as the activation, each of its size or of size 1; ranks get their part of it.
     """
 
+    _mask: NDArray[np.bool_]
+
     def __init__(self, of: Activation, where: Any, facts: Mapping[str, Any], block: Block | None) -> None:
         from flexmagic.view.masks import mask_for
 

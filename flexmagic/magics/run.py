@@ -199,7 +199,7 @@ class RunMagics(DeskMagics):
 
     def _stream(self, args: Any) -> Stream | None:
         """The view in which the text appears, where one was asked for and can be."""
-        if not args.stream or not in_notebook(self.shell):
+        if not args.stream or not in_notebook(self._desk.shell):
             return None
         from flexmagic.view.stream import Stream
 

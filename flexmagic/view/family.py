@@ -9,7 +9,7 @@ from flexmagic.errors import InputError
 from flexmagic.view.growing import GrowingText
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flexmagic.view.source import Source
 
@@ -31,11 +31,10 @@ class Family:
         steps: Mapping[str, Callable[[], Openers]] | None = None,
         step: str | None = None,
     ) -> None:
-        if selected is None:
-            assert not isinstance(source, GrowingText)  # that has no name of its own
-        own = selected if selected is not None else source.info.site
+        first = source.now if isinstance(source, GrowingText) else source
+        own = selected if selected is not None else first.info.site
         openers = dict(siblings or {})
-        openers.setdefault(own, lambda: source)  # type: ignore[arg-type,return-value]  # is opened already
+        openers.setdefault(own, lambda: first)
         there = "" if step is None else step
         self._by_step = dict(steps or {})
         self._by_step[there] = lambda: openers
@@ -56,7 +55,7 @@ class Family:
         found = self._open[layer, step]
         return found.now if isinstance(found, GrowingText) else found
 
-    def beside(self, layer: int, step: int) -> tuple[list[tuple[str, Callable[[], Source]]], ...]:
+    def beside(self, layer: int, step: int) -> tuple[Sequence[tuple[str, Callable[[], Source]]], ...]:
         """Return what can stand side by side, by label: all layers of a step, all steps of a layer."""
         layers = [(text, partial(self.at, at, step)) for at, text in enumerate(self.layers)]
         steps = [(text, partial(self.at, layer, at)) for at, text in enumerate(self.steps)]

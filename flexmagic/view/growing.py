@@ -12,6 +12,8 @@ from flexmagic.view.source import STRIP
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flexmagic.view.arrays import Labels
+
 
 class GrowingText:
     """What is there by now of a text: tokens in the colour of how likely the model held each.
@@ -30,7 +32,7 @@ class GrowingText:
         unknown = np.array([chance is None for _, chance in tokens], dtype=bool)
         facts = {"dims": ("token",), "pieces": (), "form": STRIP, "nbytes": 0}
         info = info_of(values, site=self._title, run="how likely the model held each token", **facts)
-        labels = {0: [text for text, _ in tokens]}
+        labels: Labels = {0: [text for text, _ in tokens]}
         made = Grown(values, info, labels, masked=unknown if unknown.any() else None)
         made.growing = growing
         self.now = made
