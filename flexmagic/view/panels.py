@@ -14,7 +14,7 @@ import ipywidgets
 from flexmagic.errors import FlexError
 from flexmagic.view.inserter import CellInserter
 from flexmagic.view.panel import Panel, escaped
-from flexmagic.view.words import visible
+from flexmagic.view.words import plural, visible
 
 WIDE = ipywidgets.Layout(width="auto")
 MOST_SITES = 500
@@ -93,7 +93,8 @@ class ModelPanel(Panel):
         found = [(text, site) for site, text in self._rows if all(word in text.lower() for word in words)]
         rest = len(found) - MOST_SITES
         self.sites.options = found[:MOST_SITES]
-        self.about.value = f"{len(found):,} sites" + (f", the first {MOST_SITES} shown" if rest > 0 else "")
+        more = f", the first {MOST_SITES} shown" if rest > 0 else ""
+        self.about.value = plural(len(found), "site") + more
 
     def chosen(self) -> None:
         """Say what is known of the chosen site, and write the cell of a hook there."""

@@ -68,7 +68,7 @@ const light = (rgb) => {
 const found = [];
 for (const node of [arguments[0], ...arguments[0].querySelectorAll('*')]) {
   const text = [...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join('').trim()
-    || (['INPUT', 'TEXTAREA'].includes(node.tagName) ? node.value || node.placeholder : '');
+    || (node.matches('textarea, input:not([type=checkbox])') ? node.value || node.placeholder : '');
   const box = node.getBoundingClientRect();
   if (!text || !box.width || !box.height || ['STYLE', 'SCRIPT'].includes(node.tagName)) continue;
   const under = paper(node), style = getComputedStyle(node);

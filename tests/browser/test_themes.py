@@ -109,9 +109,7 @@ def darkest_and_lightest(view):
     """Of the numbers beside the map."""
     lay = view.data("map")
     pixels = [
-        view.pixel(x, y)
-        for y in range(lay["top"], lay["top"] + 20, 2)
-        for x in range(lay["row_label_space"])
+        view.pixel(x, y) for y in range(lay["top"], lay["top"] + 20, 2) for x in range(lay["row_label_space"])
     ]
     inks = [sum(p[:3]) for p in pixels if p[3] > 200]
     return min(inks), max(inks)

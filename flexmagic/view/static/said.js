@@ -11,15 +11,17 @@ function render({ model, el }) {
   };
   show();
   el.append(line);
-  // The notebook's own shortcuts (arrows, 0 0) must not fire while somebody works in the panel.
-  const calm = (tries) => {
-    const panel = el.closest(".flexmagic-panel");
-    if (panel) panel.dataset.lmSuppressShortcuts = "true";
-    else if (tries) setTimeout(() => calm(tries - 1), 50);
+  // The notebook's own shortcuts (arrows leave the cell, 0 0 restarts a kernel) must not fire while somebody
+  // works in the panel; JupyterLab looks for this on what has the focus itself.
+  const calm = ({ target }) => {
+    if (el.closest(".flexmagic-panel")?.contains(target)) target.dataset.lmSuppressShortcuts = "true";
   };
-  calm(100);
+  document.addEventListener("focusin", calm);
   model.on("change:text", show);
-  return () => model.off("change:text", show);
+  return () => {
+    model.off("change:text", show);
+    document.removeEventListener("focusin", calm);
+  };
 }
 
 export default { render };

@@ -60,8 +60,7 @@ class View {
     this.help = make("div", { class: "fxm-help" });
     this.body = make("div", { class: "fxm-body" }, this.bar, this.stage, this.read, this.legend, this.caption,
       this.owned, this.table.node, this.help);
-    // The notebook's own shortcuts (0 0 restarts a kernel) must not fire from within.
-    this.root = make("section", { class: "fxm", "data-lm-suppress-shortcuts": "true" },
+    this.root = make("section", { class: "fxm" },
       make("header", {}, this.title, this.facts), this.notes, this.stats, this.error, this.body, this.status);
     this.root.hidden = true;
     this.el.append(this.root);
@@ -243,7 +242,7 @@ class View {
       }), ` of ${last + 1}`));
     }
     const named = { extremum: "signed extremum", mean: "mean", rms: "rms" };
-    const reducers = p.exact ? [["1:1", "none: 1:1"]] : p.reducers.map((r) => [r, named[r]]);
+    const reducers = p.exact ? [["1:1", "none (1:1)"]] : p.reducers.map((r) => [r, named[r]]);
     const reducer = select("reducer", "overview by", reducers, (v) => this.change({ reducer: v }, false));
     reducer.lastChild.disabled = p.exact; // every value has a cell of its own, and nothing is reduced
     if (map || !p.exact) nodes.push(reducer);
