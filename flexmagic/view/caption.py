@@ -45,15 +45,20 @@ def where(picture: Picture) -> str:
     return ", ".join(texts)
 
 
-def method(picture: Picture) -> str:
-    """Return how values became cells: 1:1, or the named reducer with what a cell covers."""
+def method(picture: Picture, *others: Picture) -> str:
+    """Return how values of pictures became cells: 1:1, or the named reducer with what a cell covers."""
+    each = (picture, *others)
     what = "magnitudes of complex values, " if picture.info.dtype.startswith("complex") else ""
-    if picture.overview is None:
+    reduced = [one for one in each if one.overview is not None]
+    if not reduced:
         return f"{what}1:1, every value drawn"
-    widths = [np.diff(edges) for edges in (picture.grid.row_edges, picture.grid.col_edges)]
+    widths = [
+        np.concatenate([np.diff(getattr(one.grid, edges)) for one in each])
+        for edges in ("row_edges", "col_edges")
+    ]
     even = "" if all(w.min() == w.max() for w in widths) else "up to "
     box = " x ".join(f"{w.max():,}" for w in widths)
-    return f"{what}overview: each cell is the {REDUCER_TEXT[picture.reducer]} of {even}{box} values"
+    return f"{what}overview: each cell is the {REDUCER_TEXT[reduced[0].reducer]} of {even}{box} values"
 
 
 def tally(picture: Picture) -> str:
@@ -114,7 +119,8 @@ def sheet_caption(sheet: Sheet) -> tuple[str, ...]:
     """Return the lines under several pictures: what they have in common once, counts added up."""
     if len(sheet.panes) == 1:
         return caption(sheet.lead)
-    lead, how = sheet.lead, method(sheet.lead)
+    lead, how = sheet.lead, method(*(pane.picture for pane in sheet.panes))
+    shapes = {pane.picture.info.shape for pane in sheet.panes}
     along = {LAYERS: "the layers", STEPS: "the steps"}.get(sheet.facet, "")
     if sheet.facet >= 0:
         along = visible(lead.info.dims[sheet.facet], 40)
@@ -123,7 +129,7 @@ def sheet_caption(sheet: Sheet) -> tuple[str, ...]:
     last = sheet.first + len(sheet.panes)
     some = "all" if len(sheet.panes) == sheet.count else f"[{sheet.first}:{last}] of"
     side = f"Side by side along {along}: {some} {sheet.count}. " if along else ""
-    place = where(lead)
+    place = where(lead) if len(shapes) == 1 else "pictures of different size"
     lines = [f"{side}{place[:1].upper()}{place[1:]}{'. ' if place else ''}{how[0].upper()}{how[1:]}."]
     by_scale: dict[Any, list[Pane]] = {}
     for pane in sheet.panes:

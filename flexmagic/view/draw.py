@@ -178,7 +178,7 @@ def _labels(page: Page, picture: Picture, top: int) -> None:
         per = lay.map_height / (grid.rows[1] - grid.rows[0])
         pen = page.font(10)
         right = page.left + lay.row_label_space - 6
-        for at in layout.ticks(grid.rows, lay.map_height, layout.LINE):
+        for at in layout.ticks(grid.rows, lay.map_height, layout.ROW_APART):
             middle = y + (at - grid.rows[0] + 0.5) * per
             number = f"{at}"
             page.text(right, middle, number, 10, fill=SOFT, anchor="rm")

@@ -41,7 +41,7 @@ def facts(info: Info, moved: int = 0) -> tuple[str, ...]:
         visible(info.hook),
         visible(info.run) + (f", step {info.step}" if info.step is not None else ""),
         held,
-        f"{size(moved)} moved" if moved else "",
+        f"{size(moved)} moved" if moved and holders else "",
     ]
     return tuple(text.lstrip(", ") for text in texts if text)
 

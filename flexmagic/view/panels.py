@@ -95,6 +95,8 @@ class ModelPanel(Panel):
         self.sites.options = found[:MOST_SITES]
         more = f", the first {MOST_SITES} shown" if rest > 0 else ""
         self.about.value = plural(len(found), "site") + more
+        if len(found) == 1:
+            self.sites.value = found[0][1]
 
     def chosen(self) -> None:
         """Say what is known of the chosen site, and write the cell of a hook there."""
@@ -131,7 +133,7 @@ class HooksPanel(Panel):
         super().__init__()
         self._session = session
         self.which = ipywidgets.Select(description="Hooks", rows=6, layout=WIDE)
-        self.on = ipywidgets.Checkbox(description="acts", indent=False)
+        self.on = ipywidgets.Checkbox(description="acts")
         self.source = ipywidgets.Textarea(description="Source", rows=6, layout=WIDE)
         self.syntax, self.failed = ipywidgets.HTML(), ipywidgets.HTML()
         buttons = [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.view import header, ribbon
 from flexmagic.view.caption import bar, probe, sheet_caption
-from flexmagic.view.layout import LINE, ticks
+from flexmagic.view.layout import ROW_APART, ticks
 from flexmagic.view.lines import INKS, curves_of
 from flexmagic.view.picture import ALONE, LAYERS, REDUCERS, STEPS, Look
 from flexmagic.view.pieces import copies
@@ -192,7 +192,7 @@ def _describe_pane(pane: Pane) -> Message:
             ),
         },
         "ticks": {
-            "rows": ticks(grid.rows, layout.map_height, LINE) if plane.rows >= 0 else (),
+            "rows": ticks(grid.rows, layout.map_height, ROW_APART) if plane.rows >= 0 else (),
             "cols": ticks(grid.cols, layout.map_width, 56) if plane.cols >= 0 else (),
         },
         "curves": _curves(picture) if info.form == LINES else None,

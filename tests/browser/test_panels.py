@@ -223,6 +223,8 @@ def test_a_killed_engine_is_a_hole_and_comes_back_from_the_panel_by_keyboard(not
     hole = {view.cell(r, cols - 3)[:3] for r in range(rows)}
     assert hole <= {(186, 186, 186), (110, 110, 110)}
     assert not {view.cell(r, 3)[:3] for r in range(rows)} & hole
+    ranks = "return [...arguments[0].querySelectorAll('.fxm-table th[scope=row]')].map((n) => n.textContent)"
+    lab.wait_for(lambda: browser.js(ranks, view.root) == ["whole", "rank 0"], message="the table without it")
     notebook.browser.screenshot("killed_engine", view.root)
     cluster = panel(notebook, CLUSTER)
     press(browser, cluster, "Refresh")
@@ -238,7 +240,7 @@ def test_a_cluster_that_is_gone_is_a_sentence_and_the_picture_stays(notebook, br
     notebook.run(STOP)
     browser.js("arguments[0].focus()", view.canvas)
     view.keys("+")
-    lab.wait_for(lambda: view.text("error"), message="the sentence")
+    lab.wait_for(lambda: "The cluster was stopped" in view.text("error"), message="the sentence")
     assert "Try again" in view.text("error")
     assert view.canvas.is_displayed()
     assert len({view.cell(0, col) for col in range(40)}) > 5  # it is the picture that was there

@@ -157,7 +157,10 @@ class View {
     if (this.cursor) this.move(this.cursor.at);
     else this.paint();
     const { layer, step, part } = message, other = before?.layer !== layer || before?.step !== step;
-    if ((other || before?.part !== part) && this.table.open) this.asker.ask("table", { layer, step, part });
+    // What the table says is of other ranks or values when the header says something else.
+    const about = JSON.stringify([message.facts.slice(0, -1), message.stats, message.warnings]);
+    if ((other || before?.part !== part || about !== this.about) && this.table.open) this.asker.ask("table", { layer, step, part });
+    this.about = about;
     if (message.replicas && other) this.asker.ask("check", { layer, step });
     // Facts about the geometry, for whoever tests or scripts the page.
     this.root.dataset.map = JSON.stringify(this.panes[0].picture.layout);
