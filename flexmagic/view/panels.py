@@ -18,6 +18,7 @@ from flexmagic.view.words import plural, visible
 
 WIDE = ipywidgets.Layout(width="auto")
 MOST_SITES = 500
+WIDEST_SITE = 44
 
 
 def syntax_of(code: str, first_line: int = 1) -> str:
@@ -64,6 +65,7 @@ class ModelPanel(Panel):
         model = self._session.model
         hooks = [(hook, self._targets(hook)) for hook in self._session.hooks]
         self._rows = []
+        wide = min(max((len(str(site)) for site in model.rules), default=0), WIDEST_SITE)
         for site, rule in model.rules.items():
             shape = "refused" if rule.refused else rule.describe()
             here = [
@@ -72,7 +74,7 @@ class ModelPanel(Panel):
                 if any(t.matches(site) for t in targets)
             ]
             mark = f"   \N{LEFTWARDS ARROW} {', '.join(here)}" if here else ""
-            self._rows.append((str(site), visible(f"{site}   {shape}{mark}", 300)))
+            self._rows.append((str(site), visible(f"{site!s:<{wide}}   {shape}{mark}", 300)))
         self.title.value = f"<b>{escaped(str(model))}</b>"
         self.fill()
         return "" if model.surveyed else "Layouts are known after the first run."
