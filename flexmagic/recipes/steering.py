@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from flexmagic import Shown
     from flexmagic.client.session import Session
 
+HOOK_NAMES = ("x", "site", "index", "step", "ctx", "module", "rank", "modules", "persistent")
+"""What a hook's code sees, so that no token has such a name."""
 ADD, READ = "steering adds", "steering reads"
 """The hooks by name, and the value that the first takes from run to run."""
 STEER = f"""\
@@ -123,6 +125,9 @@ def steering(
         raise InputError(
             f"{site} has heads; steer where the residual stream is, such as blocks.0.resid_post."
         )
+    for name in tokens or {}:
+        if not name.isidentifier() or name in {*HOOK_NAMES, "logits", "torch"}:
+            raise InputError(f"A token cannot be named {name!r}: choose another word, such as happy.")
     named = "\n".join(f"{name} = {token_of(session, token)}" for name, token in (tokens or {}).items())
     texts, metrics, logits = [], [], []
     added = np.asarray(vector, dtype=np.float32)

@@ -314,6 +314,8 @@ def test_steering_generates_on_every_split(session, one_process, tokenizer, size
     assert relative(found.logits[1], logits[-1]) <= 1e-5
     assert found.metric.values[1] == pytest.approx(float(logits[-1].max()), rel=1e-5)
     assert relative(found.logits[0], found.logits[1]) > 1e-2
+    with pytest.raises(InputError, match="cannot be named 'x'"):
+        steering(session, prompt, vector, tokens={"x": 5})
 
 
 def test_the_magics_call_them(loaded, tmp_path):
