@@ -140,9 +140,8 @@ def main() -> None:
     with Session.start(2, oversubscribe=True) as session:
         session.load(MODEL, tp=2)
         print(f"{args.guests} guests, {args.seconds:g} s each; 2 engines, tensor parallel")
-        print(
-            f"{'together':>8} {'runs/min':>8} {'jain':>6} {'largest':>9} {'wrong':>5} {'refused':>7} {'shared':>7}"
-        )
+        heads = ("together", "runs/min", "jain", "largest", "wrong", "refused", "shared")
+        print("{:>8} {:>8} {:>6} {:>9} {:>5} {:>7} {:>7}".format(*heads))
         alone = measured(session, args, 1, truth)
         shared = measured(session, args, args.together, truth)
         print(f"sharing forwards brings {shared / max(alone, 1e-9):.1f} times the runs")
