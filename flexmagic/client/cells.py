@@ -13,13 +13,14 @@ from flexmagic.client.cell_run import CellRun
 from flexmagic.client.hook_book import Names
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
+from flexmagic.client.pace import Counted
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
 from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Over, Sweep, cells_at_once, combinations, same_values
-from flexmagic.client.waiting import Progress
+from flexmagic.client.waiting import Attending, Progress
 from flexmagic.errors import InputError
 
 LIMIT = 60.0
@@ -43,6 +44,10 @@ class Cells(ABC):
     losses: Losses
     _calls: Calls
     _running: Running
+
+    def attend(self, attending: Attending | None) -> None:
+        """Have someone told of what takes long and has no ``progress`` of its own; see :class:`Attending`."""
+        self._calls.waiting.attending = attending
 
     @property
     @abstractmethod
@@ -164,10 +169,13 @@ class Cells(ABC):
         """
         named = list(combinations(over))
         cells = [{**(given or {}), **names} for names in named]
+        counted = Counted(options.get("progress"), "traces", len(cells))
+        options["progress"] = counted.heard
         first = self.trace(inputs, code, given=cells[0], **options)
         together = self._together(first, len(cells), memory, options)
         made, at = [first], 1
         while at < len(cells):
+            counted.done = at
             runs = None
             if together > 1:
                 some = cells[:1] * (at == 1) + cells[at : at + together]

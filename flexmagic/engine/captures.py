@@ -22,6 +22,15 @@ Join = Callable[[Site, dict[int, torch.Tensor]], torch.Tensor | str]
 """One tensor out of a site's numbered parts, or why there is none."""
 
 
+@dataclass(frozen=True)
+class Room:
+    """Bytes that captures hold after a run, of how many, and the numbers of the runs that went for it."""
+
+    held: int = 0
+    budget: int = DEFAULT_BUDGET
+    evicted: tuple[int, ...] = ()
+
+
 @dataclass
 class Capture:
     """One local piece and the version it had; a later in-place change shows in the version."""
@@ -45,7 +54,7 @@ class Captures:
 
     Pieces are references to what the model computed, not copies, unless ``overwritten`` names the
     site: one where the model was seen to write into the tensor later. ``lent``: what processes, by
-    their ids, are reading; see :mod:`flexmagic.engine.lending`.
+    their ids, are reading; see :mod:`flexmagic.engine.lending`. ``room``: as the last run left it.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
@@ -55,6 +64,7 @@ class Captures:
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
         self._parts: dict[RunKey, dict[Site, dict[int, Capture]]] = {}
         self._evicted: set[RunKey] = set()
+        self.room = Room(0, budget)
         self._contexts: dict[RunKey, dict[str, Any]] = {}
 
     def keep(self, run: RunKey, site: Site, local: torch.Tensor, part: int | None = None) -> None:
@@ -89,10 +99,14 @@ class Captures:
         for site in [s for s, capture in kept.items() if not capture.intact]:
             self.overwritten.add(site)
             del kept[site]
-        while self.nbytes > self.budget and len(self._runs) > 1:
+        held, went = self.nbytes, list[int]()
+        while held > self.budget and len(self._runs) > 1:
             oldest = next(iter(self._runs))
             self.drop(oldest)
             self._evicted.add(oldest)
+            went.append(oldest[1])
+            held = self.nbytes
+        self.room = Room(held, self.budget, tuple(dict.fromkeys(went)))
         return kept
 
     def get(self, run: RunKey, site: Site) -> torch.Tensor:

@@ -14,7 +14,7 @@ from torch import nn
 
 from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import agree, form_of, form_of_input
-from flexmagic.engine.captures import Captures, RunKey
+from flexmagic.engine.captures import Captures, Room, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
@@ -29,7 +29,7 @@ from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.pipeline import whole_batches
-from flexmagic.engine.prints import Prints, Say
+from flexmagic.engine.prints import Displays, Prints, Say, nowhere
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
@@ -95,6 +95,7 @@ class RunReply:
     extent: Extent
     error: str = ""
     loss: float | None = None
+    room: Room = field(default_factory=Room)
 
 
 @dataclass
@@ -107,7 +108,8 @@ class Runtime:
     groups: Groups
     namespace: dict[str, Any]
     tell: Tell = lambda _what, _done, _total: None
-    say: Say = lambda _text: None
+    say: Say = lambda _said: None
+    displays: Displays = nowhere
     captures: Captures = field(default_factory=Captures)
     kept: Kept = field(default_factory=Kept)
     spent: Spent = field(default_factory=Spent)
@@ -237,7 +239,7 @@ class Runtime:
             capture_at=dict(plan.capture_at),
             lasting=replace(self.lasting[plan.owner], training=plan.backward is not None),
         )  # fmt: skip
-        instrument.prints = Prints(self.say)
+        instrument.prints = Prints(self.say, self.displays)
         if plan.trace is not None:
             active.append(self._trace_hook(plan.trace, instrument))
         return instrument
@@ -294,7 +296,7 @@ class Runtime:
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())
         passed, extent = time.perf_counter() - started, instrument.exchange.extent
-        return RunReply(instrument.outcome, local, nbytes, passed, extent, error, loss)
+        return RunReply(instrument.outcome, local, nbytes, passed, extent, error, loss, self.captures.room)
 
     def _differentiate(
         self, plan: RunPlan, arguments: dict[str, Any], instrument: Instrument, prepared: Prepared

@@ -10,15 +10,16 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.generating import SAMPLING, check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
+    from flexmagic.client.waiting import Progress
 
 
 def skips(words: Sequence[str]) -> dict[str, str | None]:
@@ -127,8 +128,11 @@ class RunMagics(DeskMagics):
             return self._cell(args, cell)
         check(args)
         inputs = inputs_of(self.shell, args, "%flexrun")
-        make = self._run if args.generate is None else self._generate
-        runs = [make(args, inputs, self._options(args, args.seed + n)) for n in range(args.repeat)]
+        generates = args.generate is not None
+        what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
+        with waiting(self._desk.shell, what, quiet=quiet, cancel=self._desk.session.cancel) as status:
+            runs = self._runs(args, inputs, telling(status.say) if generates else status.tick)
+            status.done(repr(runs[0]) if args.repeat == 1 else f"{args.repeat} runs")
         return runs[0] if args.repeat == 1 else runs
 
     def _cell(self, args: Any, cell: str) -> Any:
@@ -164,24 +168,18 @@ class RunMagics(DeskMagics):
             },
         }
 
-    def _run(self, args: Any, inputs: Any, options: dict[str, Any]) -> Run:
-        with waiting(self._desk.shell, "Running", quiet=1.0, cancel=self._desk.session.cancel) as status:
-            run = self._desk.session.run(
-                inputs,
-                backward=None if args.backward is None else unquoted(args.backward),
-                grad=args.grad,
-                stop_at=None if args.stop_at is None else unquoted(args.stop_at),
-                progress=status.tick,
-                **options,
-            )
-            status.done(repr(run))
-        return run
-
-    def _generate(self, args: Any, inputs: Any, options: dict[str, Any]) -> Generation:
-        """Show the text in the status line as it comes, and the run at the end."""
-        with waiting(self._desk.shell, "Generating", cancel=self._desk.session.cancel) as status:
-            run = self._desk.session.generate(
-                inputs, args.generate, progress=telling(status.say), **options, **sampling(args)
-            )
-            status.done(repr(run))
-        return run
+    def _runs(self, args: Any, inputs: Any, progress: Progress) -> list[Run]:
+        """As many runs, or generations, as are asked for."""
+        options = self._options(args, args.seed)
+        if args.generate is not None:
+            options |= {"max_new_tokens": args.generate, **sampling(args)}
+        else:
+            options |= {
+                "backward": None if args.backward is None else unquoted(args.backward),
+                "grad": args.grad,
+                "stop_at": None if args.stop_at is None else unquoted(args.stop_at),
+            }
+        if args.repeat > 1:
+            return self._desk.session.repeat(inputs, args.repeat, progress=progress, **options)
+        make = self._desk.session.run if args.generate is None else self._desk.session.generate
+        return [make(inputs, progress=progress, **options)]
