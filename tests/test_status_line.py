@@ -126,3 +126,28 @@ def test_the_button_ends_what_arrives(cell, clock, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             arriving(2, 2)
     assert cancelled == [True]
+
+
+def test_a_text_that_grows_is_told_now_and_then_in_a_log_and_its_end_in_any_case(shell, clock, capsys):
+    line = StatusLine(shell, "Generating")
+    for word in range(15):
+        clock.time += 1
+        line.now(f"Generating {word}")
+    line.done("<Generation>")
+    assert capsys.readouterr().out.splitlines() == [
+        "Generating …",
+        "Generating 10 …",
+        "Generating 14",
+        "<Generation> (15.0 s)",
+    ]
+
+
+def test_a_line_is_cut_at_the_width_of_the_terminal(clock, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr("sys.stdout", terminal)
+    monkeypatch.setattr(status_line.shutil, "get_terminal_size", lambda: SimpleNamespace(columns=20))
+    line = StatusLine(SimpleNamespace(), "x" * 30)
+    line.done("y" * 30)
+    shown = terminal.getvalue().split("\r\x1b[2K")
+    assert shown == ["", f"{'x' * 18}…", f"{'y' * 30} (0.0 s)\n"]

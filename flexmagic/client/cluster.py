@@ -166,11 +166,7 @@ class Cluster:
 
         Raises :class:`ClusterError` if there is none, or several to choose from.
         """
-        import ipyparallel as ipp
-
-        manager = ipp.ClusterManager()
-        manager.load_clusters()
-        found = {c.cluster_id or "default": c for c in manager.clusters.values() if c.controller is not None}
+        found = _running()
         wanted = {k: c for k, c in found.items() if name in (None, k) or _profile_of(c) == name}
         if len(wanted) != 1:
             listed = ", ".join(sorted(wanted or found)) or "none"
@@ -380,6 +376,21 @@ def _size_of(engine_sets: Iterable[str]) -> int | None:
     """How many ranks a cluster that was started here, or by another notebook, has; ``None`` for others."""
     named = (re.fullmatch(r"rank\d+of(\d+)", name) for name in engine_sets)
     return next((int(match[1]) for match in named if match), None)
+
+
+def running() -> list[str]:
+    """The names by which clusters of this machine can be attached to: their ids, and their profiles."""
+    found = _running()
+    return sorted({*found, *map(_profile_of, found.values())})
+
+
+def _running() -> dict[str, Any]:
+    """The clusters that have a controller, by id."""
+    import ipyparallel as ipp
+
+    manager = ipp.ClusterManager()
+    manager.load_clusters()
+    return {c.cluster_id or "default": c for c in manager.clusters.values() if c.controller is not None}
 
 
 def _profile_of(cluster: Any) -> str:

@@ -1,11 +1,17 @@
-"""What was displayed on an engine, displayed where the notebook or script is."""
+"""What was printed or displayed on an engine, where the notebook or script is."""
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexmagic.engine.screen import Bundle
+
+
+def printed(text: str) -> None:
+    """Print a text; in a terminal over the line that says what is waited for."""
+    print(f"\r\x1b[2K{text}" if sys.stdout.isatty() else text)  # noqa: T201 - as hooks' prints are
 
 
 def displayed(shown: Bundle) -> None:
@@ -14,7 +20,7 @@ def displayed(shown: Bundle) -> None:
 
     shell = get_ipython()
     if shell is None:
-        print(shown.data.get("text/plain", f"[{', '.join(shown.data)}]"))  # noqa: T201 - as hooks' prints are
+        printed(shown.data.get("text/plain", f"[{', '.join(shown.data)}]"))
         return
     transient = {"display_id": shown.display_id} if shown.display_id else {}
     shell.display_pub.publish(

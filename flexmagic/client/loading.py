@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import failures
 from flexmagic.client.calls import Calls
+from flexmagic.client.displays import printed
 from flexmagic.client.model import Model
 from flexmagic.client.streaming import Streaming
 from flexmagic.client.waiting import Progress
@@ -81,7 +82,7 @@ class Loading:
         unsharded: Callable[[], Any] | None,
         progress: Progress | None,
     ) -> Model:
-        said = Streaming(print, self._calls.world_size)
+        said = Streaming(printed, self._calls.world_size)
         heard = said.beside(progress)
         try:
             return self._adopted("build_model", cell, self._mesh(sizes), unsharded, progress=heard)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.client import failures
 from flexmagic.client.calls import Calls
 from flexmagic.client.cell_run import CellRun
+from flexmagic.client.displays import printed
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.model import Model
@@ -38,7 +39,7 @@ class Running:
         owner: str,
         hooks: HookBook,
         *,
-        printer: Callable[[str], None] = print,
+        printer: Callable[[str], None] = printed,
         note: Callable[[Run], None] = lambda _run: None,
         first: int = 1,
     ) -> None:

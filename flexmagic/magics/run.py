@@ -131,7 +131,7 @@ class RunMagics(DeskMagics):
         generates = args.generate is not None
         what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
         with waiting(self._desk.shell, what, quiet=quiet, cancel=self._desk.session.cancel) as status:
-            runs = self._runs(args, inputs, telling(status.say) if generates else status.tick)
+            runs = self._runs(args, inputs, telling(status.now) if generates else status.tick)
             status.done(repr(runs[0]) if args.repeat == 1 else f"{args.repeat} runs")
         return runs[0] if args.repeat == 1 else runs
 

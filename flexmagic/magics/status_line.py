@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 import threading
 import time
@@ -61,6 +62,9 @@ class StatusLine:
         self._handle: Any = None
         self._in_notebook = in_notebook(shell)
         self._in_terminal = not hasattr(shell, "kernel") and sys.stdout.isatty()
+        self._is_log = not self._in_notebook and not self._in_terminal
+        self._every = LOG if self._is_log else TICK
+        self._pending = ""
         self._quiet = quiet
         if not quiet:
             self._show(f"{text} …")
@@ -72,12 +76,20 @@ class StatusLine:
             self._text = text
             self._show(f"{text} …")
 
+    def now(self, text: str) -> None:
+        """Replace the line, as often as :meth:`tick` does; its last state is not left out."""
+        self._offer()
+        self._text = self._pending = text
+        passed = time.perf_counter() - self._started
+        if passed - self._last > self._every:
+            self._last, self._pending = passed, ""
+            self._show(f"{text} …")
+
     def tick(self, waited: Waited | None = None, far: str = "") -> None:
         """Show how long it has taken by now and how far it is: often, or in a plain log now and then."""
         self._offer()
         passed = time.perf_counter() - self._started
-        every = TICK if self._in_notebook or self._in_terminal else LOG
-        if passed > self._quiet and passed - self._last > every:
+        if passed > self._quiet and passed - self._last > self._every:
             self._last = passed
             said = replace(waited, seconds=passed) if waited is not None else f"{passed:.1f} s"
             self._show(f"{self._text} … {said}{far and f': {far}'}")
@@ -86,7 +98,9 @@ class StatusLine:
         """The last word: what has been reached, and in how long; nothing if nothing was said before."""
         if time.perf_counter() - self._started < self._quiet:
             return
-        self._show(f"{text} ({time.perf_counter() - self._started:.1f} s)")
+        if self._is_log and self._pending:
+            self._show(self._pending)
+        self._show(f"{text} ({time.perf_counter() - self._started:.1f} s)", whole=True)
         if self._in_terminal:
             sys.stdout.write("\n")
 
@@ -104,11 +118,12 @@ class StatusLine:
         cancel, self._cancel = self._cancel, None
         self._button = cancel_button(self._shell, cancel)
 
-    def _show(self, line: str) -> None:
-        if self._in_terminal:
-            sys.stdout.write(f"\r\x1b[2K{line}")
+    def _show(self, line: str, *, whole: bool = False) -> None:
+        if self._in_terminal:  # of a line that is wrapped, only the last row would be replaced
+            width = shutil.get_terminal_size().columns - 1
+            sys.stdout.write(f"\r\x1b[2K{line if whole or len(line) <= width else f'{line[: width - 1]}…'}")
             sys.stdout.flush()
-        elif not self._in_notebook:
+        elif self._is_log:
             print(line)
         else:
             plain = {"text/plain": line}

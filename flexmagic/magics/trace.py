@@ -116,7 +116,7 @@ class TraceMagics(DeskMagics):
         what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
         made: Run | Sweep
         with waiting(self._desk.shell, what, quiet=quiet, cancel=self._desk.session.cancel) as status:
-            progress = telling(status.say) if generates else status.tick
+            progress = telling(status.now) if generates else status.tick
             if over:
                 made = self._desk.session.sweep(inputs, cell, over, progress=progress, **options)
             else:
