@@ -91,12 +91,12 @@ def test_a_long_call_that_nobody_tells_of_gets_a_line(cell, clock, capsys):
 def test_a_large_value_tells_how_many_bytes_have_come(cell, clock, capsys):
     with Attending(cell, cancel=None).gathering("model.norm:output") as arriving:
         for done in range(0, 401, 100):
-            clock.time += 5
+            clock.time += 6
             arriving(done << 20, 400 << 20)
     assert capsys.readouterr().out.splitlines() == [
-        "Fetching model.norm:output … 15.0 s: 200 of 400 MiB, 20.0/s, 10 s left",
-        "Fetching model.norm:output … 25.0 s: 400 of 400 MiB, 20.0/s, 0 s left",
-        "Fetched model.norm:output (25.0 s)",
+        "Fetching model.norm:output … 12.0 s: 100 of 400 MiB, 16.7/s, 18 s left",
+        "Fetching model.norm:output … 24.0 s: 300 of 400 MiB, 16.7/s, 6 s left",
+        "Fetched model.norm:output (30.0 s)",
     ]
 
 
@@ -116,8 +116,9 @@ def test_beside_a_cell_nothing_is_shown(shell, cell, clock, capsys):
 
 def test_the_button_ends_what_arrives(cell, clock, monkeypatch):
     buttons, cancelled = [], []
+    handle = SimpleNamespace(update=lambda *_args, **_options: None)
     monkeypatch.setattr(status_line, "in_notebook", lambda _shell: True)
-    monkeypatch.setattr(status_line, "display", lambda *_args, **_options: SimpleNamespace(update=print))
+    monkeypatch.setattr(status_line, "display", lambda *_args, **_options: handle)
     monkeypatch.setattr("flexmagic.view.cancel.cancel_button", lambda _shell, cancel: buttons.append(cancel))
     with Attending(cell, cancel=lambda: cancelled.append(True)).gathering("a site") as arriving:
         clock.time += 2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
+from flexmagic.client.mail import Answer
 from flexmagic.client.ranks import RECOVER, Ranks
 from flexmagic.client.recovery import Freed, postponed, uninterrupted
 from flexmagic.client.regroup import Regroup, merged
@@ -111,7 +112,7 @@ class Calls:
 
     def _ask(self, requests: Requests) -> Pending:
         packed: dict[int, bytes] = {}
-        pending = {}
+        pending: dict[int, Answer] = {}
         for rank, (verb, args, kwargs) in requests.items():
             payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
             pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)

@@ -6,6 +6,7 @@ The one place where an engine meets IPython.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import socket
 import sys
@@ -60,6 +61,9 @@ def prepare() -> None:
     """Import what takes long, and then answer on the control channel."""
     from IPython import get_ipython
 
+    shell = get_ipython()
+    assert shell is not None  # an engine is an IPython kernel
+    _bars_as_text()
     from flexmagic.client import control
     from flexmagic.engine import (  # noqa: F401 - so that they are there
         look_verbs,
@@ -69,9 +73,16 @@ def prepare() -> None:
         watch,
     )
 
-    shell = get_ipython()
-    assert shell is not None  # an engine is an IPython kernel
     control.install(shell.kernel)
+
+
+def _bars_as_text() -> None:
+    """Have tqdm choose text, as in a terminal: the widgets of each engine would all go to the notebook."""
+    import tqdm.auto
+    import tqdm.autonotebook
+
+    tqdm.autonotebook.tqdm, tqdm.autonotebook.trange = tqdm.std.tqdm, tqdm.std.trange
+    importlib.reload(tqdm.auto)  # ipyparallel has imported it, which takes an engine for a notebook
 
 
 def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:

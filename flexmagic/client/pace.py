@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -14,33 +14,52 @@ STEADY = 1.0
 """Seconds after which a pace can be told."""
 
 
+@dataclass
+class _Course:
+    """What one rank has done since it began with something."""
+
+    what: str
+    total: int
+    begun: float
+    first: int
+    done: int
+
+    def left(self, now: float) -> tuple[float, float] | None:
+        """Seconds that the rest will take, and parts done in one; ``None`` before that can be told."""
+        passed = now - self.begun
+        if passed < STEADY or self.done <= self.first:
+            return None
+        rate = (self.done - self.first) / passed
+        return (self.total - self.done) / rate, rate
+
+
 class Pace:
-    """Looks again and again at how far ranks are; the one that is behind counts."""
+    """Looks again and again at how far ranks are; the one that will take longest counts."""
 
     def __init__(self) -> None:
-        self._what: tuple[str, int] | None = None
-        self._begun, self._first = 0.0, 0
-        self._rate = self._left = 0.0
+        self._courses: dict[int, _Course] = {}
+        self._now = 0.0
 
     def see(self, now: float, far: Mapping[int, tuple[str, int, int]]) -> None:
         """One look, ``now`` seconds after the beginning: what, done, and out of how many, by rank."""
-        self._rate = 0.0
-        if not far:
-            return
-        what, done, total = min(far.values(), key=lambda said: said[1] / max(said[2], 1))
-        if self._what != (what, total) or done < self._first:
-            self._what, self._begun, self._first = (what, total), now, done
-        passed = now - self._begun
-        if passed >= STEADY and done > self._first:
-            self._rate = (done - self._first) / passed
-            self._left = (total - done) / self._rate
+        self._now = now
+        courses = {}
+        for rank, (what, done, total) in far.items():
+            course = self._courses.get(rank)
+            if course is None or (course.what, course.total) != (what, total) or done < course.done:
+                course = _Course(what, total, now, done, done)
+            course.done = done
+            courses[rank] = course
+        self._courses = courses
 
     def __str__(self) -> str:
         """``4.1/s, 7 s left``; nothing before it can be told."""
-        if not self._rate:
+        told = [course.left(self._now) for course in self._courses.values()]
+        if not told or None in told:
             return ""
-        speed = f"{self._rate:.1f}/s" if self._rate >= 1 else f"{1 / self._rate:.1f} s each"
-        return f"{speed}, {span(self._left)} left"
+        left, rate = max(one for one in told if one is not None)
+        speed = f"{rate:.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"
+        return f"{speed}, {span(left)} left"
 
 
 def span(seconds: float) -> str:

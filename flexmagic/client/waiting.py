@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flexmagic.client import engine_side
+from flexmagic.client.mail import Answer
 from flexmagic.client.pace import Pace
 from flexmagic.client.ranks import Ranks
 from flexmagic.client.recovery import Freed, free
@@ -93,7 +94,7 @@ class Attending(Protocol):
         """For something large that arrives in parts."""
 
 
-Pending = Mapping[int, Any]
+Pending = Mapping[int, Answer]
 """Answers that have been asked for, by rank."""
 
 
@@ -217,7 +218,7 @@ def waiting(pending: Pending) -> list[int]:
 
 def _told(now: float, pending: Pending, pace: Pace) -> Waited:
     """What the ranks have said last of how far they are, and what they have printed."""
-    heard = {rank: answer.metadata for rank, answer in pending.items()}
+    heard = {rank: answer.heard for rank, answer in pending.items()}
     data = {rank: dict(of["data"]) for rank, of in heard.items()}
 
     def said(key: str) -> dict[int, Any]:
@@ -237,8 +238,8 @@ def _told(now: float, pending: Pending, pace: Pace) -> Waited:
     return Waited(now, far, said(engine_side.PRINTED), shown, aside, bars, str(pace))
 
 
-def _failed(answer: Any) -> bool:
+def _failed(answer: Answer) -> bool:
     try:
-        return getattr(answer.get(0), "error", None) is not None
+        return getattr(answer.get(), "error", None) is not None
     except Exception:  # noqa: BLE001 - any remote exception counts as a failure
         return True

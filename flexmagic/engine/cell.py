@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.agreement import agree, numbers_of_all
 from flexmagic.engine.code import HookSource, failure, shifted
+from flexmagic.engine.draws import seed_model
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.generation import Step
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
@@ -77,7 +78,7 @@ def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
     draws = torch.random.fork_rng(runtime.place.generators)
     try:
         with instrument, _watched(runtime, steps), mode(grad=plan.grad), draws:
-            torch.manual_seed(plan.seed)
+            seed_model(plan.seed)
             with Prints(runtime.say, runtime.displays).taken(printed):
                 value = _evaluated(source, runtime.namespace)
     except RunStopped as stop:

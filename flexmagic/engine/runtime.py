@@ -17,6 +17,7 @@ from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.captures import Captures, Room, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded
+from flexmagic.engine.draws import seed_model
 from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
@@ -272,7 +273,7 @@ class Runtime:
         assert self.loaded is not None  # the client has a model
         attached = shortened(self.loaded, instrument, self.rules, plan.short, self.forms)
         with attached, mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
-            torch.manual_seed(plan.seed)
+            seed_model(plan.seed)
             try:
                 with traced(instrument, self.model):
                     if plan.backward is None:

@@ -82,6 +82,12 @@ def test_captures_near_their_budget_are_told_of(desk, loaded):  # noqa: F811
         loaded.limit(captures=2 << 30)
 
 
+def test_what_hooks_warn_of_is_shown_once(desk):  # noqa: F811
+    typed(desk, "%%flexhook model.layers.0.mlp --name h\nimport warnings; warnings.warn('careful')")
+    text, _ = shown(desk, "run = %flexrun 'Paris is'")
+    assert text.count("UserWarning: careful") == 1
+
+
 def test_a_slow_hook_is_told_of(desk):  # noqa: F811
     typed(desk, "%%flexhook model.layers.0.mlp --name h\nimport time; time.sleep(1.2)")
     assert "hook 'h' was slow: its code took 1." in shown(desk, "run = %flexrun 'Paris is'")[0]

@@ -18,13 +18,17 @@ WIDTH, LAYERS = 64, 1000
 """Of the toy, and of the tree in which names are completed: each of its layers has ten modules."""
 
 
-def toy(_rank: int, _world_size: int, _device: Any, mesh: Any) -> nn.Module:
-    """Two layers, the first cut by columns and the second by rows."""
+def whole() -> nn.Module:
+    """Two layers."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH))
+
+
+def toy(rank: int, world_size: int, device: Any, mesh: Any) -> nn.Module:
+    """The first layer cut by columns and the second by rows."""
     from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.Linear(4 * WIDTH, WIDTH))
-    return parallelize_module(model, mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
+    return parallelize_module(whole(), mesh["tp"], {"0": ColwiseParallel(), "1": RowwiseParallel()})
 
 
 class Block(nn.Module):
@@ -42,7 +46,7 @@ class Block(nn.Module):
         return x
 
 
-def tree(_rank: int, _world_size: int, _device: Any, _mesh: Any) -> nn.Module:
+def tree(rank: int, world_size: int, device: Any, mesh: Any) -> nn.Module:
     """Ten thousand modules that do nothing."""
     return nn.Sequential(*(Block() for _ in range(LAYERS)))
 
@@ -57,7 +61,9 @@ def shell_of(session: Any) -> Iterator[Any]:
     shell = InteractiveShell.instance()
     load(shell)
     shell._flexmagic_desk.take(session)
-    session._cluster.client[:].activate()
+    view = session._cluster.client[:]
+    view.block = True  # as ipyparallel's own start of a cluster sets it
+    view.activate()
     try:
         yield shell
     finally:
@@ -71,7 +77,7 @@ def hand_rows(report: Report, rounds: int) -> None:
 
     numbers = iter(range(10**6))
     with Session.start(2, oversubscribe=True) as session, shell_of(session) as shell:
-        session.load(toy, tp=2)
+        session.load(toy, tp=2, unsharded=whole)
         shell.user_ns["batch"] = {"input": torch.zeros(1, WIDTH)}
         quiet = contextlib.redirect_stdout(io.StringIO())
 
