@@ -21,6 +21,7 @@ from typing import Any
 
 from flexmagic.client import reaper
 from flexmagic.client.restart import Offer, take
+from flexmagic.client.running_clusters import found_running, profile_of
 from flexmagic.client.turns import Turns
 from flexmagic.errors import ClusterError
 
@@ -96,6 +97,7 @@ class Cluster:
         self.owned = owned
         self.keep = keep
         self._size = _size_of(ipp_cluster.engines)
+        self._over = ""
         self._reaper: subprocess.Popen[bytes] | None = None
         self.turns = Turns(Path(ipp_cluster.profile_dir) / "security" / f"{ipp_cluster.cluster_id}.turn")
 
@@ -166,8 +168,8 @@ class Cluster:
 
         Raises :class:`ClusterError` if there is none, or several to choose from.
         """
-        found = _running()
-        wanted = {k: c for k, c in found.items() if name in (None, k) or _profile_of(c) == name}
+        found = found_running()
+        wanted = {k: c for k, c in found.items() if name in (None, k) or profile_of(c) == name}
         if len(wanted) != 1:
             listed = ", ".join(sorted(wanted or found)) or "none"
             hint = "Type %flexcluster attach NAME." if found else "Type %flexcluster start -n 2."
@@ -198,7 +200,9 @@ class Cluster:
 
     @property
     def engines(self) -> list[int]:
-        """The ids of the engines that are there, in rank order."""
+        """The ids of the engines that are there, in rank order; :class:`ClusterError` after the end."""
+        if self._over:
+            raise ClusterError(self._over)
         return sorted(self.client.ids)
 
     @property
@@ -322,12 +326,16 @@ class Cluster:
 
     def disconnect(self) -> None:
         """Close the connection; the engines stay."""
+        self._over = "This session has left its cluster. Type %flexcluster attach to look at what is there."
         self._dismiss_reaper()
         if self.client is not None:
             self.client.close()
 
     def stop(self) -> None:
         """End the engines and the controller, and forget them."""
+        self._over = (
+            "The cluster was stopped, and what runs had left on its engines is gone. Run again on a new one."
+        )
         if self.client is not None:
             with contextlib.suppress(Exception):  # a broken connection must not keep engines alive
                 self.client.close()
@@ -376,22 +384,3 @@ def _size_of(engine_sets: Iterable[str]) -> int | None:
     """How many ranks a cluster that was started here, or by another notebook, has; ``None`` for others."""
     named = (re.fullmatch(r"rank\d+of(\d+)", name) for name in engine_sets)
     return next((int(match[1]) for match in named if match), None)
-
-
-def running() -> list[str]:
-    """The names by which clusters of this machine can be attached to: their ids, and their profiles."""
-    found = _running()
-    return sorted({*found, *map(_profile_of, found.values())})
-
-
-def _running() -> dict[str, Any]:
-    """The clusters that have a controller, by id."""
-    import ipyparallel as ipp
-
-    manager = ipp.ClusterManager()
-    manager.load_clusters()
-    return {c.cluster_id or "default": c for c in manager.clusters.values() if c.controller is not None}
-
-
-def _profile_of(cluster: Any) -> str:
-    return Path(cluster.profile_dir).name.removeprefix("profile_")

@@ -19,6 +19,9 @@ PROGRESS = "flexmagic progress"
 PRINTED, SHOWN, BAR = "flexmagic printed", "flexmagic shown ", "flexmagic bar"
 """Under these keys an engine publishes what its code has printed, displayed, and draws as a bar."""
 
+TOKENS = "flexmagic tokens"
+"""Under this key an engine publishes the tokens that it has generated, with how likely each was."""
+
 
 def host_name() -> str:
     """The name of the engine's host."""
@@ -111,11 +114,11 @@ def _say(said: Any) -> None:
     publish_data({PRINTED: said.text, BAR: said.bar, **new})
 
 
-def _tell(what: str, done: int, total: int) -> None:
-    """Say how far the call that is being worked on is."""
+def _tell(what: str, done: int, total: int, tokens: Any = None) -> None:
+    """Say how far the call that is being worked on is, and which tokens it has made."""
     from ipyparallel.datapub import publish_data
 
-    publish_data({PROGRESS: (what, done, total)})
+    publish_data({PROGRESS: (what, done, total)} | ({} if tokens is None else {TOKENS: tokens}))
 
 
 class Displays:

@@ -83,6 +83,10 @@ class Counted:
         self._pace, self._started = Pace(), time.perf_counter()
         self.done = 0
 
+    def count(self, more: int) -> None:
+        """Some more have ended."""
+        self.done = min(self.done + more, self._total)
+
     @property
     def heard(self) -> Callable[[Waited], None] | None:
         """What a call is given as its progress."""

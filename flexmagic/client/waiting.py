@@ -40,6 +40,8 @@ MOST_RANKS = 4
 Far = tuple[str, int, int]
 """What is going on, how many parts of it are done, and out of how many."""
 
+Tokens = tuple[tuple[str, float | None], ...]
+
 
 @dataclass(frozen=True)
 class Waited:
@@ -48,7 +50,8 @@ class Waited:
     ``pace``: how many parts are done in a second, and how long the rest will take, as words. ``printed``
     and ``shown``: what the code of ranks has printed and displayed by now, of those that have for long;
     ``aside``: what they have written otherwise. ``bars``: of tqdm's, that code draws. ``turn``: nothing
-    was asked yet, since another notebook has its turn.
+    was asked yet, since another notebook has its turn. ``tokens``: the new tokens of a generation's first
+    row, and how likely the model held each, ``None`` where that is not known.
     """
 
     seconds: float
@@ -59,6 +62,7 @@ class Waited:
     bars: dict[int, Far] = field(default_factory=dict)
     pace: str = ""
     turn: bool = False
+    tokens: Tokens = ()
 
     @property
     def far(self) -> dict[int, Far]:
@@ -177,7 +181,7 @@ class Waiting:
     def _hearing(self, progress: Progress | None, verb: str) -> Iterator[Callable[[float], Progress | None]]:
         """Who hears how far a call is after so many seconds: ``progress``, else who attends to long ones."""
         with contextlib.ExitStack() as stack:
-            asked, late = progress is not None or self.attending is None, progress
+            asked, late = progress is not None or not verb, progress
 
             def hearing(now: float) -> Progress | None:
                 nonlocal asked, late
@@ -235,7 +239,9 @@ def _told(now: float, pending: Pending, pace: Pace) -> Waited:
     }
     far, bars = said(engine_side.PROGRESS), said(engine_side.BAR)
     pace.see(now, bars or far)
-    return Waited(now, far, said(engine_side.PRINTED), shown, aside, bars, str(pace))
+    tokens = next(iter(said(engine_side.TOKENS).values()), ())
+    printed = said(engine_side.PRINTED)
+    return Waited(now, far, printed, shown, aside, bars, str(pace), tokens=tuple(tokens))
 
 
 def _failed(answer: Answer) -> bool:

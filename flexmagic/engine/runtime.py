@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from torch import nn
 
 from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import agree, form_of, form_of_input
+from flexmagic.engine.box import Boxes
 from flexmagic.engine.captures import Captures, Room, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded
@@ -29,7 +31,9 @@ from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
+from flexmagic.engine.outlet import Outlet
 from flexmagic.engine.pipeline import whole_batches
+from flexmagic.engine.prefix import Prefix
 from flexmagic.engine.prints import Displays, Prints, Say, nowhere
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
@@ -108,7 +112,7 @@ class Runtime:
 
     groups: Groups
     namespace: dict[str, Any]
-    tell: Tell = lambda _what, _done, _total: None
+    tell: Tell = lambda *_: None
     say: Say = lambda _said: None
     displays: Displays = nowhere
     captures: Captures = field(default_factory=Captures)
@@ -130,9 +134,16 @@ class Runtime:
     forms: dict[str, Any] = field(default_factory=dict)
     lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
     edits: WeightEdits = field(default_factory=WeightEdits)
+    prefix: Prefix | None = None
+    boxes: Boxes = field(default_factory=Boxes)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
+
+    @functools.cached_property
+    def outlet(self) -> Outlet:
+        """Where notebooks on other machines get this rank's pieces."""
+        return Outlet(self.groups.meeting.host)
 
     @property
     def place(self) -> Place:
@@ -180,7 +191,7 @@ class Runtime:
         self.loaded = self.origin = self.gradients = None
         self.rules, self.whole, self.weights, self.taken = {}, {}, (), {}
         self.row_groups, self.surveyed = (), ()
-        self.forms = {}
+        self.forms, self.prefix = {}, None
         self.captures.clear()
 
     def survey(self, inputs: dict[str, Any] | None) -> None:
@@ -225,7 +236,8 @@ class Runtime:
 
     def define(self, source: HookSource) -> None:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
-        self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
+        call = self.boxes.hook(source) if source.boxed else build(source, self.namespace)
+        self.hooks[source.owner, source.name, source.version] = (source, call)
 
     def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
         """The plan's hooks and captures, to be attached for forwards of an input like this."""

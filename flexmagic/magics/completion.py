@@ -93,7 +93,7 @@ class Completion:
         found = [word for word in now.option.words if word.startswith(now.typed)]
         kinds, known = now.option.kind.split(), self._known
         if CLUSTER in kinds:
-            from flexmagic.client.cluster import running
+            from flexmagic.client.running_clusters import running
 
             found += [name for name in running() if name.startswith(now.typed)]
         if known is None:

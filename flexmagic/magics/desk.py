@@ -113,6 +113,12 @@ class Desk:
                 if not ran:  # what ran is quoted in the message
                     error.typed = f"{name} {line}".strip()
                 raise
+            except KeyboardInterrupt as error:
+                if said := str(
+                    error
+                ):  # it says where the ranks were, not how we waited for them
+                    vars(error)["_render_traceback_"] = lambda: [f"KeyboardInterrupt: {said}"]
+                raise
 
         return call
 

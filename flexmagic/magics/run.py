@@ -8,18 +8,20 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
+from flexmagic.client.pace import Counted
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
 from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.generating import SAMPLING, check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
-from flexmagic.magics.status_line import waiting
+from flexmagic.magics.status_line import StatusLine, in_notebook, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flexmagic.client.run import Run
     from flexmagic.client.waiting import Progress
+    from flexmagic.view.stream import Stream
 
 
 def skips(words: Sequence[str]) -> dict[str, str | None]:
@@ -37,12 +39,14 @@ def skips(words: Sequence[str]) -> dict[str, str | None]:
 def check(args: Any) -> None:
     """Raise :class:`InputError` for options that mean nothing together."""
     check_generating(args, "backward", "stop_at", "grad")
+    if args.stream and args.generate is None:
+        raise InputError("--stream means something with --generate N only.")
     if args.repeat < 1:
         msg = f"--repeat {args.repeat}: give a number of runs, 1 or more."
         raise InputError(msg)
 
 
-ONE_INPUT = ("prompt", "inputs", "backward", "stop_at", "skip", "repeat", "generate", *SAMPLING)
+ONE_INPUT = ("prompt", "inputs", "backward", "stop_at", "skip", "repeat", "generate", "stream", *SAMPLING)
 """What means something for one input only, not for a cell that has its own."""
 
 
@@ -79,6 +83,9 @@ class RunMagics(DeskMagics):
         "--grad", action=BooleanOptionalAction, default=False, help="keep what gradients need, without a loss"
     )
     @generating
+    @argument(
+        "--stream", action="store_true", help="generate: a view of the tokens as they come, by likelihood"
+    )
     @argument("--name", help="of a cell: the variable of the notebook that gets its forwards")
     @needs_local_scope
     @no_var_expand
@@ -104,7 +111,7 @@ class RunMagics(DeskMagics):
 
         A generation has steps, of which step 0 sees the whole prompt; hooks and captures act in each::
 
-            run = %flexrun "Once upon a time" --generate 20 --sample --temperature 0.8
+            run = %flexrun "Once upon a time" --generate 20 --sample --temperature 0.8 --stream
             run.step(3)["model.layers.3.mlp"]
 
         Parts of the model can be left out::
@@ -130,8 +137,17 @@ class RunMagics(DeskMagics):
         inputs = inputs_of(self.shell, args, "%flexrun")
         generates = args.generate is not None
         what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
+        runs: list[Run] = []
         with waiting(self._desk.shell, what, quiet=quiet, cancel=self._desk.session.cancel) as status:
-            runs = self._runs(args, inputs, telling(status.now) if generates else status.tick)
+            counted = Counted(status.tick, "runs", args.repeat)
+            for counted.done in range(args.repeat):
+                options = self._options(args, args.seed + counted.done)
+                heard = status.tick if args.repeat == 1 else counted.heard
+                runs.append(
+                    self._generate(args, inputs, options, status)
+                    if generates
+                    else self._run(args, inputs, options, heard)
+                )
             status.done(repr(runs[0]) if args.repeat == 1 else f"{args.repeat} runs")
         return runs[0] if args.repeat == 1 else runs
 
@@ -168,18 +184,31 @@ class RunMagics(DeskMagics):
             },
         }
 
-    def _runs(self, args: Any, inputs: Any, progress: Progress) -> list[Run]:
-        """As many runs, or generations, as are asked for."""
-        options = self._options(args, args.seed)
-        if args.generate is not None:
-            options |= {"max_new_tokens": args.generate, **sampling(args)}
-        else:
-            options |= {
-                "backward": None if args.backward is None else unquoted(args.backward),
-                "grad": args.grad,
-                "stop_at": None if args.stop_at is None else unquoted(args.stop_at),
-            }
-        if args.repeat > 1:
-            return self._desk.session.repeat(inputs, args.repeat, progress=progress, **options)
-        make = self._desk.session.run if args.generate is None else self._desk.session.generate
-        return [make(inputs, progress=progress, **options)]
+    def _run(self, args: Any, inputs: Any, options: dict[str, Any], progress: Progress | None) -> Run:
+        return self._desk.session.run(
+            inputs,
+            backward=None if args.backward is None else unquoted(args.backward),
+            grad=args.grad,
+            stop_at=None if args.stop_at is None else unquoted(args.stop_at),
+            progress=progress,
+            **options,
+        )
+
+    def _generate(self, args: Any, inputs: Any, options: dict[str, Any], status: StatusLine) -> Run:
+        """Show the text in the status line as it comes."""
+        stream = self._stream(args)
+        try:
+            return self._desk.session.generate(
+                inputs, args.generate, progress=telling(status.now, stream), **options, **sampling(args)
+            )
+        finally:
+            if stream is not None:
+                stream.end()
+
+    def _stream(self, args: Any) -> Stream | None:
+        """The view in which the text appears, where one was asked for and can be."""
+        if not args.stream or not in_notebook(self._desk.shell):
+            return None
+        from flexmagic.view.stream import Stream
+
+        return Stream("generated")
