@@ -114,9 +114,7 @@ class Desk:
                     error.typed = f"{name} {line}".strip()
                 raise
             except KeyboardInterrupt as error:
-                if said := str(
-                    error
-                ):  # it says where the ranks were, not how we waited for them
+                if said := str(error):  # it says where the ranks were, not how we waited for them
                     vars(error)["_render_traceback_"] = lambda: [f"KeyboardInterrupt: {said}"]
                 raise
 
