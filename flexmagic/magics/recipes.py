@@ -9,8 +9,9 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, parse, texts, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.inputs import inputs_of, value_of
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
