@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
-from flexmagic.magics.arguments import expanded, parse, texts, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.arguments import bytes_of, expanded, parse, texts, unquoted
 from flexmagic.magics.inputs import inputs_of, value_of
+from flexmagic.magics.method import MethodMagics, named_tokens
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from flexmagic.recipes.induction import Induction
     from flexmagic.recipes.lens import Lens
     from flexmagic.recipes.patching import Patching
     from flexmagic.recipes.steering import Steering
 
-Made = TypeVar("Made")
-
 
 @magics_class
-class RecipeMagics(DeskMagics):
+class RecipeMagics(MethodMagics):
     """Methods of interpretability."""
 
     @magic_arguments()
@@ -69,6 +65,8 @@ class RecipeMagics(DeskMagics):
     @argument("--tokens", nargs="+", default=[], metavar="NAME=TEXT", help='such as "right= Mary"')
     @argument("--site", default="resid_pre", metavar="NAME", help="what is patched: attn_out, attn.z, …")
     @argument("--noise", action="store_true", help="put corrupt values into the clean prompt")
+    @argument("--step", type=float, default=1.0, metavar="X", help="so much of the way to the other value")
+    @argument("--memory", metavar="SIZE", help="that patched prompts may take together on a rank, as 4GB")
     @argument("--layers", metavar="EXPR", help="these layers only, such as range(2)")
     @argument("--positions", metavar="EXPR", help='groups of positions by name, such as {"names": [2, 4]}')
     @needs_local_scope
@@ -91,16 +89,15 @@ class RecipeMagics(DeskMagics):
         prompts = texts(args.prompt)
         if len(prompts) != 2 or args.metric is None:
             raise InputError('Give two texts in quotes, and a metric: --metric "logits[-1, 5]"')
-        options: dict[str, Any] = {
-            name: None if text is None else value_of(self.shell, f"--{name}", text)
-            for name, text in (("layers", args.layers), ("positions", args.positions))
-        }
+        options = self._values(args, "layers", "positions")
+        if args.memory is not None:
+            options["memory"] = bytes_of(unquoted(args.memory))
         return self._done(
             f"Patching {args.site}",
             lambda progress: patching(
                 self._desk.session, prompts[0], prompts[1], unquoted(args.metric),
-                site=args.site, denoising=not args.noise, tokens=_tokens(args.tokens),
-                progress=progress, **options,
+                site=args.site, denoising=not args.noise, tokens=named_tokens(args.tokens),
+                step=args.step, progress=progress, **options,
             ),
         )  # fmt: skip
 
@@ -162,26 +159,7 @@ class RecipeMagics(DeskMagics):
             "Generating",
             lambda progress: steering(
                 session, prompts[0], steering_vector(session, toward, away, args.site), site=args.site,
-                scales=scales, metric=unquoted(args.metric), tokens=_tokens(args.tokens),
+                scales=scales, metric=unquoted(args.metric), tokens=named_tokens(args.tokens),
                 max_new_tokens=args.generate, progress=progress,
             ),
         )  # fmt: skip
-
-    def _done(self, what: str, do: Callable[[Any], Made]) -> Made:
-        """What a recipe gives, waited for with a line that says how long it takes, and a button."""
-        cancel = self._desk.session.cancel
-        with waiting(self._desk.shell, what, quiet=1.0, cancel=cancel) as status:
-            made = do(status.tick)
-            status.done(what)
-        return made
-
-
-def _tokens(words: list[str]) -> dict[str, str | int]:
-    """Names and the tokens that they mean; raises :class:`InputError` for a word without a name."""
-    out: dict[str, str | int] = {}
-    for word in map(unquoted, words):
-        name, equals, text = word.partition("=")
-        if not equals:
-            raise InputError(f'--tokens {word}: write a name and a token, in quotes: "right= Mary".')
-        out[name] = unquoted(text)
-    return out
