@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from flexmagic import Shown
+    from flexmagic.client.model import Model
     from flexmagic.client.session import Session
 
 PROBABILITY = "logits[-1].softmax(-1)[answer]"
@@ -110,27 +111,20 @@ def causal_tracing(
     the model has not. Source: Meng et al. 2022, "Locating and editing factual associations in GPT"
     (arXiv 2202.05262).
     """
-    if site not in SITES:
-        raise InputError(f"{site!r} cannot be restored: choose one of {', '.join(SITES)}.")
     if samples < 1 or window < 1:
         raise InputError(f"Give 1 sample and a window of 1 layer or more, not {samples} and {window}.")
-    model = session.model
     ids, texts = one_prompt(session, prompt)
-    at = subject_of(texts, subject)
-    chosen, groups = layers_of(model, layers), groups_of(len(ids), positions, together=False)
-    windows = windows_of(chosen, window, depth(model))
-    own = {n: str(place(model, f"blocks.{n}.{site}")[0]) for n in sorted({n for w in windows for n in w})}
-    embed = str(place(model, "embed")[0])
+    at, embed = subject_of(texts, subject), str(place(session.model, "embed")[0])
+    chosen, groups = layers_of(session.model, layers), groups_of(len(ids), positions, together=False)
     spread, best = _looked(session, ids, embed, progress)
-    wanted = best if answer is None else answer
-    named = tokens_of(session, metric, {**(tokens or {}), "answer": wanted})
+    named = tokens_of(session, metric, {**(tokens or {}), "answer": best if answer is None else answer})
     spread *= noise
     given = {**named, "site": embed, "subject": list(at), "noise": spread, "samples": samples, "seed": seed}
     code, batch = TRACED.format(metric=metric), [ids] * (samples + 1)
     ends = _ends(session, batch, code, {**given, "target": (), "places": ()}, progress)
     if ends.ndim > 1:
         raise InputError(f"{metric} gave the shape {list(ends.shape[1:])}, and a metric is one number.")
-    over = {"target": [tuple(own[n] for n in each) for each in windows], "places": list(groups.values())}
+    over = {"target": _targets(session.model, site, chosen, window), "places": list(groups.values())}
     found, changed = swept(session, batch, code, over, memory=memory, given=given, progress=progress)
     values = found[..., 1:]
     along = "position" if positions is None else "group"
@@ -141,6 +135,14 @@ def causal_tracing(
         shown, replace(shown, values=values.mean(-1), name="metric"), float(ends[0]), float(ends[1:].mean()),
         spread, at, named["answer"], site, window,
     )  # fmt: skip
+
+
+def _targets(model: Model, site: str, layers: Sequence[int], window: int) -> list[tuple[str, ...]]:
+    """The sites that are restored together, for each layer."""
+    if site not in SITES:
+        raise InputError(f"{site!r} cannot be restored: choose one of {', '.join(SITES)}.")
+    windows = windows_of(layers, window, depth(model))
+    return [tuple(str(place(model, f"blocks.{n}.{site}")[0]) for n in each) for each in windows]
 
 
 def _looked(session: Session, ids: list[int], embed: str, progress: Any) -> tuple[float, int]:
