@@ -155,7 +155,7 @@ class CauseMagics(MethodMagics):
                 session, prompts[0], metric, site=site, tokens=tokens, progress=progress, **options
             )
         return attribution_patching(
-            session, *prompts, metric, site=site, denoising=not args.noise, tokens=tokens,
+            session, prompts[0], prompts[1], metric, site=site, denoising=not args.noise, tokens=tokens,
             progress=progress, **options,
         )  # fmt: skip
 
@@ -217,6 +217,8 @@ class CauseMagics(MethodMagics):
         prompts, options = texts(args.prompt), self._values(args, "layers", "edges")
         if not 1 <= len(prompts) <= 2:
             raise InputError("Give one text in quotes, or two of equally many tokens.")
+        if args.edges and len(prompts) > 1:
+            raise InputError("Edges are cut in one text, patterns are taken from a second: one of both.")
         if args.metric is None and (len(prompts) > 1 or args.edges or args.together):
             raise InputError(f"To change attention is to ask what it does to something. {METRIC}")
         return self._done("Attention", lambda progress: self._attended(args, prompts, options, progress))
@@ -230,10 +232,15 @@ class CauseMagics(MethodMagics):
         if args.metric is None:
             return attention(session, prompts[0], progress=progress, **options)
         metric, tokens = unquoted(args.metric), named_tokens(args.tokens)
-        change = attention_knockout if len(prompts) == 1 else attention_replacement
-        return change(
-            session, *prompts, metric, tokens=tokens, together=args.together, progress=progress, **options
-        )
+        changing: dict[str, Any] = {
+            "tokens": tokens,
+            "together": args.together,
+            "progress": progress,
+            **options,
+        }
+        if len(prompts) == 1:
+            return attention_knockout(session, prompts[0], metric, **changing)
+        return attention_replacement(session, prompts[0], prompts[1], metric, **changing)
 
 
 def _two(args: Namespace) -> list[str]:

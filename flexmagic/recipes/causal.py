@@ -124,7 +124,8 @@ def causal_tracing(
     ends = _ends(session, batch, code, {**given, "target": (), "places": ()}, progress)
     if ends.ndim > 1:
         raise InputError(f"{metric} gave the shape {list(ends.shape[1:])}, and a metric is one number.")
-    over = {"target": _targets(session.model, site, chosen, window), "places": list(groups.values())}
+    targets = _targets(session.model, site, chosen, window)
+    over: dict[str, list[Any]] = {"target": targets, "places": list(groups.values())}
     found, changed = swept(session, batch, code, over, memory=memory, given=given, progress=progress)
     values = found[..., 1:]
     along = "position" if positions is None else "group"

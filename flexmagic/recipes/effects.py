@@ -59,7 +59,7 @@ def swept(
     **options: Any,
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """What a sweep saved as ``value``, and whether its intervention changed anything, as ``changed``."""
-    limits = {} if memory is None else {"memory": memory}
+    limits: dict[str, Any] = {} if memory is None else {"memory": memory}
     sweep = session.sweep(inputs, code, over, **options, **limits)
     values, changed = sweep["value"].astype(np.float64), sweep["changed"].astype(np.bool_)
     for run in sweep.runs:

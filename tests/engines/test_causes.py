@@ -390,21 +390,22 @@ def check_attention(session, truth):
             assert out.metric.values[row, column] == pytest.approx(masked(truth, row, of), rel=1e-5, abs=1e-4)
     assert abs(out.effect.values[0]).min() > 1
 
-    same = attention_replacement(session, PROMPT, CORRUPT, METRIC, tokens=TOKENS, layers=[0])
-    assert same.effect.values.shape == (1, 8)
-    assert abs(same.effect.values).max() < 1e-3  # names are alike to these heads: what moves is in the values
+    def mixed(layer, n, pattern):
+        path = f"model.layers.{layer}.self_attn"
+        values = truth.kept(truth.clean, [f"{path}.v_proj:out"])[f"{path}.v_proj:out"]
+        result = pattern @ values[0, :, head(n // 2)]  # two heads share values
+        return float(truth.metric(truth.clean, {f"{path}.o_proj:in": put((0, ALL, head(n)), result)}))
+
+    others = truth.model(truth.corrupt, output_attentions=True).attentions
+    out = attention_replacement(session, PROMPT, CORRUPT, METRIC, tokens=TOKENS, layers=[1])
+    best = out.largest(1)[0]
+    assert abs(best["effect"]) > 1
+    want = mixed(1, best["head"], others[1][0, best["head"]])
+    assert best["metric"] == pytest.approx(want, rel=1e-5, abs=1e-4)
     flat = np.tril(np.ones((15, 15)))
     flat /= flat.sum(-1, keepdims=True)
     out = attention_replacement(session, PROMPT, flat, METRIC, tokens=TOKENS, layers=[0])
-    values = truth.kept(truth.clean, ["model.layers.0.self_attn.v_proj:out"])[
-        "model.layers.0.self_attn.v_proj:out"
-    ]
-    mixed = (
-        torch.as_tensor(flat).float() @ values[0, :, head(1)]
-    )  # two heads share values: 2 and 3 have the second
-    want = float(
-        truth.metric(truth.clean, {"model.layers.0.self_attn.o_proj:in": put((0, ALL, head(2)), mixed)})
-    )
+    want = mixed(0, 2, torch.as_tensor(flat).float())
     assert out.metric.values[0, 2] == pytest.approx(want, rel=1e-5, abs=1e-4)
     assert abs(out.effect.values[0, 2]) > 1
 
@@ -454,7 +455,7 @@ def test_what_cannot_be_asked_is_refused(loaded, said):
 
 def test_what_is_not_linear_has_no_direct_attribution(loaded):
     with pytest.raises(ModelError, match="not linear"):
-        logit_attribution(loaded, PROMPT, "logits[-1].log_softmax(-1)[5]", heads=False)
+        logit_attribution(loaded, PROMPT, "logits[-1].softmax(-1)[right]", tokens=TOKENS, heads=False)
 
 
 def test_patterns_that_are_not_returned_are_missed_in_words(session):
