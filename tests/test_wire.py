@@ -9,12 +9,14 @@ import warnings
 import numpy as np
 import pytest
 import torch
+import zmq
 
-from flexmagic.client import reading, wire
+from flexmagic.client import direct, reading, wire
 from flexmagic.client.wire import Line, fetch, nbytes, stretches
-from flexmagic.engine import lending, look
+from flexmagic.engine import lending, look, segments
 from flexmagic.engine.captures import Captures
 from flexmagic.engine.lending import Lent
+from flexmagic.engine.outlet import Outlet
 from flexmagic.layout.assemble import Read, plan_read, split
 from flexmagic.layout.layout import Layout, contiguous_spans
 from flexmagic.layout.mesh import Mesh
@@ -47,6 +49,8 @@ class Ranks:
         for rank, captures in self.captures.items():
             captures.keep(RUN, SITE, split(layout, rank, whole))
         self.machines = machines
+        self.outlets = {rank: Outlet("127.0.0.1") for rank in layout.ranks}
+        self.unreachable = set()
         self.sent = self.given_back = self.turns = 0
 
     def piece(self, rank):
@@ -69,11 +73,13 @@ class Ranks:
         assert self.turns == 1
         where, pid = reader
         asked = (self.machines[rank] or where, pid)
-        return lending.lend(self.captures[rank], RUN, SITE, parts, asked)
+        return lending.lend(self.captures[rank], (RUN, SITE), parts, asked, self.outlets[rank])
 
-    def give_back(self, rank, pid):
+    def give_back(self, rank, reader):
         self.given_back += 1
-        assert self.captures[rank].lent.pop(pid)
+        asked = (self.machines[rank] or reader[0], reader[1])
+        assert self.captures[rank].lent[asked]
+        lending.give_back(self.captures[rank], asked, self.outlets[rank])
 
     @contextlib.contextmanager
     def turn(self):
@@ -83,7 +89,7 @@ class Ranks:
 
     @property
     def line(self):
-        return Line(self.ask, self.give_back, self.turn)
+        return Line(self.ask, self.give_back, self.turn, self.unreachable)
 
 
 def bits(tensor):
@@ -98,10 +104,14 @@ def small(monkeypatch):
     monkeypatch.setattr(wire, "STRETCH", 90)
 
 
-def came(cut, dtype, machines=(None, None), **options):
+def came(cut, dtype, machines=(None, None), *, routes=True, **options):
     whole = values(dtype)
     layout = layout_of(cut, dtype)
     ranks = Ranks(layout, whole, machines)
+    if not routes:
+        for outlet in ranks.outlets.values():
+            outlet.offer([])
+            ranks.unreachable.add(outlet._endpoint)
     told = []
     reads = plan_read(layout, tuple((0, n) for n in SHAPE))
     out = fetch(ranks.line, reads, SHAPE, dtype, progress=lambda n, total: told.append((n, total)), **options)
@@ -121,12 +131,47 @@ def test_every_dtype_keeps_its_bits_both_ways(small, cut, dtype):
         _, ranks = came(cut, dtype)
         assert ranks.sent == 0
         _, ranks = came(cut, dtype, ("elsewhere", "elsewhere"))
+        assert ranks.sent == 0  # straight from the ranks
+        assert all(outlet._parts == {} for outlet in ranks.outlets.values())
+        _, ranks = came(cut, dtype, ("elsewhere", "elsewhere"), routes=False)
         assert ranks.sent > 0
 
 
 def test_each_rank_comes_the_way_it_can(small):
     _, ranks = came("columns", torch.float32, (None, "elsewhere"))
+    assert ranks.sent == 0
+    _, ranks = came("columns", torch.float32, (None, "elsewhere"), routes=False)
     assert ranks.sent == ranks.piece(1).nbytes
+
+
+def test_a_rank_that_cannot_be_reached_sends_messages_and_is_not_tried_again(small, monkeypatch):
+    monkeypatch.setattr(direct, "ROUTE", 0.3)
+    monkeypatch.setattr(Outlet, "_serve", lambda *_: None)
+    _, ranks = came("columns", torch.float32, ("elsewhere", None))
+    assert ranks.sent == ranks.piece(0).nbytes
+    assert ranks.unreachable == {ranks.outlets[0]._endpoint}
+    monkeypatch.setattr(direct, "receive", lambda _out, wanted, *_: [] if not wanted else 1 / 0)
+    whole = values(torch.float32)
+    reads = plan_read(layout_of("columns", torch.float32), tuple((0, n) for n in SHAPE))
+    ranks.captures[0].keep(RUN, SITE, split(layout_of("columns", torch.float32), 0, whole))
+    fetch(ranks.line, reads, SHAPE, torch.float32)
+
+
+def test_a_rank_that_falls_silent_half_way_sends_the_rest_in_messages(small, monkeypatch):
+    monkeypatch.setattr(wire, "SENT", 90)
+    monkeypatch.setattr(direct, "SILENCE", 0.3)
+    sent, was = [], Outlet._part
+
+    def once(self, *asked):
+        sent.append(asked)
+        if len(sent) > 3:
+            raise zmq.ContextTerminated
+        return was(self, *asked)
+
+    monkeypatch.setattr(Outlet, "_part", once)
+    _, ranks = came("rows", torch.float32, ("elsewhere", None))
+    assert len(sent) > 3
+    assert 0 < ranks.sent < ranks.piece(0).nbytes
 
 
 def test_what_is_lent_is_held_until_it_is_given_back(small):
@@ -154,6 +199,37 @@ def test_a_process_that_is_gone_is_an_error_not_zeros():
         reading.read(out, (slice(0, 8),), Lent(child.pid, 4096, 8), 0, 8)
     with pytest.raises(OSError, match="Bad address"):
         reading.read(out, (slice(0, 8),), Lent(os.getpid(), 4096, 8), 0, 8)
+
+
+def test_an_engine_that_ends_while_it_is_read_is_asked_again_and_says_so(small, monkeypatch):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+
+    def killed(*args):
+        child.kill()
+        child.wait()
+        return filled(*args)
+
+    filled = reading._fill
+    monkeypatch.setattr(reading, "_fill", killed)
+    monkeypatch.setattr(os, "getpid", lambda: child.pid)  # as a rank in that process would say
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # nothing is said of what may not be read
+        _, ranks = came("rows", torch.float32)
+    assert ranks.sent == values(torch.float32).nbytes
+
+
+def test_what_was_lent_to_a_notebook_that_was_killed_is_let_go_of(small):
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    ranks = Ranks(layout_of("rows", torch.float32), values(torch.float32))
+    part, here = [(slice(0, 2), slice(0, 40), slice(0, 24))], segments.machine()
+    captures, outlet = ranks.captures[0], ranks.outlets[0]
+    lending.lend(captures, (RUN, SITE), part, (here, child.pid), outlet)
+    lending.lend(captures, (RUN, SITE), part, ("elsewhere", child.pid), outlet)
+    assert len(captures.lent) == 2
+    child.kill()
+    child.wait()
+    lending.lend(captures, (RUN, SITE), part, (here, os.getpid()), outlet)
+    assert set(captures.lent) == {("elsewhere", child.pid), (here, os.getpid())}
 
 
 def test_values_where_none_is_read_are_zero(small):
@@ -206,5 +282,5 @@ def test_stretches_hold_everything_once_and_never_more_than_they_may(most):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.bool])
 def test_a_tensor_without_elements_is_one_without_asking_anybody(dtype):
-    found = fetch(Line(None, None, None), [], (48, 0), dtype)
+    found = fetch(Line(None, None, None, set()), [], (48, 0), dtype)
     assert (found.shape, found.dtype) == ((48, 0), dtype)

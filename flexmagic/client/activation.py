@@ -145,7 +145,12 @@ class Activation(Looks):
         dtype, shape = getattr(torch, self.dtype), tuple(stop - start for start, stop in window)
         reads = self._reads(window, holes=holes)
         turn = self._calls.ranks.cluster.turns.turn
-        line = Line(self._ask, lambda rank, pid: self._calls.post(rank, "give_back", pid), turn)
+        line = Line(
+            self._ask,
+            lambda rank, reader: self._calls.post(rank, "give_back", reader),
+            turn,
+            self._calls.unreachable,
+        )
         out = fetch(line, reads, shape, dtype, add=self.layout.partial, progress=progress)
         self._moved += sum(nbytes(read.local, dtype.itemsize) for read in reads)
         return out

@@ -30,7 +30,7 @@ class Calls:
 
     A call always comes back: ranks that can no longer meet are freed, and their process groups made
     again, before the error is raised. ``mend``: puts engines that ended meanwhile in order again and says
-    what that did; ``mends``: whether it is to.
+    what that did; ``mends``: whether it is to. ``unreachable``: see :class:`~flexmagic.client.wire.Line`.
     """
 
     def __init__(self, cluster: Cluster) -> None:
@@ -39,6 +39,7 @@ class Calls:
         self.groups = Regroup(self.ranks, self.waiting)
         self.mend: Callable[[], str] | None = None
         self.mends = True
+        self.unreachable: set[str] = set()
         self._turns = cluster.turns
 
     @property

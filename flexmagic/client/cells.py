@@ -18,7 +18,7 @@ from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
-from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Over, Sweep, cells_at_once, combinations, same_values
+from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Batches, Over, Sweep, cells_at_once, combinations
 from flexmagic.client.waiting import Progress
 from flexmagic.errors import InputError
 
@@ -160,24 +160,28 @@ class Cells(ABC):
         As many traces go into one forward, as rows of one batch, as take about ``memory`` bytes on a
         rank; 0 for one forward each. Each sees its own rows alone. The first is also run by itself, and
         if the others would not have its values, or have enabled hooks, captures, a loss or what else is
-        for whole runs, each has a forward of its own.
+        for whole runs, each has a forward of its own. Layers that come before all that the traces of a
+        forward touch are computed once for the sweep, so that traces of one layer are best next to each
+        other; one of the traces of the first such forward is run alone too.
         """
         named = list(combinations(over))
         cells = [{**(given or {}), **names} for names in named]
+        number = self._running.number()
         first = self.trace(inputs, code, given=cells[0], **options)
-        together = self._together(first, len(cells), memory, options)
-        made, at = [first], 1
-        while at < len(cells):
-            runs = None
-            if together > 1:
-                some = cells[:1] * (at == 1) + cells[at : at + together]
-                runs = self._in_one(inputs, code, some, options)
-                if runs is not None and at == 1:
-                    runs = runs[1:] if same_values(first, runs[0]) else None
-                together = together if runs is not None else 1
-            made += runs or [self.trace(inputs, code, given=cells[at], **options)]
-            at = len(made)
-        return Sweep(over, made)
+
+        def shared(some: list[dict[str, Any]], reuse: bool) -> tuple[list[Run], int] | None:  # noqa: FBT001
+            return self._in_one(inputs, code, some, options, sweep=number, reuse=reuse)
+
+        batches = Batches(
+            lambda cell: self.trace(inputs, code, given=cell, **options),
+            shared,
+            self._together(first, len(cells), memory, options),
+        )
+        try:
+            return Sweep(over, batches.run(cells, first))
+        finally:
+            if batches.checked:
+                self._calls.all("end_sweep")
 
     def _together(self, first: Run, count: int, memory: int, options: Mapping[str, Any]) -> int:
         """How many traces one forward may have."""
@@ -193,10 +197,15 @@ class Cells(ABC):
         code: str | Callable[..., Any],
         cells: list[dict[str, Any]],
         options: Mapping[str, Any],
-    ) -> list[Run] | None:
+        *,
+        sweep: int,
+        reuse: bool,
+    ) -> tuple[list[Run], int] | None:
         limit = options.get("limit", LIMIT)
-        sources = [trace_source(code, given, options.get("first_line", 1)) for given in cells]
+        source = trace_source(code, cells[0], options.get("first_line", 1))
+        sources = [replace(source, given=given) for given in cells]
         with limited(self._calls, None if limit is None else limit * len(cells)):
             return self._running.sweep(
-                self.model, inputs, sources, seed=options.get("seed", 0), progress=options.get("progress")
-            )
+                self.model, inputs, sources, sweep=sweep, reuse=reuse,
+                seed=options.get("seed", 0), progress=options.get("progress"),
+            )  # fmt: skip

@@ -75,16 +75,24 @@ class Running:
         inputs: Any,
         sources: Sequence[TraceSource],
         *,
+        sweep: int,
+        reuse: bool,
         seed: int,
         progress: Progress | None,
-    ) -> list[Run] | None:
+    ) -> tuple[list[Run], int] | None:
         """The runs of several traces, made in one forward of all their rows; ``None`` if that cannot be.
 
-        They are not noted for a notebook that starts again: there may be very many.
+        And how many layers of the model did not run, as what the traces of ``sweep`` have in common before
+        their first edits was known; only with ``reuse``. They are not noted for a notebook that starts
+        again: there may be very many.
         """
+        from flexmagic.engine.sweeping import Traces
+
         numbers = [next(self._numbers) for _ in sources]
         planned = plan(model, [], [], key=(self._owner, next(self._numbers)), seed=seed)
-        answers = self._answers(planned, "run_sweep", inputs, (sources, numbers), progress)
+        answers = self._answers(
+            planned, "run_sweep", inputs, (Traces(sources, numbers, sweep, reuse),), progress
+        )
         if None in answers:
             return None
         try:
@@ -94,13 +102,18 @@ class Running:
                 self._calls.all("release", (self._owner, number))
             return None
         self._print([[answer] for answer in answers])
-        return [
+        runs = [
             Run(
                 (self._owner, number), self._calls, [answer.cells[at] for answer in answers], model.rules,
                 standing_for=model.standing_for,
             )
             for at, number in enumerate(numbers)
         ]  # fmt: skip
+        return runs, answers[0].reused
+
+    def number(self) -> int:
+        """A number that no run has."""
+        return next(self._numbers)
 
     def acting(self, only: Names | None, without: Names | None) -> bool:
         """Whether any hook acts in a run."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.errors import InputError
@@ -27,6 +28,9 @@ SAME = 1e-5
 
 Over = Mapping[str, Sequence[Any]]
 """Values by name, such as ``{"layer": range(4), "position": range(7)}``."""
+
+Cell = dict[str, Any]
+"""One value of each name, and what all traces are given."""
 
 
 def combinations(over: Over) -> Iterator[dict[str, Any]]:
@@ -89,6 +93,52 @@ def _same(one: Any, other: Any) -> bool:
         else 0
     )
     return bool(torch.isclose(a, b, rtol=0, atol=most, equal_nan=True).all())
+
+
+@dataclass
+class Batches:
+    """Traces in as few forwards as are right. ``alone``: runs one; ``shared``: several in one forward.
+
+    The latter is told whether layers that no trace touches may be passed by, and says how many were, beside
+    the runs; ``None`` if it cannot be. ``together``: how many may share one at most. What is shared is
+    checked against a trace alone when it is first used.
+    """
+
+    alone: Callable[[Cell], Run]
+    shared: Callable[[list[Cell], bool], tuple[list[Run], int] | None]
+    together: int
+    reuse: bool = True
+    checked: bool = False
+
+    def run(self, cells: Sequence[Cell], first: Run) -> list[Run]:
+        """The runs of all; ``first``: that of the first alone."""
+        made = [first]
+        while len(made) < len(cells):
+            at, runs = len(made), None
+            if self.together > 1 and at + 1 < len(cells):
+                runs = self._next(
+                    list(cells[at : at + self.together]), (cells[0], first) if at == 1 else None
+                )
+            made += runs or [self.alone(cells[at])]
+        return made
+
+    def _next(self, cells: list[Cell], beside: tuple[Cell, Run] | None) -> list[Run] | None:
+        """The runs of some, in one forward with one whose run is known, if any; ``None`` for other values."""
+        found = self.shared([*([beside[0]] if beside else []), *cells], self.reuse)
+        if found is None:
+            self.together = 1
+            return None
+        runs, reused = found
+        asked = bool(reused) and not self.checked
+        alone = beside[1] if beside else self.alone(cells[-1]) if asked else None
+        self.checked = self.checked or asked
+        if alone is None or same_values(alone, runs[0 if beside else -1]):
+            return runs[bool(beside) :]
+        if asked:
+            self.reuse = False
+            return self._next(cells, beside)
+        self.together = 1
+        return None
 
 
 class Sweep:

@@ -1,12 +1,13 @@
 """How the pieces of an activation come to the notebook.
 
 From ranks of its own machine by one copy that the kernel makes, out of their memory into the notebook's
-array. From others in messages of a bounded size, one after the other, so that neither side nor the
-controller between them ever holds more.
+array. From others straight from each rank, a few parts at a time; where there is no route to it, in
+messages of a bounded size through the controller, one after the other. So no side ever holds more.
 """
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import warnings
@@ -18,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     import torch
     from numpy.typing import NDArray
 
+    from flexmagic.engine.captures import Reader
+    from flexmagic.engine.lending import Lent
+    from flexmagic.engine.outlet import Offer
     from flexmagic.layout.assemble import Index, Read
 
 WORTH = 1 << 20
@@ -32,17 +38,24 @@ MESSAGE = 32 << 20
 STRETCH = 16 << 20
 """Bytes that one thread reads at a time."""
 
+SENT = 4 << 20
+"""Bytes of one of the parts in which a rank of another machine sends what it holds."""
+
 Ask = Callable[..., list[Any]]
 """Sends each read's part to its rank with a verb; answers in the order of the reads."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """A capture's ranks: to ``ask`` them, to ``tell`` one that all is read, and to have them for oneself."""
+    """A capture's ranks: to ``ask`` them, to ``tell`` one that all is read, and to have them for oneself.
+
+    ``unreachable``: where ranks on other machines were found not to be reached directly.
+    """
 
     ask: Ask
-    tell: Callable[[int, int], None]
+    tell: Callable[[int, Reader], None]
     turn: Callable[[], AbstractContextManager[Any]]
+    unreachable: set[str]
 
 
 Arriving = Callable[[int, int], None]
@@ -72,7 +85,7 @@ def fetch(
         out.zero_()
     left = list(reads)
     if not add and total >= WORTH:
-        left = _read_in_place(line, left, array.view(_ANY[size]).reshape(shape), lambda n: tell(n, total))
+        left = _read_large(line, left, array.view(_ANY[size]).reshape(shape), lambda n: tell(n, total))
     here = total - sum(nbytes(read.local, size) for read in left)
     for stretch in stretches(left, size, MESSAGE):
         for read, raw in zip(stretch, line.ask("read", stretch, [r.local for r in stretch]), strict=True):
@@ -86,39 +99,82 @@ _ANY = {1: "u1", 2: "u2", 4: "u4", 8: "u8", 16: "c16"}
 """Some dtype of each size: bits are only copied."""
 
 
-def _read_in_place(
-    line: Line, reads: list[Read], out: NDArray[Any], tell: Callable[[int], None]
-) -> list[Read]:
-    """Read what ranks of this machine hold from their memory; returns what has to come otherwise.
+def _read_large(line: Line, reads: list[Read], out: NDArray[Any], tell: Callable[[int], None]) -> list[Read]:
+    """Have what ranks lend, from their memory or sent by them; returns what has to come otherwise.
 
     No other notebook can have the ranks do anything meanwhile, so that what is read stays as it is.
     """
-    from flexmagic.client.reading import Readers
+    from flexmagic.engine.lending import Lent
     from flexmagic.engine.segments import machine
 
-    pid, here, pending = os.getpid(), 0, []
-    readers = Readers()
+    reader, total = (machine(), os.getpid()), 0
+
+    def came(nbytes: int) -> None:
+        nonlocal total
+        total += nbytes
+        tell(total)
+
     with line.turn():
-        lent = line.ask("lend", reads, [read.local for read in reads], (machine(), pid))
+        lent = line.ask("lend", reads, [read.local for read in reads], reader)
+        found = list(zip(reads, lent, strict=True))
         try:
-            for read, where in zip(reads, lent, strict=True):
-                start = 0
-                for part in _cut(read, out.itemsize, STRETCH) if where is not None else ():
-                    size = nbytes(part.local, out.itemsize)
-                    pending.append((size, readers.read(out, part.result, where, start, size)))
-                    start += size
-            for size, done in pending:
-                done.result()
-                here += size
-                tell(here)
-        except OSError as error:
-            _warn(error.strerror or str(error))
-            return reads
+            near = [(read, where) for read, where in found if isinstance(where, Lent)]
+            far = [(read, where) for read, where in found if not isinstance(where, Lent)]
+            return _in_place(near, out, came) + _sent(line.unreachable, far, out, came)
         finally:
-            readers.stop()
-            for rank in {read.rank for read, where in zip(reads, lent, strict=True) if where is not None}:
-                line.tell(rank, pid)
-    return [read for read, where in zip(reads, lent, strict=True) if where is None]
+            for rank in {read.rank for read in reads}:
+                line.tell(rank, reader)
+
+
+def _in_place(found: list[tuple[Read, Lent]], out: NDArray[Any], came: Callable[[int], None]) -> list[Read]:
+    """Read what ranks of this machine hold from their memory; returns what may not be read."""
+    from flexmagic.client.reading import Readers
+
+    if not found:
+        return []
+    readers, here = Readers(), 0
+    pending: list[tuple[int, Future[None]]] = []
+    try:
+        for read, where in found:
+            for part, start, size in _parts(read, out.itemsize, STRETCH):
+                pending.append((size, readers.read(out, part.result, where, start, size)))
+        for size, done in pending:
+            done.result()
+            here += size
+            came(size)
+    except OSError as error:
+        came(-here)
+        if error.errno != errno.ESRCH:  # an engine that has ended says so itself when it is asked
+            _warn(error.strerror or str(error))
+        return [read for read, _ in found]
+    finally:
+        readers.stop()
+    return []
+
+
+def _sent(
+    unreachable: set[str], found: list[tuple[Read, Offer]], out: NDArray[Any], came: Callable[[int], None]
+) -> list[Read]:
+    """Have ranks of other machines send what they hold; returns what of it they could not."""
+    from flexmagic.client.direct import Wanted, receive
+
+    wanted = [
+        Wanted(part, where, start, size)
+        for read, where in found
+        if where.endpoint not in unreachable
+        for part, start, size in _parts(read, out.itemsize, SENT)
+    ]
+    nowhere = [read for read, where in found if where.endpoint in unreachable]
+    return nowhere + [one.read for one in receive(out, wanted, unreachable, came)]
+
+
+def _parts(read: Read, itemsize: int, most: int) -> Iterator[tuple[Read, int, int]]:
+    """A read in parts of at most so many bytes, with where each begins in it and its bytes."""
+    start = 0
+    for part in _cut(read, itemsize, most):
+        size = nbytes(part.local, itemsize)
+        yield part, start, size
+        start += size
 
 
 def _warn(reason: str) -> None:

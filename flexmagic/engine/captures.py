@@ -18,6 +18,9 @@ RunKey = tuple[str, int] | tuple[str, int, int]
 """The session that asked for a run, the run's number there, and the step of a generation."""
 
 
+Reader = tuple[str, int]
+"""The machine and the process that reads a piece."""
+
 Join = Callable[[Site, dict[int, torch.Tensor]], torch.Tensor | str]
 """One tensor out of a site's numbered parts, or why there is none."""
 
@@ -44,14 +47,14 @@ class Captures:
     """Pieces by run and site; the oldest run goes first when ``budget`` bytes are exceeded.
 
     Pieces are references to what the model computed, not copies, unless ``overwritten`` names the
-    site: one where the model was seen to write into the tensor later. ``lent``: what processes, by
-    their ids, are reading; see :mod:`flexmagic.engine.lending`.
+    site: one where the model was seen to write into the tensor later. ``lent``: what processes of
+    some machines are reading; see :mod:`flexmagic.engine.lending`.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
         self.budget = budget
         self.overwritten: set[Site] = set()
-        self.lent: dict[int, list[torch.Tensor]] = {}
+        self.lent: dict[Reader, list[torch.Tensor]] = {}
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
         self._parts: dict[RunKey, dict[Site, dict[int, Capture]]] = {}
         self._evicted: set[RunKey] = set()

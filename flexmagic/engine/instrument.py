@@ -97,6 +97,11 @@ class Instrument:
             self._handles.append(self._attach(module, path, port))
         return self
 
+    @property
+    def idle(self) -> bool:
+        """Whether what runs now is not the run's own forward."""
+        return self._idle
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """Nothing is hooked or captured in a block: what runs there is not the run's own forward."""

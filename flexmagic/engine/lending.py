@@ -1,7 +1,8 @@
 """Pieces that a notebook on the rank's own machine reads from where they are: the kernel copies them once.
 
 Nothing is set up for it and nothing is left of it. The rank only says where a piece is, and keeps it
-there until it is given back.
+there until it is given back. To a notebook on another machine it offers the piece, see
+:mod:`flexmagic.engine.outlet`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import ctypes
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
-from flexmagic.engine.captures import Captures, RunKey
+from flexmagic.engine.captures import Captures, Reader, RunKey
+from flexmagic.engine.outlet import Offer, Outlet
 from flexmagic.engine.segments import machine
 from flexmagic.layout.sites import Site
 
@@ -27,17 +30,37 @@ class Lent:
 
 
 def lend(
-    captures: Captures, run: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: tuple[str, int]
-) -> list[Lent | None]:
-    """Where slices of a captured piece are for a reader, its machine and process; ``None`` on another one."""
+    captures: Captures,
+    which: tuple[RunKey, Site],
+    parts: list[tuple[slice, ...]],
+    reader: Reader,
+    outlet: Outlet,
+) -> list[Lent | Offer]:
+    """Where slices of a captured piece are for a reader, its machine and process, until it gives them back.
+
+    ``which``: the run and the site.
+    """
     where, pid = reader
-    if not where or where != machine():
-        return [None] * len(parts)
-    _allow(pid)
-    piece = captures.get(run, site)
+    piece = captures.get(*which)
     found = [piece[part].cpu().contiguous() for part in parts]  # without a copy where they are so already
-    captures.lent[pid] = found
+    for gone in [other for other in captures.lent if other != reader and not _runs(other)]:
+        give_back(captures, gone, outlet)  # it was ended while it read
+    captures.lent[reader] = found
+    if not where or where != machine():
+        return list(outlet.offer(found))
+    _allow(pid)
     return [Lent(os.getpid(), part.data_ptr(), part.nbytes) for part in found]
+
+
+def give_back(captures: Captures, reader: Reader, outlet: Outlet) -> None:
+    """Let go of what a reader had been lent."""
+    outlet.withdraw(captures.lent.pop(reader, []))
+
+
+def _runs(reader: Reader) -> bool:
+    """Whether a reader's process is still there, as far as one can know."""
+    where, pid = reader
+    return where != machine() or Path(f"/proc/{pid}").exists()
 
 
 def _allow(pid: int) -> None:

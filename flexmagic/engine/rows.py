@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.private import deepspeed_ranks, fsdp_ranks
 from flexmagic.layout.mesh import DATA_AXES, Mesh
-from flexmagic.layout.rule import Extent
+from flexmagic.layout.rule import Extent, Rule
 
 
 def data_ranks(model: nn.Module) -> tuple[int, ...] | None:
@@ -151,3 +151,15 @@ def _varied(row: torch.Tensor, places: int) -> torch.Tensor:
     varied = row.roll(places, 0)
     varied[1::2] = varied[:1]
     return varied
+
+
+class NoRows(Exception):  # noqa: N818 - a reason to make one forward for each of several, which no user sees
+    """A site's rows are not the traces' own."""
+
+
+def rows_dim(rule: Rule) -> int | None:
+    """The dim that counts rows, or their tokens; ``None`` for none. Raises :class:`NoRows` for several."""
+    found = [at for at, dim in enumerate(rule.dims) if dim.size is None and "batch" in dim.name]
+    if len(found) > 1 or rule.together:
+        raise NoRows(str(rule.site))
+    return found[0] if found else None

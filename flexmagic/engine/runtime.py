@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,9 @@ from flexmagic.engine.limits import Picks
 from flexmagic.engine.loss import LossSource, loss_names, outputs_of
 from flexmagic.engine.origin import Origin, versions_of
 from flexmagic.engine.outcome import Outcome
+from flexmagic.engine.outlet import Outlet
 from flexmagic.engine.pipeline import whole_batches
+from flexmagic.engine.prefix import Prefix
 from flexmagic.engine.prints import Prints, Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
@@ -127,9 +130,15 @@ class Runtime:
     forms: dict[str, Any] = field(default_factory=dict)
     lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
     edits: WeightEdits = field(default_factory=WeightEdits)
+    prefix: Prefix | None = None
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
+
+    @functools.cached_property
+    def outlet(self) -> Outlet:
+        """Where notebooks on other machines get this rank's pieces."""
+        return Outlet(self.groups.meeting.host)
 
     @property
     def place(self) -> Place:
@@ -177,7 +186,7 @@ class Runtime:
         self.loaded = self.origin = self.gradients = None
         self.rules, self.whole, self.weights, self.taken = {}, {}, (), {}
         self.row_groups, self.surveyed = (), ()
-        self.forms = {}
+        self.forms, self.prefix = {}, None
         self.captures.clear()
 
     def survey(self, inputs: dict[str, Any] | None) -> None:

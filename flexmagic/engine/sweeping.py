@@ -26,7 +26,8 @@ from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.micro_batches import batch_dim
 from flexmagic.engine.outcome import Outcome
-from flexmagic.engine.rows import batch_of, extent_of, share
+from flexmagic.engine.prefix import Prefix, prefix_of
+from flexmagic.engine.rows import NoRows, batch_of, extent_of, rows_dim, share
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
 from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.tensors import detached, dtype_name
@@ -34,22 +35,35 @@ from flexmagic.engine.trace import Trace
 from flexmagic.engine.traced import Save, Traced, View
 from flexmagic.engine.tracing import NAMES, TraceHook, TraceSource
 from flexmagic.layout.rule import Rule
-from flexmagic.layout.sites import Site
+from flexmagic.layout.sites import Site, layer_of
 
 PLAIN = (bool, int, float, str, type(None))
 """Arguments of a model that are the same for any number of rows."""
 
 
-class NoRows(Exception):  # noqa: N818 - a reason to make one forward for each trace, which no user sees
-    """A site's rows are not the traces' own."""
-
-
 @dataclass(frozen=True)
 class Swept:
-    """``reply``: of the whole forward; ``cells``: of each trace, as if it had been alone."""
+    """``reply``: of the whole forward; ``cells``: of each trace, as if it had been alone.
+
+    ``reused``: how many layers did not run, as no trace had touched anything before.
+    """
 
     reply: RunReply
     cells: list[RunReply]
+    reused: int = 0
+
+
+@dataclass(frozen=True)
+class Traces:
+    """Those of one forward. ``numbers``: those of their runs; ``sweep``: what they are part of.
+
+    ``reuse``: whether layers before the first that a trace touches may be computed once for the sweep.
+    """
+
+    sources: Sequence[TraceSource]
+    numbers: Sequence[int]
+    sweep: int
+    reuse: bool = True
 
 
 @dataclass(frozen=True)
@@ -128,21 +142,7 @@ class SweepHook(ActiveHook):
             raise RunStopped("the traces ask for different sites")
 
 
-def rows_dim(rule: Rule) -> int | None:
-    """The dim that counts rows, or their tokens; ``None`` for none. Raises :class:`NoRows` for several."""
-    found = [at for at, dim in enumerate(rule.dims) if dim.size is None and "batch" in dim.name]
-    if len(found) > 1 or rule.together:
-        raise NoRows(str(rule.site))
-    return found[0] if found else None
-
-
-def sweep(
-    runtime: Runtime,
-    plan: RunPlan,
-    prepared: Prepared,
-    sources: Sequence[TraceSource],
-    numbers: Sequence[int],
-) -> Swept | None:
+def sweep(runtime: Runtime, plan: RunPlan, prepared: Prepared, traces: Traces) -> Swept | None:
     """One forward with all traces, the captures and values of each kept under its number.
 
     ``None``, on all ranks, for a pipeline, and for an input of which not every tensor has a row for each
@@ -150,7 +150,7 @@ def sweep(
     """
     if standing(runtime.model) is not None:
         return None
-    batch, count = batch_of(prepared.arguments), len(sources)
+    batch, count = batch_of(prepared.arguments), len(traces.sources)
     tensors = [value for value in prepared.arguments.values() if isinstance(value, torch.Tensor)]
     others = [value for value in prepared.arguments.values() if not isinstance(value, torch.Tensor)]
     if any(not v.ndim or len(v) != batch for v in tensors) or not all(isinstance(v, PLAIN) for v in others):
@@ -160,19 +160,19 @@ def sweep(
     alone, shared_out = share(prepared.arguments, mine, groups)
     extent = extent_of(prepared.arguments, shared_out=shared_out)
     own = [len(part) for part in torch.arange(batch).tensor_split(groups)] if shared_out else [batch]
-    contexts: list[dict[str, Any]] = [{} for _ in sources]
+    contexts: list[dict[str, Any]] = [{} for _ in traces.sources]
     instrument = runtime.instrument(plan, replace(extent, rows=batch * count))
-    traces = _trace_hooks(runtime, instrument, sources, contexts)
-    instrument.hooks.append(hook := _hook(traces, Rows(count, tuple(own)), runtime.rules, plan.seed))
-    arguments = {n: torch.cat([v] * count) if isinstance(v, torch.Tensor) else v for n, v in alone.items()}
-    reply = _forward(runtime, plan, instrument, hook, arguments)
+    hooks = _trace_hooks(runtime, instrument, traces.sources, contexts)
+    instrument.hooks.append(hook := _hook(hooks, Rows(count, tuple(own)), runtime.rules, plan.seed))
+    shared = _Shared(runtime, instrument, plan, traces, alone)
+    reply = _forward(shared, hook)
     cells = []
     if not (reply.error or reply.outcome.failures or reply.outcome.stopped):
-        for cell, (number, context) in enumerate(zip(numbers, contexts, strict=True)):
+        for cell, (number, context) in enumerate(zip(traces.numbers, contexts, strict=True)):
             runtime.captures.remember((plan.owner, number), detached(context))
             cells.append(_taken(runtime, plan, number, replace(reply, extent=extent), (cell, count)))
     runtime.captures.drop(plan.key)
-    return Swept(reply, cells)
+    return Swept(reply, cells, shared.reused)
 
 
 def _trace_hooks(
@@ -203,15 +203,63 @@ def _by_itself(_names: dict[str, Any]) -> Any:
     raise AssertionError("a trace among others is called by the hook of all")
 
 
-def _forward(
-    runtime: Runtime, plan: RunPlan, instrument: Instrument, hook: SweepHook, arguments: dict[str, Any]
-) -> RunReply:
+@dataclass
+class _Shared:
+    """One forward of several traces, which have the same rows: ``alone``, this rank's own."""
+
+    runtime: Runtime
+    instrument: Instrument
+    plan: RunPlan
+    traces: Traces
+    alone: dict[str, Any]
+    reused: int = 0
+
+    def run(self, hook: SweepHook) -> None:
+        """Run it, but for the layers before all that the traces wait for."""
+        model, count = self.runtime.model, len(self.traces.sources)
+        rows = {
+            n: torch.cat([v] * count) if isinstance(v, torch.Tensor) else v for n, v in self.alone.items()
+        }
+        prefix, skipped = None, list[str]()
+        if self.traces.reuse and all(_begins_later(site) for site in hook.waiting):
+            prefix = self._prefix()
+            skipped = prefix.untouched(list(hook.waiting))
+        if prefix is None or not skipped:
+            model(**rows)
+            return
+        self.reused = len(skipped)
+        with prefix.begun(model, skipped, self.runtime.rules, count, lambda: self.instrument.idle):
+            model(**rows)
+
+    def _prefix(self) -> Prefix:
+        """What the rows have in common, computed by the first forward of a sweep that asks for it."""
+        runtime = self.runtime
+
+        def plain() -> None:
+            with self.instrument.paused(), torch.random.fork_rng(runtime.place.generators):
+                runtime.model(**self.alone)
+
+        key = self.plan.owner, self.traces.sweep
+        runtime.prefix = prefix_of(
+            runtime.model, runtime.rules, runtime.groups, plain, key=key, known=runtime.prefix
+        )
+        return runtime.prefix
+
+
+def _begins_later(site: Site) -> bool:
+    """Whether something may come before a site that need not be computed again."""
+    layer = layer_of(site.path)
+    return bool(layer) or (site.path == "" and site.port == "output")
+
+
+def _forward(shared: _Shared, hook: SweepHook) -> RunReply:
+    runtime, plan, instrument = shared.runtime, shared.plan, shared.instrument
     error, started = "", time.perf_counter()
     with instrument, mode(grad=False), torch.random.fork_rng(runtime.place.generators):
         torch.manual_seed(plan.seed)
         try:
             with _traced(instrument, hook):
-                runtime.model(**arguments)
+                shared.run(hook)
         except RunStopped as stop:
             instrument.outcome.stopped = stop.reason or OTHER_FAILED
         except Exception as problem:  # noqa: BLE001 - whatever the model raises goes to the client

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import socket
 from collections.abc import Sequence
@@ -11,13 +12,14 @@ from typing import Any
 import torch
 
 from flexmagic.engine import cell, generation, lending, look, sweeping
-from flexmagic.engine.captures import RunKey
+from flexmagic.engine.captures import Reader, RunKey
 from flexmagic.engine.cell import CellAnswer
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.generation import Request
 from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import Prepared, prepare
 from flexmagic.engine.lending import Lent
+from flexmagic.engine.outlet import Offer
 from flexmagic.engine.prints import Say
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
@@ -25,7 +27,6 @@ from flexmagic.engine.progress import Tell
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.slot import Slot, verb
 from flexmagic.engine.tensors import together
-from flexmagic.engine.tracing import TraceSource
 from flexmagic.layout.heads import Heads
 from flexmagic.layout.layout import Span
 from flexmagic.layout.sites import Site
@@ -78,6 +79,8 @@ def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
     namespace.update(rank=rank, world_size=world_size, device=device)
     joined = seat()
     assert joined is not None  # set just above
+    gc.collect()  # what libraries have made stays: to look it through again and again costs runs up to 0.3 s
+    gc.freeze()
     return joined
 
 
@@ -149,21 +152,27 @@ class SweepAnswer:
 
     reply: RunReply
     cells: list[RunAnswer]
+    reused: int
 
 
 @verb
-def run_sweep(
-    runtime: Runtime, plan: RunPlan, inputs: Any, sources: Sequence[TraceSource], numbers: Sequence[int]
-) -> SweepAnswer | None:
+def run_sweep(runtime: Runtime, plan: RunPlan, inputs: Any, traces: sweeping.Traces) -> SweepAnswer | None:
     """One forward with several traces; ``None`` on all ranks if it cannot be, or as of :func:`run`."""
     assert runtime.loaded is not None  # the client has a model
     prepared = prepare(inputs, runtime.model, runtime.loaded.tokenizer, runtime.place.device)
     if runtime.is_stale(prepared):
         return None
-    swept = sweeping.sweep(runtime, plan, prepared, sources, numbers)
+    swept = sweeping.sweep(runtime, plan, prepared, traces)
     if swept is None:
         return None
-    return SweepAnswer(swept.reply, [RunAnswer(cell, prepared.tokens, prepared.ids) for cell in swept.cells])
+    cells = [RunAnswer(cell, prepared.tokens, prepared.ids) for cell in swept.cells]
+    return SweepAnswer(swept.reply, cells, swept.reused)
+
+
+@verb
+def end_sweep(runtime: Runtime) -> None:
+    """Let go of what the traces of a sweep had in common."""
+    runtime.prefix = None
 
 
 @dataclass(frozen=True)
@@ -240,16 +249,16 @@ def read(runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, 
 
 @verb
 def lend(
-    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: tuple[str, int]
-) -> list[Lent | None]:
-    """Where slices of a captured piece are; ``None`` for a reader on another machine."""
-    return lending.lend(runtime.captures, run_id, site, parts, reader)
+    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[slice, ...]], reader: Reader
+) -> list[Lent | Offer]:
+    """Where slices of a captured piece are to be had, by a reader's machine and process."""
+    return lending.lend(runtime.captures, (run_id, site), parts, reader, runtime.outlet)
 
 
 @verb
-def give_back(runtime: Runtime, pid: int) -> None:
+def give_back(runtime: Runtime, reader: Reader) -> None:
     """Let go of what a reader had been lent."""
-    runtime.captures.lent.pop(pid, None)
+    lending.give_back(runtime.captures, reader, runtime.outlet)
 
 
 @verb

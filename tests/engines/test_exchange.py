@@ -5,6 +5,7 @@ import torch
 
 from flexmagic import HookError
 from flexmagic.client import wire
+from flexmagic.engine import segments
 
 from .conftest import PROMPT, relative
 
@@ -107,7 +108,7 @@ def test_an_edit_of_tokens_exchanges_these_tokens_alone(  # noqa: PLR0917 - fixt
     assert max(moved()) == tokens * width // 2 * 4
 
 
-def test_a_large_activation_is_read_from_the_engines_memory_or_comes_in_messages(
+def test_a_large_activation_is_read_from_the_engines_memory_or_sent_by_them_or_comes_in_messages(
     loaded, one_process, ids, monkeypatch
 ):
     longer = torch.cat([ids] * 60, 0)
@@ -122,6 +123,14 @@ def test_a_large_activation_is_read_from_the_engines_memory_or_comes_in_messages
     by_memory = run.logits.torch()
     assert set(asked) == {"lend"}
     assert by_memory.nbytes > wire.WORTH
+    monkeypatch.setattr(wire, "SENT", 1 << 18)
+    monkeypatch.setattr(segments, "machine", lambda: "elsewhere")
+    asked.clear()
+    told = []
+    assert torch.equal(by_memory, run.logits.torch(progress=lambda here, total: told.append((here, total))))
+    assert set(asked) == {"lend"}
+    assert len(told) > 1
+    assert not loaded._calls.unreachable
     monkeypatch.setattr(wire, "WORTH", 1 << 60)
     monkeypatch.setattr(wire, "MESSAGE", 1 << 20)
     told = []

@@ -27,7 +27,7 @@ def forwards(loaded, monkeypatch):
 
     def counting(verb, *args, **kwargs):
         if verb in ("run", "run_sweep"):
-            seen.append(len(args[2]) if verb == "run_sweep" else 1)
+            seen.append(len(args[2].sources) if verb == "run_sweep" else 1)
         return was(verb, *args, **kwargs)
 
     monkeypatch.setattr(loaded._calls, "all", counting)
@@ -95,3 +95,99 @@ def test_rows_that_ranks_share_out_are_each_traces_own(session: Session, dims):
     session.load(MODEL, attn="eager", **dims)
     code = "h = model.layers[layer].output\nh[2, -1] = h[0, -1] * 2\nsave.p = model.output.logits[2, -1, :9]"
     check_same(session, [*TEXTS, "Paris is"], code, {"layer": range(4)})
+
+
+@pytest.fixture
+def reused(loaded, monkeypatch):
+    """How many layers did not run in each forward that traces shared."""
+    seen, was = [], loaded._running.sweep
+
+    def noting(*args, **kwargs):
+        found = was(*args, **kwargs)
+        seen.append(found and found[1])
+        return found
+
+    monkeypatch.setattr(loaded._running, "sweep", noting)
+    return seen
+
+
+def test_layers_before_the_first_edit_are_computed_once(loaded, forwards, reused):
+    over = {"layer": [1, 2, 3], "position": range(5)}
+    code = "h = model.layers[layer].output\nh[1, position] = h[0, position] * 2\n"
+    code += "save.p = model.output.logits[1, -1].softmax(-1)[5]"
+    check_same(loaded, TEXTS, code, over)
+    assert reused == [1]
+    assert forwards() == [1] * 15 + [1, 15]
+    reused.clear()
+    loaded.sweep(TEXTS, code, over, memory=2_500_000)
+    assert reused[0] >= 1
+    assert reused[-1] == 3
+    assert sorted(reused) == reused
+    loaded.sweep(
+        TEXTS, "h = model.layers[0].input\nh *= k\nsave.p = model.output.logits.sum()", {"k": [1, 2, 3]}
+    )
+    assert reused[-1] == 0
+    loaded.sweep(
+        TEXTS, f"model.layers[k].output *= 2\n{code}", {"k": [2, 1], "layer": [3], "position": [0, 1]}
+    )
+    assert reused[-1] == 1  # of what one of them touches
+
+
+def test_a_module_that_is_called_is_computed_also_where_the_forward_passes_it_by(loaded, reused):
+    code = (
+        "h = model.layers[2].output\nsave.called = model.layers[0].mlp(h * k)\n"
+        "h += save.called\nsave.p = model.output.logits[:, -1]"
+    )
+    over = {"k": [1.0, 2.0, 3.0]}
+    check_same(loaded, TEXTS, code, over)
+    assert reused == [2]
+
+
+IN_PRIVATE = """
+class Layer(torch.nn.Module):
+    known = False
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+        self.linear = torch.nn.Linear(6, 6)
+
+    def forward(self, x):
+        y = self.linear(x).tanh() * (1 + Layer.known)
+        Layer.known = self.number == 0
+        return y
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed = torch.nn.Embedding(9, 6)
+        self.layers = torch.nn.ModuleList(Layer(n) for n in range(2))
+
+    def forward(self, input_ids):
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+torch.manual_seed(3)
+model = Model()
+"""
+
+
+def test_layers_that_know_of_each_other_by_other_ways_are_found_out(session: Session, monkeypatch):
+    session.load_cell(IN_PRIVATE)
+    ids = torch.tensor([[1, 2, 3]])
+    session.run(ids)
+    code = "model.layers[1].linear.output *= k\nsave.p = model.output[0]"
+    asked, was = [], session._running.sweep
+
+    def noting(*args, reuse, **kwargs):
+        asked.append(reuse)
+        return was(*args, reuse=reuse, **kwargs)
+
+    monkeypatch.setattr(session._running, "sweep", noting)
+    over = {"k": [1.0, 2.0, 3.0]}
+    alone = session.sweep(ids, code, over, memory=0)["p"]
+    assert abs(alone[1] - alone[0]).max() > 1e-2
+    assert relative(session.sweep(ids, code, over)["p"], alone) < 1e-6
+    assert asked == [True, False]  # with the first layer passed by, the second gave something else
