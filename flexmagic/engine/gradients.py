@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.groups import Groups
+from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.probe import note
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
@@ -338,6 +339,7 @@ def _changed(trial: Trial, site: Site, change: Callable[[torch.Tensor], torch.Te
     finally:
         if handle is not None:
             handle.remove()
+        come_to_rest(trial.loaded.model)  # without a backward, fully_shard leaves its outermost unit whole
 
 
 @contextlib.contextmanager

@@ -96,8 +96,10 @@ def integrated_gradients(
     ``prompt``: a text or a list of ids. ``baseline``: a prompt of equally many tokens, or ``None`` for
     embeddings of zero; a model with a normalisation right behind them is not smooth there, and needs many
     steps, or a prompt. ``metric``, ``tokens``: as in :func:`patching`; the metric has to be differentiable.
-    ``steps``: points of the path, by the rule of Gauss and Legendre. A place's value is its embedding's
-    difference from the baseline's times the mean gradient there, summed over features. Enabled hooks act.
+    Nor is one smooth that sends tokens to experts: of what changes at once the gradients know nothing, which
+    ``gap`` shows. ``steps``: points of the path, by the rule of Gauss and Legendre. A place's value is its
+    embedding's difference from the baseline's times the mean gradient there, summed over features. Enabled
+    hooks act.
 
     Raises :class:`InputError`, and :class:`ModelError` for a model whose gradients are not those of one
     process. Source: Sundararajan et al. 2017, "Axiomatic attribution for deep networks" (arXiv 1703.01365).

@@ -45,7 +45,7 @@ def single():
         yield one
 
 
-def numbers(session, *, generates):
+def numbers(session, *, generates, smooth):
     """What every recipe gives, by name."""
     pair = (session, IDS, OTHER, METRIC)
     lens = logit_lens(session, [IDS])
@@ -78,11 +78,11 @@ def numbers(session, *, generates):
         found[f"gradients at {site}"] = gradient_times_activation(
             session, IDS, METRIC, tokens=TOKENS, site=site
         ).value.values
-    found["attribution"] = attribution_patching(*pair, tokens=TOKENS, site="attn.z").effect.values
-    slope = faithfulness(*pair, tokens=TOKENS, step=0.01, layers=[1], positions={"all": range(9)})
+    found["attribution"] = attribution_patching(*pair, tokens=TOKENS, site="attn.z").metric.values
+    slope = faithfulness(*pair, tokens=TOKENS, step=0.001, layers=[1], positions={"all": range(9)})
     assert slope.off < 0.02
     integrated = integrated_gradients(session, IDS, METRIC, baseline=OTHER, tokens=TOKENS)
-    assert integrated.gap < 0.02
+    assert (integrated.gap < 0.02) is smooth  # experts that change places are a jump, which no gradient sees
     found["integrated"] = integrated.value.values
 
     parts = logit_attribution(session, IDS, METRIC, tokens=TOKENS)
@@ -94,7 +94,7 @@ def numbers(session, *, generates):
 
     cut = attention_knockout(session, IDS, METRIC, tokens=TOKENS, edges={"back": [(-1, 0), (-1, 4)]})
     whole = attention_knockout(session, IDS, METRIC, tokens=TOKENS, together=True)
-    found |= {"edges": cut.effect.values, "knock-out": whole.effect.values}
+    found |= {"edges": cut.metric.values, "knock-out": whole.metric.values}
     if generates:
         vector = np.linspace(-1, 1, 64)
         steered = steering(session, [IDS], vector, scales=(0, 3), max_new_tokens=2)
@@ -110,8 +110,8 @@ def test_every_recipe_gives_split_what_it_gives_on_one_engine(session, single, t
     folder = made(AutoModelForCausalLM, kind, options, tmp_path)
     single.load(folder, attn="eager")
     session.load(folder, attn="eager", **sizes)
-    generates = "pp" not in sizes
-    truth = numbers(single, generates=generates)
-    for what, values in numbers(session, generates=generates).items():
+    kinds = {"generates": "pp" not in sizes, "smooth": name == "GPT-2"}
+    truth = numbers(single, **kinds)
+    for what, values in numbers(session, **kinds).items():
         assert np.abs(truth[what]).max() > 0, what
         assert relative(values, truth[what]) <= 1e-5, what
