@@ -13,7 +13,7 @@ from flexmagic.recipes.effects import Effects, swept
 from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import depth, place
 from flexmagic.recipes.prompts import groups_of, one_prompt, tokens_of
-from flexmagic.recipes.where import SITES, layers_of
+from flexmagic.recipes.where import SITES, edited, layers_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,16 +29,18 @@ save.best = model.output.logits[0, -1].argmax()
 """
 TRACED = """\
 import torch
-sites, places = list(target), list(places)
+places = list(places)
 x = model[site]
 drawn = torch.randn(samples, len(subject), x.shape[-1], generator=torch.Generator().manual_seed(seed))
 x[1:, subject] += (noise * drawn).to(x)
 changed = False
-for place in sites:
+for base, place in target:
+    before = None if base is None else model[base]
     h = model[place]
-    kept = h[:1, places].expand(samples, -1, -1)
-    changed = changed or not kept.equal(h[1:, places])
-    h[1:, places] = kept
+    whole = h if before is None else h + before
+    kept, old = whole[:1, places].expand(samples, -1, -1), whole[1:, places]
+    changed = changed or not kept.equal(old)
+    h[1:, places] = kept if before is None else h[1:, places] + (kept - old)
 values = []
 for logits in model.output.logits:
     values.append(torch.as_tensor({metric}).float())
@@ -138,12 +140,11 @@ def causal_tracing(
     )  # fmt: skip
 
 
-def _targets(model: Model, site: str, layers: Sequence[int], window: int) -> list[tuple[str, ...]]:
+def _targets(model: Model, site: str, layers: Sequence[int], window: int) -> list[Any]:
     """The sites that are restored together, for each layer."""
     if site not in SITES:
         raise InputError(f"{site!r} cannot be restored: choose one of {', '.join(SITES)}.")
-    windows = windows_of(layers, window, depth(model))
-    return [tuple(str(place(model, f"blocks.{n}.{site}")[0]) for n in each) for each in windows]
+    return [tuple(edited(model, n, site) for n in each) for each in windows_of(layers, window, depth(model))]
 
 
 def _looked(session: Session, ids: list[int], embed: str, progress: Any) -> tuple[float, int]:

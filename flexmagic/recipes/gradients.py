@@ -201,22 +201,21 @@ def _products(
 
     Beside it the loss.
     """
-    names = [f"blocks.{n}.{site}" for n in where.layers]
-    pairs = [
-        [str(place(session.model, f"{name}:{port}")[0]) for port in ("output", "grad_output")]
-        for name in names
-    ]
+    model = session.model
+    slope = "attn_out" if site == "resid_mid" else site  # see Target: that is where all of it goes through
+    wanted = [(f"blocks.{n}.{site}", f"blocks.{n}.{slope}:grad_output") for n in where.layers]
+    pairs = [[str(place(model, name)[0]) for name in pair] for pair in wanted]
     run = session.run(ids, backward=loss, capture=[s for pair in pairs for s in pair], progress=progress)
-    each: dict[str, NDArray[np.float64]] = {}
+    each: list[NDArray[np.float64]] = []
     row, other = rows
     for own, gradient in pairs:
         x = run[own].numpy().astype(np.float64)
-        each[own] = run[gradient][row].astype(np.float64) * (x[row] if other is None else x[other] - x[row])
+        each.append(run[gradient][row].astype(np.float64) * (x[row] if other is None else x[other] - x[row]))
     value = float(run.loss or 0.0)
     run.release()
-    out = []
-    for target, columns in where.targets:
+    out, of_layer = [], len(where.targets) // len(where.layers)
+    for at, (_, _, columns) in enumerate(where.targets):
         start, stop = columns or (0, None)
-        by_position = each[target][:, start:stop].sum(-1)
+        by_position = each[at // of_layer][:, start:stop].sum(-1)
         out.append([by_position[places].sum() for places in where.groups.values()])
     return np.array(out), value

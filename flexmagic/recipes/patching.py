@@ -18,12 +18,17 @@ if TYPE_CHECKING:
     from flexmagic.client.session import Session
 
 PATCH = """\
-(site, columns), places = target, list(places)
+(base, site, columns), places = target, list(places)
 start, stop = columns or (0, None)
+before = None if base is None else model[base]
 x = model[site]
-new, old = x[other, places, start:stop], x[row, places, start:stop]
+whole = x if before is None else x + before
+new, old = whole[other, places, start:stop], whole[row, places, start:stop]
 save.changed = not new.equal(old)
-x[row, places, start:stop] = new if step == 1 else old.lerp(new, step)
+if step == 1 and before is None:
+    x[row, places, start:stop] = new
+else:
+    x[row, places, start:stop] += step * (new - old)
 logits = model.output.logits[row]
 save.value = {metric}
 """

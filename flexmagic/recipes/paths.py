@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SENDERS = ("attn.z", "attn_out", "mlp_out")
 PATH = """\
-(sent, columns), places = target, list(places)
+(_, sent, columns), places = target, list(places)
 start, stop = columns or (0, None)
 changed = False
 for site, frozen, receivers in steps:
@@ -161,6 +161,10 @@ def _receiver(model: Model, text: str) -> tuple[str, list[tuple[int, int]] | Non
     match = _RECEIVER.fullmatch(text.strip())
     if match is None:
         raise InputError("A receiver has a name, such as blocks.2.attn.q[5] or blocks.3.resid_post.")
+    if match["name"].endswith("resid_mid"):
+        raise InputError(
+            f"{text} cannot receive: name what reads it, such as attn_out, mlp_out or resid_post."
+        )
     site, heads = place(model, match["name"])
     columns: Sequence[Columns] = [] if heads is None else columns_of(heads)
     if match["head"] is None:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from flexmagic.client.session import Session
 
 TAKEN = frozenset({
-    "at", "best", "changed", "columns", "ctx", "drawn", "embed", "first", "frozen", "h", "kept", "last",
-    "logits", "model", "moved", "new", "noise", "old", "other", "parts", "pattern", "place", "places",
-    "rank", "receivers", "result_at", "row", "rows", "same", "samples", "save", "seed", "sent", "site",
-    "sites", "spread", "start", "step", "steps", "stop", "subject", "target", "torch", "values",
-    "values_at", "whole", "x", "z", "zero",
+    "at", "base", "before", "best", "changed", "columns", "ctx", "drawn", "embed", "first", "frozen",
+    "h", "kept", "last", "logits", "model", "moved", "new", "noise", "old", "other", "parts", "pattern",
+    "place", "places", "rank", "receivers", "result_at", "row", "rows", "same", "samples", "save",
+    "seed", "sent", "site", "sites", "spread", "start", "step", "steps", "stop", "subject", "target",
+    "torch", "values", "values_at", "whole", "x", "z", "zero",
 })  # fmt: skip
 """Names that the recipes' own code uses beside a metric."""
 

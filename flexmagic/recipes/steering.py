@@ -112,6 +112,8 @@ def steering(
         raise InputError(
             f"{site} has heads; steer where the residual stream is, such as blocks.0.resid_post."
         )
+    if site.endswith("resid_mid"):
+        raise InputError(f"At {site} only the MLP would see the direction; the same at attn_out is for all.")
     named = {name: token_of(session, token) for name, token in (tokens or {}).items()}
     given = {**named, "site": str(own), "vector": np.asarray(vector, dtype=np.float32)}
     code = f"import torch\n{STEER.format(metric=metric)}"

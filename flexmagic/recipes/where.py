@@ -22,8 +22,12 @@ HEADS = ("attn.z", "attn.q", "attn.k", "attn.v")
 """What is taken whole, and what head by head."""
 Columns = tuple[int, int] | None
 """The first feature of a head in a site and the one after its last; ``None`` for all features."""
-Target = tuple[str, Columns]
-"""A site of the model, and the columns of a head in it."""
+Target = tuple[str | None, str, Columns]
+"""A site of the model, the columns of a head in it, and before both what is added to it, if a sum is meant.
+
+``resid_mid`` is the sum of ``resid_pre`` and ``attn_out``. The site that it has is what the MLP gets, and an
+edit there would not change what the MLP's result is added to; one of ``attn_out`` changes both.
+"""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class Where:
             raise InputError(f"{site!r} cannot be taken here: choose one of {', '.join((*SITES, *HEADS))}.")
         chosen = layers_of(model, layers)
         groups = groups_of(len(texts), positions, together=site in HEADS)
-        targets, shape = _targets([place(model, f"blocks.{n}.{site}") for n in chosen], chosen)
+        targets, shape = _targets(model, site, chosen)
         each = positions is None and site not in HEADS
         return cls(chosen, targets, shape, groups, tuple(texts), each, positions is not None)
 
@@ -86,15 +90,24 @@ def columns_of(heads: Heads) -> list[tuple[int, int]]:
     return [(start, start + heads.width) for start in heads.starts]
 
 
-def _targets(
-    places: Sequence[tuple[Any, Heads | None]], layers: Sequence[int]
-) -> tuple[list[Target], tuple[int, ...]]:
+def edited(model: Model, layer: int, site: str) -> tuple[str | None, str]:
+    """What is added to the site that is edited, if anything, and that site; see :data:`Target`."""
+    own = str(place(model, f"blocks.{layer}.{site}")[0])
+    if site != "resid_mid":
+        return None, own
+    base, added = (str(place(model, f"blocks.{layer}.{name}")[0]) for name in ("resid_pre", "attn_out"))
+    return base, added
+
+
+def _targets(model: Model, site: str, layers: Sequence[int]) -> tuple[list[Target], tuple[int, ...]]:
     """The sites, with the columns of each head where there are heads; and how many of each."""
-    counts = {0 if heads is None else len(heads.starts) for _, heads in places}
+    heads = [place(model, f"blocks.{n}.{site}")[1] for n in layers]
+    counts = {0 if of is None else len(of.starts) for of in heads}
     if len(counts) > 1:
         raise InputError("The layers have different numbers of heads: give layers that are alike.")
     out: list[Target] = []
-    for site, heads in places:
-        out += [(str(site), None)] if heads is None else [(str(site), c) for c in columns_of(heads)]
+    for layer, of in zip(layers, heads, strict=True):
+        base, own = edited(model, layer, site)
+        out += [(base, own, columns) for columns in ([None] if of is None else columns_of(of))]
     count = counts.pop()
     return out, (len(layers), count) if count else (len(layers),)

@@ -177,6 +177,11 @@ def check_causal_tracing(session, truth):
         assert found.metric.values[row, 3] == pytest.approx(found.clean, rel=1e-5)
     assert found.metric.values[0, 1] == pytest.approx(found.clean, rel=1e-5)
 
+    middle = causal_tracing(
+        session, FACT, "France", **options, site="resid_mid", positions={"all": range(6)}, layers=[1]
+    )
+    assert middle.metric.values[0, 0] == pytest.approx(middle.clean, rel=1e-5)
+
     found = causal_tracing(session, FACT, "France", **options, site="mlp_out", window=2, layers=[1])
     assert found.metric.dims == ("layer", "position")
     want = [probability(["model.layers.0.mlp:out", "model.layers.1.mlp:out"], [at]) for at in range(6)]
@@ -259,6 +264,26 @@ def check_paths(session, truth):
         session, PROMPT, CORRUPT, METRIC, tokens=TOKENS, receivers="blocks.1.attn.q", layers=[2]
     )
     assert not late.effect.values.any()  # what comes later cannot send back
+
+
+def check_middle(session, truth):
+    """Between attention and MLP both what the MLP gets and what it is added to are patched."""
+    names = {name: f"model.layers.1{path}" for name, path in (("pre", ":in"), ("added", ".self_attn:out"))}
+    one, other = (truth.kept(ids, names.values()) for ids in (truth.clean, truth.corrupt))
+    before, after = (sum(found[name] for name in names.values()) for found in (other, one))
+    options = {"tokens": TOKENS, "site": "resid_mid", "layers": [1]}
+    for at in (LAST, slice(None)):
+        edit = {names["added"]: lambda x, at=at: put((0, at), x[0, at] + (after - before)[0, at])(x)}
+        want = float(truth.metric(truth.corrupt, edit))
+        places = {"here": range(15)[at] if isinstance(at, slice) else [at]}
+        found = patching(session, PROMPT, CORRUPT, METRIC, **options, positions=places)
+        assert found.metric.values[0, 0] == pytest.approx(want, rel=1e-5, abs=1e-4)
+    assert found.effect.values[0, 0] == pytest.approx(1, abs=1e-5)
+    places = {"last": [LAST], "before": [3]}
+    slope = faithfulness(session, PROMPT, CORRUPT, METRIC, **options, step=0.001, positions=places)
+    assert slope.off < 0.02
+    assert slope.measured.effect.values[0, 0] > 0.1
+    assert slope.measured.effect.values[0, 1] == 0
 
 
 # --- gradients -----------------------------------------------------------------------------------------
@@ -413,6 +438,7 @@ def check_attention(session, truth):
 CHECKS = {
     "causal tracing": check_causal_tracing,
     "paths": check_paths,
+    "middle": check_middle,
     "gradients": check_gradients,
     "integrated gradients": check_integrated,
     "direct logit attribution": check_direct,
@@ -437,6 +463,9 @@ REFUSED = {
     ),
     "has no heads": lambda s: path_patching(
         s, PROMPT, CORRUPT, METRIC, tokens=TOKENS, receivers="blocks.1.mlp_out[0]"
+    ),
+    "name what reads it": lambda s: path_patching(
+        s, PROMPT, CORRUPT, METRIC, tokens=TOKENS, receivers="blocks.1.resid_mid"
     ),
     "cannot send": lambda s: path_patching(s, PROMPT, CORRUPT, METRIC, tokens=TOKENS, senders="resid_pre"),
     "A step of 0": lambda s: patching(s, PROMPT, CORRUPT, METRIC, tokens=TOKENS, step=0),
