@@ -132,10 +132,7 @@ def test_held_out_names_are_held_out(scripts: dict[str, ModuleType]) -> None:
 
 
 def test_indirect_objects_on_held_out_names(scripts: dict[str, ModuleType], subject: Any) -> None:
-    """Held-out names in held-out templates: the right name is the top token, in either order.
-
-    The aim is 95 %, which the card says is missed; this holds what the shipped weights reach.
-    """
+    """Held-out names in held-out templates: the right name is the top token, in either order."""
     tests = scripts["ioi"].examples(31, 480)
     assert len({test.prompt for test in tests}) > 450
     hits = scripts["measure"].ioi_hits(subject, tests).float()

@@ -25,7 +25,11 @@ Names = str | Sequence[str]
 
 
 class HookBook:
-    """All hooks of a session in the order in which they were first registered."""
+    """All hooks of a session in the order in which they were first registered.
+
+    ``boxed``: whether their code is somebody's whom the engines do not trust; it then runs walled in, see
+    :mod:`flexmagic.engine.box`.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class HookBook:
         model: Callable[[], Model],
     ) -> None:
         self.owner = owner
+        self.boxed = False
         self._send = send
         self._forget = forget
         self._model = model
@@ -74,7 +79,12 @@ class HookBook:
             source = from_text(name, number, code, first_line, local=local, owner=self.owner)
         else:
             source = from_function(name, number, code, local=local, owner=self.owner)
-        source = replace(source, limits=limits or Limits(), text=source.text if text is None else text)
+        source = replace(
+            source,
+            limits=limits or Limits(),
+            text=source.text if text is None else text,
+            boxed=self.boxed and not source.captures_only,
+        )
         check(source)
         _check_limits(source)
         exact_sites(model, patterns, source)

@@ -41,7 +41,8 @@ class HookSource:
 
     ``first_line`` is the line of the user's cell on which ``text`` starts. ``local``: the hook
     gets each rank's own piece instead of the whole. ``owner``: the session it belongs to.
-    ``limits``: where and when it acts.
+    ``limits``: where and when it acts. ``boxed``: whether its code runs walled in, see
+    :mod:`flexmagic.engine.box`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class HookSource:
     local: bool = False
     owner: str = ""
     limits: Limits = field(default_factory=Limits)
+    boxed: bool = False
 
     @property
     def filename(self) -> str:
@@ -70,6 +72,19 @@ class HookSource:
         lines = self.text.splitlines()
         at = -1 if number is None else number - self.first_line
         return lines[at] if 0 <= at < len(lines) else ""
+
+
+class ToldError(Exception):
+    """What user code raised in another process, as that said it: plain values.
+
+    ``kind``: the exception's class; ``where``: line of the user's cell, first and last column.
+    """
+
+    def __init__(
+        self, kind: str, message: str, where: tuple[int | None, ...] = (None, None, None), trace: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.where, self.trace = kind, where, trace
 
 
 def from_text(
@@ -261,6 +276,8 @@ def failure(
     step: int | None = None,
 ) -> RankFailure:
     """An exception from user code as data: its kind, message and the user's own line."""
+    if isinstance(error, ToldError):
+        return _told(rank, error, site, source, step)
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == filename]
     line = own[-1].lineno if own else None
     if line is None and source is not None and source.function is not None and source.text:
@@ -279,6 +296,18 @@ def failure(
         step=step,
         trace="".join(traceback.format_exception(error))[-TRACEBACK:],
     )
+
+
+def _told(rank: int, error: ToldError, site: str, source: HookSource | None, step: int | None) -> RankFailure:
+    """What another process said of an exception, as data."""
+    line, start, end = error.where
+    text = source.line(line) if source else ""
+    inside = start is not None and end is not None and 0 <= start < end <= len(text)
+    return RankFailure(
+        rank=rank, kind=error.kind, message=str(error), site=site, hook=source.name if source else "",
+        line=line, text=text, columns=(start or 0, end or 0) if inside else None, step=step,
+        trace=error.trace,
+    )  # fmt: skip
 
 
 def _columns(frame: traceback.FrameSummary, text: str) -> tuple[int, int] | None:

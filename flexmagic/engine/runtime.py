@@ -15,6 +15,7 @@ from torch import nn
 
 from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import agree, form_of, form_of_input
+from flexmagic.engine.box import Boxes
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded
@@ -131,6 +132,7 @@ class Runtime:
     lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
     edits: WeightEdits = field(default_factory=WeightEdits)
     prefix: Prefix | None = None
+    boxes: Boxes = field(default_factory=Boxes)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
     )
@@ -231,7 +233,8 @@ class Runtime:
 
     def define(self, source: HookSource) -> None:
         """Compile a hook and keep it beside its other versions; nothing runs yet."""
-        self.hooks[source.owner, source.name, source.version] = (source, build(source, self.namespace))
+        call = self.boxes.hook(source) if source.boxed else build(source, self.namespace)
+        self.hooks[source.owner, source.name, source.version] = (source, call)
 
     def instrument(self, plan: RunPlan, extent: Extent) -> Instrument:
         """The plan's hooks and captures, to be attached for forwards of an input like this."""

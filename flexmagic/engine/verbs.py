@@ -110,6 +110,7 @@ def rebuild(runtime: Runtime, meeting: Meeting, specs: Sequence[GroupSpec]) -> l
 def leave(runtime: Runtime) -> None:
     """Let go of everything and leave the groups."""
     runtime.forget_model()
+    runtime.boxes.end()
     runtime.groups.close()
     Slot.runtime = None
 
@@ -124,6 +125,12 @@ def define_hook(runtime: Runtime, source: HookSource) -> None:
 def forget_hook(runtime: Runtime, owner: str, name: str, version: int) -> None:
     """Drop one version of a hook."""
     runtime.hooks.pop((owner, name, version), None)
+
+
+@verb
+def end_box(runtime: Runtime, owner: str) -> None:
+    """End the process in which an owner's boxed hooks run on this rank, if there is one."""
+    runtime.boxes.end(owner)
 
 
 @dataclass(frozen=True)

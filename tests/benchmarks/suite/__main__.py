@@ -56,11 +56,16 @@ def parts(report: Report, folder: Path, options: argparse.Namespace) -> dict[str
         forward.forward_rows(report, folder, rounds)
         cuda.cuda_rows(report, folder, rounds)
 
+    def grids() -> None:
+        slow = options.slow_rounds or rounds
+        grid.grid_rows(report, folder, slow)
+        grid.grid_rows(report, folder, slow, width=512, only=("nnsight invokes",))
+
     return {
         "a": forwards,
         "c": lambda: notebook.latency_rows(report, rounds),
         "d": lambda: transfer.transfer_rows(report, rounds, tuple(options.megabytes)),
-        "e": lambda: grid.grid_rows(report, folder, options.slow_rounds or rounds),
+        "e": grids,
         "f": lambda: notebook.start_rows(report, options.slow_rounds or rounds),
         "g": lambda: growth.growth_rows(report, rounds),
         "h": lambda: memory.memory_rows(report, times=min(rounds, 8)),

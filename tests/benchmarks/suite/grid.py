@@ -44,13 +44,22 @@ WORDS = {
 Grid = Callable[[], torch.Tensor]
 
 
-def grid_rows(report: Report, folder: Path, rounds: int, *, layers: int = 12, positions: int = 20) -> None:
-    """Measure; each way makes the whole grid, its clean run included."""
+def grid_rows(
+    report: Report,
+    folder: Path,
+    rounds: int,
+    *,
+    layers: int = 12,
+    positions: int = 20,
+    width: int = 128,
+    only: tuple[str, ...] = (),
+) -> None:
+    """Measure; each way makes the whole grid, its clean run included. ``only``: not all of the rivals."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from flexmagic import Session
 
-    path = llama(folder, width=128, layers=layers, heads=4)
+    path = llama(folder, width=width, layers=layers, heads=width // 32)
     model = AutoModelForCausalLM.from_pretrained(str(path)).eval()
     tokenizer = AutoTokenizer.from_pretrained(str(path))
     generator = torch.Generator().manual_seed(1)
@@ -71,12 +80,13 @@ def grid_rows(report: Report, folder: Path, rounds: int, *, layers: int = 12, po
             "transformer_lens": lambda: _transformer_lens(path, clean, corrupt),
             "pyvene": lambda: _pyvene(path, clean, corrupt),
         }.items():
-            _try(report, ways, name, make, truth)
+            if not only or name in only:
+                _try(report, ways, name, make, truth)
         _check("flexmagic", ways["flexmagic"](), truth)
         quiet = {name: _silent(way) for name, way in ways.items()}
         times = in_turn(quiet, rounds)
-    report.keep_times("e", times)
-    what = f"patching grid of {layers} layers × {positions} positions: speed"
+    report.keep_times(f"e: width {width}", times)
+    what = f"patching grid of {layers} layers × {positions} positions, width {width}: speed"
     rivals = [name for name in ways if name not in ("hooks", "flexmagic")]
     middle = {name: sorted(times[name])[len(times[name]) // 2] for name in rivals}
     fastest = min(rivals, key=middle.__getitem__, default="")
