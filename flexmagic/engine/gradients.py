@@ -41,6 +41,8 @@ STEP = 2e-3
 CLOSE = 0.01
 """Largest difference between a derivative and its measurement, relative to the gradient's norm."""
 MOST_MEASURED = 64
+COARSE = ("bfloat16", "float16")
+"""Dtypes that are too coarse for a difference of two losses."""
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,12 @@ def _measured(
     ]
     for site in {found[s].ranks: s for s in sure}.values():  # one on each pipeline stage
         norm, off = _deviation(found[site], local, trial, groups)
+        if off > CLOSE * norm and found[site].dtype in COARSE:
+            msg = (
+                f"Gradients are held against measured derivatives, which the rounding of {found[site].dtype} "
+                'hides: load the model with dtype="float32" to differentiate.'
+            )
+            raise ModelError(msg)
         if off > CLOSE * norm:
             msg = (
                 "The model's own backward is not the derivative of its forward: along the gradient at "

@@ -94,6 +94,8 @@ def test_bfloat16_keeps_its_bits(session):
     assert activation.numpy().dtype == "float32"
     assert torch.equal(torch.from_numpy(activation.numpy()), whole.float())
     assert torch.equal(torch.from_numpy(activation[0, 3:7, ::5]), whole[0, 3:7, ::5].float())
+    with pytest.raises(ModelError, match='dtype="float32"'):
+        session.run(PROMPT, backward="logits[0, -1, 5]")
 
 
 def test_four_ranks_hold_a_quarter_each(one_process, ids):
