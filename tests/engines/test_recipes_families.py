@@ -54,7 +54,7 @@ def numbers(session, *, generates, smooth):
         "induction": induction(session, period=6, rows=2).score.values,
         "induction loss": induction(session, period=6, rows=2).loss.values,
     }
-    for site in ("resid_pre", "attn_out", "mlp_out", "attn.z", "attn.q", "attn.k", "attn.v"):
+    for site in ("resid_pre", "resid_mid", "attn_out", "mlp_out", "attn.z", "attn.q", "attn.k", "attn.v"):
         found[f"patching {site}"] = patching(*pair, site=site, tokens=TOKENS).metric.values
     found["noising"] = patching(*pair, tokens=TOKENS, denoising=False).metric.values
     everything = {"all": range(9), "before": range(4)}
