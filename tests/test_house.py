@@ -38,6 +38,7 @@ BELOW = {
         "flexmagic.engine",
         "flexmagic.view.source",  # the seam: what anything that can be looked at offers, plain values
         "flexmagic.view.reduce",  # and joins what the ranks reduced
+        "flexmagic.view.masks",  # what of it the user masked
     },
 }
 BELOW["flexmagic.recipes"] = {"flexmagic", "flexmagic.errors", "flexmagic.layout", "flexmagic.client"}
@@ -71,7 +72,7 @@ BANNED = {
 
 WIDGETS = {
     f"flexmagic.view.{name}"
-    for name in ("cancel", "display", "inserter", "panel", "panels", "rank_tabs", "widget")
+    for name in ("cancel", "display", "inserter", "panel", "panels", "rank_tabs", "said", "stream", "widget")
 }
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 

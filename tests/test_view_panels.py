@@ -65,11 +65,11 @@ def test_an_edit_keeps_what_else_the_hook_is_and_wrong_ones_are_not_sent():
     sites, code, options = session.hooks.sent
     assert (sites, code) == (["m.*"], "x *= 3")
     assert options == {"name": "damp", "local": True, "limits": "limits", "group": "A", "first_line": 1}
-    assert "damp v2 is on all 4 ranks" in panel.said.value
+    assert "damp v2 is on all 4 ranks" in panel.said.text
     panel.source.value = "refuse"
     apply.click()
-    assert "HookError: rank 1 does not compile it &lt;/script&gt;&lt;img" in panel.said.value
-    assert "\u202e" not in panel.said.value
+    assert "HookError: rank 1 does not compile it </script><img" in panel.said.text
+    assert "\u202e" not in panel.said.text
 
 
 def test_switching_is_the_hooks_own_switch():
@@ -81,13 +81,13 @@ def test_switching_is_the_hooks_own_switch():
 
 def test_no_hooks_and_a_dead_cluster_are_sentences():
     panel = HooksPanel(SimpleNamespace(hooks=Hooks(), model=None, world_size=2))
-    assert "There are no hooks yet." in panel.said.value
+    assert "There are no hooks yet." in panel.said.text
 
     def gone():
         raise ClusterError("the controller has ended. Type %flexcluster start -n 2.")
 
     cluster = ClusterPanel(SimpleNamespace(status=gone))
-    assert "ClusterError: the controller has ended." in cluster.said.value
+    assert "ClusterError: the controller has ended." in cluster.said.text
 
 
 def test_the_cluster_is_read_recovered_and_cancelled():
@@ -105,7 +105,7 @@ def test_the_cluster_is_read_recovered_and_cancelled():
     refresh.click()
     assert panel.table.value == "<table>1</table>"
     recover.click()
-    assert "Mended." in panel.said.value
+    assert "Mended." in panel.said.text
     assert panel.table.value == "<table>2</table>"
 
 

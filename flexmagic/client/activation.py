@@ -40,6 +40,13 @@ class Origin:
     warnings: tuple[str, ...] = ()
 
 
+Siblings = Callable[[], "dict[str, Callable[[], Activation]]"]
+"""What returns the same site in other layers of a run, by name, each to be opened when it is chosen."""
+
+Steps = Callable[[], tuple[str | None, dict[str, Siblings]]]
+"""What returns the name of an activation's step in its run, and the same for each step that has the site."""
+
+
 class Activation(Looks):
     """One whole tensor that a run left on the engines in pieces.
 
@@ -53,11 +60,13 @@ class Activation(Looks):
         calls: Calls,
         origin: Origin,
         layout: Layout,
-        siblings: Callable[[], dict[str, Callable[[], Activation]]],
+        siblings: Siblings,
+        steps: Steps = lambda: (None, {}),
     ) -> None:
         self._calls = calls
         self._origin = origin
         self._siblings = siblings
+        self._steps = steps
         self._moved = 0
         self.after = origin.after
         self.before = origin.before
@@ -238,9 +247,13 @@ class Activation(Looks):
         from flexmagic.view.reduce import compute_stats, merge_stats
 
         if self.layout.partial:
-            return compute_stats(self.numpy())
+            return compute_stats(self.numpy(), self.masked_at((slice(None),) * len(self.shape)))
         reads = self._reads(tuple((0, n) for n in self.shape), holes=True)
-        return merge_stats(self._ask("stats", reads, [read.local for read in reads]))
+        return merge_stats(self._ask(*self._counting(reads)))
+
+    def _counting(self, reads: Sequence[Read]) -> tuple[str, Sequence[Read], list[Any]]:
+        """What is asked for statistics of reads of the whole: a verb, the reads, what it gets of each."""
+        return "stats", reads, [read.local for read in reads]
 
     def overview(
         self,
@@ -258,22 +271,35 @@ class Activation(Looks):
         bounds = window.bounds(len(self.shape))
         if self.layout.partial:
             index = tuple(fixed[d] if d in fixed else slice(*bounds[d]) for d in range(len(self.shape)))
-            values = self[index]
-            values = values[None] if rows < 0 else values.T if rows > cols else values
+            values, masked = (
+                None if part is None else part[None] if rows < 0 else part.T if rows > cols else part
+                for part in (self[index], self.masked_at(index))
+            )
+            assert values is not None  # it was read
             origin = int(row_edges[0]), int(col_edges[0])
-            return reduce_overview(values, row_edges - origin[0], col_edges - origin[1], origin)
-        reads = self._reads(bounds, holes=True)
+            return reduce_overview(values, row_edges - origin[0], col_edges - origin[1], origin, masked)
+        verb, reads, args = self._reducing(self._reads(bounds, holes=True), bounds)
         by_rank: dict[int, list[Any]] = {}
-        for read in reads:
-            by_rank.setdefault(read.rank, []).append((read.local, read.result))
+        for read, arg in zip(reads, args, strict=True):
+            by_rank.setdefault(read.rank, []).append(arg)
         key = self._origin.run, self._origin.site
-        asked: dict[int, Any] = {
-            rank: ("overview", (*key, mine, window), {}) for rank, mine in by_rank.items()
-        }
+        asked: dict[int, Any] = {rank: (verb, (*key, mine, window), {}) for rank, mine in by_rank.items()}
         parts = list(self._calls.some(asked).values()) if asked else []
         self._moved += sum(part.mean.nbytes * 7 for part in parts)
         nothing = reduce_overview(np.zeros((0, 0)), row_edges * 0, col_edges * 0)
         return replace(merge_overviews(parts or [nothing]), row_edges=row_edges, col_edges=col_edges)
+
+    def _reducing(
+        self, reads: Sequence[Read], bounds: tuple[tuple[int, int], ...]
+    ) -> tuple[str, Sequence[Read], list[Any]]:
+        """As :meth:`_counting`, of an overview of the window ``bounds``."""
+        del bounds
+        return "overview", reads, [(read.local, read.result) for read in reads]
+
+    def masked_at(self, index: tuple[int | slice, ...]) -> NDArray[np.bool_] | None:
+        """Which elements of ``read(index)`` are masked; ``None``: none is, see :meth:`masked`."""
+        del index
+        return None
 
     def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
         """The tokens along a ``seq`` dim, of the row at which ``fixed`` holds the ``batch`` dim."""
@@ -303,7 +329,8 @@ class Activation(Looks):
 
         siblings = self._siblings()
         own = self.site if self.site in siblings else None
-        show(self, siblings or None, own)
+        step, steps = self._steps()
+        show(self, siblings or None, own, steps, step)
 
 
 def _as_index(picked: range) -> Tensor:

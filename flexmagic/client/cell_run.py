@@ -32,6 +32,8 @@ class CellRun:
         import cloudpickle
 
         self.runs = list(runs)
+        for run in self.runs:
+            run.among = self.runs
         self.value: Any = cloudpickle.loads(answers[0].value)
         if len({answer.digest for answer in answers}) > 1:
             self.value = ByRank({rank: cloudpickle.loads(a.value) for rank, a in enumerate(answers)})

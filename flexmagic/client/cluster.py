@@ -96,6 +96,7 @@ class Cluster:
         self.owned = owned
         self.keep = keep
         self._size = _size_of(ipp_cluster.engines)
+        self._over = ""
         self._reaper: subprocess.Popen[bytes] | None = None
         self.turns = Turns(Path(ipp_cluster.profile_dir) / "security" / f"{ipp_cluster.cluster_id}.turn")
 
@@ -202,7 +203,9 @@ class Cluster:
 
     @property
     def engines(self) -> list[int]:
-        """The ids of the engines that are there, in rank order."""
+        """The ids of the engines that are there, in rank order; :class:`ClusterError` after the end."""
+        if self._over:
+            raise ClusterError(self._over)
         return sorted(self.client.ids)
 
     @property
@@ -326,12 +329,16 @@ class Cluster:
 
     def disconnect(self) -> None:
         """Close the connection; the engines stay."""
+        self._over = "This session has left its cluster. Type %flexcluster attach to look at what is there."
         self._dismiss_reaper()
         if self.client is not None:
             self.client.close()
 
     def stop(self) -> None:
         """End the engines and the controller, and forget them."""
+        self._over = (
+            "The cluster was stopped, and what runs had left on its engines is gone. Run again on a new one."
+        )
         if self.client is not None:
             with contextlib.suppress(Exception):  # a broken connection must not keep engines alive
                 self.client.close()

@@ -40,13 +40,14 @@ class Derived(Activation):
         if self.dims[dim] != "seq":
             return None
         at = self.dims.index("batch") if "batch" in self.dims else None
-        row = 0 if at is None else _positions(self._block[at])[(fixed or {}).get(at, 0)]
+        row = 0 if at is None else positions(self._block[at])[(fixed or {}).get(at, 0)]
         tokens = self._origin.tokens[row] if row < len(self._origin.tokens) else ()
-        places = _positions(self._block[dim])
+        places = positions(self._block[dim])
         return [tokens[i] for i in places] if places and places[-1] < len(tokens) else None
 
 
-def _positions(spans: Sequence[tuple[int, int]]) -> list[int]:
+def positions(spans: Sequence[tuple[int, int]]) -> list[int]:
+    """The positions that spans cover, in their order."""
     return [i for start, stop in spans for i in range(start, stop)]
 
 

@@ -15,6 +15,9 @@ PROGRESS = "flexmagic progress"
 PRINTED = "flexmagic printed"
 """Under this key an engine publishes what its code has printed."""
 
+TOKENS = "flexmagic tokens"
+"""Under this key an engine publishes the tokens that it has generated, with how likely each was."""
+
 
 def host_name() -> str:
     """The name of the engine's host."""
@@ -96,8 +99,8 @@ def _say(text: str) -> None:
     publish_data({PRINTED: text})
 
 
-def _tell(what: str, done: int, total: int) -> None:
-    """Say how far the call that is being worked on is."""
+def _tell(what: str, done: int, total: int, tokens: Any = None) -> None:
+    """Say how far the call that is being worked on is, and which tokens it has made."""
     from ipyparallel.datapub import publish_data
 
-    publish_data({PROGRESS: (what, done, total)})
+    publish_data({PROGRESS: (what, done, total)} | ({} if tokens is None else {TOKENS: tokens}))

@@ -43,6 +43,8 @@ class Generation(Run):
             Run((*key[:2], n), calls, step, rules, hooks=hooks, seed=seed, standing_for=standing_for)
             for n, step in enumerate(each)
         ]
+        for run in self._steps:
+            run.among = self._steps
         last = [answer.steps[-1] for answer in answers]
         super().__init__(
             key, calls, last, rules, hooks=hooks, warnings=warnings, seed=seed, standing_for=standing_for

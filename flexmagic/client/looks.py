@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flexmagic.client.activation import Activation, Origin
     from flexmagic.client.calls import Calls
     from flexmagic.client.derived import Derived
+    from flexmagic.client.masking import MaskedActivation
     from flexmagic.layout.layout import Layout
     from flexmagic.view.source import Change, Share
 
@@ -27,6 +28,7 @@ class Looks:
     layout: Layout
     _calls: Calls
     _origin: Origin
+    _mask: Any = None
 
     def shares(self, edges: NDArray[np.float64]) -> tuple[Share, ...]:
         """What each rank that can be reached holds itself, counted into the bins between ``edges``."""
@@ -63,6 +65,17 @@ class Looks:
 
         return held(self._calls, self._origin, self.layout, rank)
 
+    def masked(self, where: Any) -> MaskedActivation:
+        """The same activation with some elements masked: shown as masked, and in no statistic.
+
+        ``where``: an array of bools, True where masked, that broadcasts to the shape; or ``"causal"``,
+        of a pattern ``[..., queries, keys]`` the keys that come after the query. Values stay as they are.
+        Raises :class:`~flexmagic.errors.InputError` for anything else.
+        """
+        from flexmagic.client.masking import masked
+
+        return masked(self, where)  # type: ignore[arg-type]  # mixed into an activation
+
     def change_to(self, other: Any) -> Change | None:
         """How another activation of the same layout differs from this one, counted on the engines.
 
@@ -92,6 +105,8 @@ class Looks:
     def _alike(self, other: Any) -> bool:
         """Whether two activations lie on the same ranks in the same way, and all of those answer."""
         if not isinstance(other, Looks) or self._calls is not other._calls:  # noqa: SLF001 - of its kind
+            return False
+        if self._mask is not None or other._mask is not None:  # noqa: SLF001 - of its kind
             return False
         mine, its = self.layout, other.layout
         lives = self._origin.lives, other._origin.lives  # noqa: SLF001 - of its kind

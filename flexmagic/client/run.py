@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flexmagic.client.activation import Activation, Origin
+from flexmagic.client.activation import Activation, Origin, Siblings
 from flexmagic.client.table import Table
 from flexmagic.errors import LayoutError, SiteError
 from flexmagic.layout.patterns import path_matches
-from flexmagic.layout.sites import Site, one_of, resolve
+from flexmagic.layout.sites import LOGITS, Site, one_of, resolve
 
 if TYPE_CHECKING:
     from flexmagic.client.aliases import Target
@@ -19,13 +20,12 @@ if TYPE_CHECKING:
     from flexmagic.engine.verbs import RunAnswer
     from flexmagic.layout.rule import Rule
 
-LOGITS = Site("", "output", ".logits")
-
 
 class Run:
     """What a forward left behind; index it with a site to get that site's :class:`Activation`.
 
     ``warnings``: hooks that did not act, one sentence each. ``seed``: what fixed its random draws.
+    ``among``: all steps of the generation, or forwards of the cell, that this is one of.
     """
 
     def __init__(
@@ -56,6 +56,7 @@ class Run:
         self._context: dict[str, Any] | None = None
         self._lives = tuple(calls.lives)
         self._local = [answer.reply.local for answer in answers]
+        self.among: Sequence[Run] = ()
 
     @property
     def number(self) -> int:
@@ -225,7 +226,10 @@ class Run:
         tokens = tuple(tuple(row) for row in self.tokens)
         after = self._acted(site) if after is None else after
         origin = Origin(self._key, seen or site, after, before, tokens, nbytes, self._lives, warnings)
-        return Activation(self._calls, origin, layout, lambda: self._siblings(site))
+        siblings, steps = partial(self._siblings, site), partial(self._steps_with, site)
+        if seen is not None:  # other steps have it after all hooks
+            return Activation(self._calls, origin, layout, siblings)
+        return Activation(self._calls, origin, layout, siblings, steps)
 
     def _acted(self, site: Site) -> tuple[str, ...]:
         """The hooks whose bodies ran at a site, in their order."""
@@ -241,6 +245,19 @@ class Run:
             if path_matches(pattern, other.path) and (other.port, other.leaf) == (site.port, site.leaf)
         ]
         return {str(other): _later(self._activation, other) for other in alike}
+
+    def _steps_with(self, site: Site) -> tuple[str | None, dict[str, Siblings]]:
+        """Its own step's name, and by name the steps of its run that captured a site: ``step 2 " to"``."""
+        found: dict[str, Siblings] = {}
+        for run in self.among:
+            if site in run._captured():  # noqa: SLF001 - of this class
+                found[run._step_name()] = partial(run._siblings, site)  # noqa: SLF001
+        return (self._step_name(), found) if found else (None, {})
+
+    def _step_name(self) -> str:
+        seen = self.tokens[0] if len(self.tokens) == 1 else []
+        what = f' "{seen[0]}"' if len(seen) == 1 else ""
+        return f"step {self._key[-1]}{what}"
 
     def release(self) -> None:
         """Free this run's captures on the engines; looking at them then says so."""

@@ -25,16 +25,22 @@ LOOK_PATIENCE = 0.5
 """Seconds that a rank gets to say where it is."""
 
 
+Tokens = tuple[tuple[str, float | None], ...]
+
+
 @dataclass(frozen=True)
 class Waited:
     """How long a call has taken by now, and how far ranks say they are: what, done, out of how many.
 
     ``printed``: what the code of ranks has printed by now, of those that have printed for long.
+    ``tokens``: the new tokens of a generation's first row, and how likely the model held each, ``None``
+    where that is not known.
     """
 
     seconds: float
     ranks: dict[int, tuple[str, int, int]]
     printed: dict[int, str] = field(default_factory=dict)
+    tokens: Tokens = ()
 
     def __str__(self) -> str:
         """``3.2 s: loading weights, rank 0 12/39, rank 1 10/39``."""
@@ -133,13 +139,13 @@ def waiting(pending: Pending) -> list[int]:
     return [rank for rank, answer in pending.items() if not answer.ready()]
 
 
-def _told(pending: Pending) -> tuple[dict[int, tuple[str, int, int]], dict[int, str]]:
-    """What the ranks have said last of how far they are, and what they have printed."""
+def _told(pending: Pending) -> tuple[dict[int, tuple[str, int, int]], dict[int, str], Tokens]:
+    """What the ranks have said last of how far they are, what they have printed, and tokens they made."""
     told = {rank: answer.data for rank, answer in pending.items()}
     far = {rank: data[engine_side.PROGRESS] for rank, data in told.items() if engine_side.PROGRESS in data}
-    return far, {
-        rank: data[engine_side.PRINTED] for rank, data in told.items() if engine_side.PRINTED in data
-    }
+    printed = {rank: data[engine_side.PRINTED] for rank, data in told.items() if engine_side.PRINTED in data}
+    tokens = next((data[engine_side.TOKENS] for data in told.values() if engine_side.TOKENS in data), ())
+    return far, printed, tuple(tokens)
 
 
 def _failed(answer: Any) -> bool:

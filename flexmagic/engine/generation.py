@@ -25,6 +25,7 @@ from flexmagic.engine.groups import Groups
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.pipeline import Pipeline
+from flexmagic.engine.progress import Token
 from flexmagic.engine.rows import batch_of
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime
 from flexmagic.engine.shortcuts import check_stages, shortened
@@ -35,6 +36,7 @@ from flexmagic.engine.tracing import step_begins, step_ends, traced_steps
 from flexmagic.engine.tree import inner_of, modules_of, unwrapped
 from flexmagic.errors import InputError, ModelError
 from flexmagic.layout.rule import Extent
+from flexmagic.layout.sites import LOGITS
 
 OURS = {
     "assistant_model": "with an assistant, forwards are no steps",
@@ -85,6 +87,8 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
     instrument = runtime.instrument(plan, Extent(shared_out=False))
     instrument.at_once = True  # what is cached is for the whole batch
     steps = _Steps(runtime, plan, instrument, request.max_new_tokens)
+    beams = options.get("num_beams") or getattr(model.generation_config, "num_beams", None) or 1
+    steps.rated = beams == 1  # a beam's token may come from another row's logits
     root = modules_of(runtime.model)[""]
     ids: list[list[int]] = []
     prompt = options["input_ids"].shape[1] if "input_ids" in options else 0
@@ -177,7 +181,9 @@ class _Steps:
         self._ids: list[list[int]] = []
         self._started = 0.0
         self.done: list[Step] = []
-        self.running = False
+        self.running = self.rated = False
+        self._logits: torch.Tensor | None = None
+        self._tokens: list[Token] = []
 
     def begin(self, _module: nn.Module, _args: Any, arguments: dict[str, Any]) -> None:
         """Before a forward: what it runs on."""
@@ -195,9 +201,10 @@ class _Steps:
         self._instrument.begin_step(step, Extent(rows, seq, shared_out=False, past=past))
         step_begins(self._instrument, step)
 
-    def end(self, *_: Any) -> None:
+    def end(self, _module: nn.Module, _args: Any, output: Any) -> None:
         """After a forward: close its captures."""
         step_ends(self._instrument)
+        self._logits = getattr(output, "logits", None)
         self.close()
 
     def cut(self, number: int) -> None:
@@ -240,4 +247,14 @@ class _Steps:
         assert self._runtime.loaded is not None  # it is generating
         tokenizer = self._runtime.loaded.tokenizer
         text = " ".join(map(str, new)) if tokenizer is None else tokenizer.decode(new)
-        self._runtime.tell(text, done, self._total)
+        last = str(new[-1]) if tokenizer is None else tokenizer.decode(new[-1:])
+        self._tokens.append((last, self._chance(new[-1])))
+        self._runtime.tell(text, done, self._total, list(self._tokens))
+
+    def _chance(self, token: int) -> float | None:
+        """How likely the first row's last logits make a token; ``None`` where they are not all here."""
+        rule = self._runtime.rules.get(LOGITS)
+        whole = rule is not None and not rule.refused and rule.replicated and 0 in rule.ranks
+        if not (self.rated and whole) or type(self._logits) is not torch.Tensor:
+            return None
+        return float(self._logits[0, -1].float().softmax(-1)[token])

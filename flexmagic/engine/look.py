@@ -27,9 +27,14 @@ def as_array(piece: torch.Tensor) -> NDArray[Any]:
     return plain.numpy()
 
 
-def stats(piece: torch.Tensor, index: tuple[slice, ...]) -> Stats:
+Mask = NDArray[np.bool_] | None
+"""What of a slice is masked, of as many dims, each of its size or of size 1; ``None`` for nothing."""
+
+
+def stats(piece: torch.Tensor, index: tuple[slice, ...], masked: Mask = None) -> Stats:
     """Counts and moments of a slice of a piece."""
-    return compute_stats(as_array(piece[index]))
+    part = as_array(piece[index])
+    return compute_stats(part, None if masked is None else np.broadcast_to(masked, part.shape))
 
 
 @dataclass(frozen=True)
@@ -55,20 +60,29 @@ class Window:
 
 
 def overview(
-    piece: torch.Tensor, local: tuple[slice, ...], result: tuple[slice, ...], window: Window
+    piece: torch.Tensor,
+    local: tuple[slice, ...],
+    result: tuple[slice, ...],
+    window: Window,
+    masked: Mask = None,
 ) -> Overview:
     """Reduce the part ``piece[local]`` that lies at ``result`` inside the window to the window's bins."""
     part = as_array(piece[local])
-    other = tuple(dim for dim in range(part.ndim) if dim not in (window.rows, window.cols))
-    flat = part.squeeze(axis=other)
+    flat = _flat(part, window)
+    veil = None if masked is None else _flat(np.broadcast_to(masked, part.shape), window)
     first_col = int(window.col_edges[0]) + result[window.cols].start
     col_edges = _own_edges(window.col_edges, result[window.cols])
     if window.rows < 0:
-        return reduce_overview(flat[None], window.row_edges, col_edges, (0, first_col))
+        return reduce_overview(flat, window.row_edges, col_edges, (0, first_col), veil)
     first_row = int(window.row_edges[0]) + result[window.rows].start
     row_edges = _own_edges(window.row_edges, result[window.rows])
-    turned = flat.T if window.rows > window.cols else flat
-    return reduce_overview(turned, row_edges, col_edges, (first_row, first_col))
+    return reduce_overview(flat, row_edges, col_edges, (first_row, first_col), veil)
+
+
+def _flat(part: NDArray[Any], window: Window) -> NDArray[Any]:
+    """The part as rows by columns of the window, all other dims having one position."""
+    flat = part.squeeze(axis=tuple(dim for dim in range(part.ndim) if dim not in (window.rows, window.cols)))
+    return flat[None] if window.rows < 0 else flat.T if window.rows > window.cols else flat
 
 
 def _own_edges(edges: NDArray[np.int64], part: slice) -> NDArray[np.int64]:

@@ -21,8 +21,9 @@ from flexmagic.view.reduce import (
     difference_dtype,
     digest_of,
     merge_changes,
+    merge_overviews,
 )
-from flexmagic.view.source import Change, Stats
+from flexmagic.view.source import Change, Overview, Stats
 
 Key = tuple[RunKey, Site]
 """A capture: its run and its site."""
@@ -32,11 +33,38 @@ _CHUNK = 1 << 20
 
 @verb
 def share(
-    runtime: Runtime, run_id: RunKey, site: Site, edges: NDArray[np.float64]
+    runtime: Runtime, run_id: RunKey, site: Site, edges: NDArray[np.float64], masked: look.Mask = None
 ) -> tuple[Stats, NDArray[np.int64]]:
     """Statistics of the rank's whole piece, and how many of its values lie in each bin."""
     values = look.as_array(runtime.captures.get(run_id, site))
-    return compute_stats(values), count_between(values, edges)
+    if masked is None:
+        return compute_stats(values), count_between(values, edges)
+    veil = np.broadcast_to(masked, values.shape)
+    return compute_stats(values, veil), count_between(values[~veil], edges)
+
+
+@verb
+def masked_stats(
+    runtime: Runtime, run_id: RunKey, site: Site, parts: list[tuple[tuple[slice, ...], look.Mask]]
+) -> list[Stats]:
+    """Counts and moments of slices of a piece, without what is masked of each."""
+    piece = runtime.captures.get(run_id, site)
+    return [look.stats(piece, *part) for part in parts]
+
+
+@verb
+def masked_overview(
+    runtime: Runtime,
+    run_id: RunKey,
+    site: Site,
+    parts: list[tuple[tuple[slice, ...], tuple[slice, ...], look.Mask]],
+    window: look.Window,
+) -> Overview:
+    """The parts of a piece inside a window, without what is masked, reduced to the window's bins."""
+    piece = runtime.captures.get(run_id, site)
+    return merge_overviews(
+        [look.overview(piece, local, result, window, veil) for local, result, veil in parts]
+    )
 
 
 @verb

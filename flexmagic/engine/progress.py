@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, Self
 
-Tell = Callable[[str, int, int], None]
-"""What is going on, how many parts of it are done, and out of how many."""
+Token = tuple[str, float | None]
+"""A generated token, and how likely the model held it; ``None`` where that is not known."""
+
+Tell = Callable[..., None]
+"""What is going on, how many parts of it are done, out of how many; and of a generation its :data:`Token`."""
 
 EVERY = 0.1
 

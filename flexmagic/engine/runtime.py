@@ -110,7 +110,7 @@ class Runtime:
 
     groups: Groups
     namespace: dict[str, Any]
-    tell: Tell = lambda _what, _done, _total: None
+    tell: Tell = lambda *_: None
     say: Say = lambda _text: None
     captures: Captures = field(default_factory=Captures)
     kept: Kept = field(default_factory=Kept)

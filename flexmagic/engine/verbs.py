@@ -61,7 +61,7 @@ def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
     world_size: int,
     meeting: Meeting,
     others: Sequence[GroupSpec] = (),
-    tell: Tell = lambda _what, _done, _total: None,
+    tell: Tell = lambda *_: None,
     say: Say = lambda _text: None,
 ) -> Seat:
     """Make this process a rank: choose its device, connect the groups, keep the namespace.

@@ -71,6 +71,10 @@ class Site:
         return f"{self.path}:{self.port}{self.leaf}"
 
 
+LOGITS = Site("", "output", ".logits")
+"""The logits of a model that returns them under this name."""
+
+
 def _dotted(text: str) -> str:
     """``layers[3].attn`` as ``layers.3.attn``; a regular expression and what follows a port stay.
 

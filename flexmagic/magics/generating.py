@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flexmagic.client.waiting import Waited
+    from flexmagic.view.stream import Stream
 
 SAMPLING = ("sample", "temperature", "top_k", "top_p")
 
@@ -56,10 +57,12 @@ def check_generating(args: Namespace, *one_forward: str) -> None:
     raise InputError(msg)
 
 
-def telling(say: Callable[[str], None]) -> Callable[[Waited], None]:
-    """What shows the text of a generation as it comes."""
+def telling(say: Callable[[str], None], stream: Stream | None = None) -> Callable[[Waited], None]:
+    """What shows the text of a generation as it comes, in a view too if there is one."""
 
     def progress(waited: Waited) -> None:
+        if stream is not None:
+            stream.grow(waited.tokens)
         text, done, total = waited.ranks.get(0, ("", 0, 0))
         say(f"Generating {done}/{total}: {visible(text, 400)}" if total else "Generating")
 

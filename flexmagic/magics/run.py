@@ -10,7 +10,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics, in_notebook, waiting
 from flexmagic.magics.generating import SAMPLING, check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
+    from flexmagic.view.stream import Stream
 
 
 def skips(words: Sequence[str]) -> dict[str, str | None]:
@@ -36,12 +37,14 @@ def skips(words: Sequence[str]) -> dict[str, str | None]:
 def check(args: Any) -> None:
     """Raise :class:`InputError` for options that mean nothing together."""
     check_generating(args, "backward", "stop_at", "grad")
+    if args.stream and args.generate is None:
+        raise InputError("--stream means something with --generate N only.")
     if args.repeat < 1:
         msg = f"--repeat {args.repeat}: give a number of runs, 1 or more."
         raise InputError(msg)
 
 
-ONE_INPUT = ("prompt", "inputs", "backward", "stop_at", "skip", "repeat", "generate", *SAMPLING)
+ONE_INPUT = ("prompt", "inputs", "backward", "stop_at", "skip", "repeat", "generate", "stream", *SAMPLING)
 """What means something for one input only, not for a cell that has its own."""
 
 
@@ -78,6 +81,9 @@ class RunMagics(DeskMagics):
         "--grad", action=BooleanOptionalAction, default=False, help="keep what gradients need, without a loss"
     )
     @generating
+    @argument(
+        "--stream", action="store_true", help="generate: a view of the tokens as they come, by likelihood"
+    )
     @argument("--name", help="of a cell: the variable of the notebook that gets its forwards")
     @needs_local_scope
     @no_var_expand
@@ -103,7 +109,7 @@ class RunMagics(DeskMagics):
 
         A generation has steps, of which step 0 sees the whole prompt; hooks and captures act in each::
 
-            run = %flexrun "Once upon a time" --generate 20 --sample --temperature 0.8
+            run = %flexrun "Once upon a time" --generate 20 --sample --temperature 0.8 --stream
             run.step(3)["model.layers.3.mlp"]
 
         Parts of the model can be left out::
@@ -180,8 +186,21 @@ class RunMagics(DeskMagics):
     def _generate(self, args: Any, inputs: Any, options: dict[str, Any]) -> Generation:
         """Show the text in the status line as it comes, and the run at the end."""
         with waiting(self._desk.shell, "Generating", cancel=self._desk.session.cancel) as status:
-            run = self._desk.session.generate(
-                inputs, args.generate, progress=telling(status.say), **options, **sampling(args)
-            )
+            stream = self._stream(args)
+            try:
+                run = self._desk.session.generate(
+                    inputs, args.generate, progress=telling(status.say, stream), **options, **sampling(args)
+                )
+            finally:
+                if stream is not None:
+                    stream.end()
             status.done(repr(run))
         return run
+
+    def _stream(self, args: Any) -> Stream | None:
+        """The view in which the text appears, where one was asked for and can be."""
+        if not args.stream or not in_notebook(self._desk.shell):
+            return None
+        from flexmagic.view.stream import Stream
+
+        return Stream("generated")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmagic.errors import InputError
+from flexmagic.view.masks import mask_for
 from flexmagic.view.pieces import gather_piece, present
 from flexmagic.view.reduce import (
     compute_stats,
@@ -49,7 +50,8 @@ class ArraySource:
     tokens of each row of a batch). What only ``info.missing_ranks`` own is never reduced or read.
     ``held`` is what ranks hold themselves where that is not their part of ``array``: summands, or a
     replica that differs. ``note`` returns more to say of a position, and ``texts`` (an array of
-    ``str`` of the same shape) what to write into its cell.
+    ``str`` of the same shape) what to write into its cell. ``masked`` (bools that broadcast to the
+    shape) are elements to be shown as masked, and to be in no statistic.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ArraySource:
         held: Mapping[int, NDArray[Any]] | None = None,
         note: Callable[[tuple[int, ...]], str] | None = None,
         texts: NDArray[np.str_] | None = None,
+        masked: Any = None,
     ) -> None:
         self._array = np.asarray(array)
         self._info = info or info_of(self._array)
@@ -72,6 +75,8 @@ class ArraySource:
         if self._info.shape != self._array.shape:
             msg = f"info says {self._info.shape}, the array is {self._array.shape}"
             raise ValueError(msg)
+        shape = self._array.shape
+        self._masked = None if masked is None else np.broadcast_to(mask_for(masked, shape), shape)
 
     @property
     def info(self) -> Info:
@@ -92,10 +97,17 @@ class ArraySource:
         self._moved += out.nbytes
         return out
 
+    def masked_at(self, index: Index) -> NDArray[np.bool_] | None:
+        """Return which elements of a slice are masked."""
+        return None if self._masked is None else self._masked[index]
+
     def stats(self) -> Stats:
         """Return the statistics of all elements that a reachable rank owns."""
         mask = present(self._info, (slice(None),) * self._array.ndim)
-        return compute_stats(self._array if mask is None else self._array[mask])
+        hidden = self._masked
+        if mask is not None:
+            return compute_stats(self._array[mask], None if hidden is None else hidden[mask])
+        return compute_stats(self._array, hidden)
 
     def overview(
         self,
@@ -107,17 +119,19 @@ class ArraySource:
     ) -> Overview:
         """Reduce dims ``rows`` x ``cols``, piece by piece where some ranks are missing."""
         at: tuple[int | slice, ...] = tuple(fixed.get(d, slice(None)) for d in range(self._array.ndim))
-        plane = self._array[at]
-        plane = plane[None] if rows < 0 else plane if rows < cols else plane.T
-        parts = [
-            reduce_overview(
-                plane[slice(*row_span), slice(*col_span)],
-                local_edges(row_edges, *row_span),
-                local_edges(col_edges, *col_span),
-                (row_span[0], col_span[0]),
-            )
-            for row_span, col_span in self._boxes(rows, cols, fixed)
-        ]
+
+        def turned(array: NDArray[Any]) -> NDArray[Any]:
+            part = array[at]
+            return part[None] if rows < 0 else part if rows < cols else part.T
+
+        plane = turned(self._array)
+        hidden = None if self._masked is None else turned(self._masked)
+        parts = []
+        for row_span, col_span in self._boxes(rows, cols, fixed):
+            box = slice(*row_span), slice(*col_span)
+            edges = local_edges(row_edges, *row_span), local_edges(col_edges, *col_span)
+            masked = None if hidden is None else hidden[box]
+            parts.append(reduce_overview(plane[box], *edges, (row_span[0], col_span[0]), masked))
         nothing = reduce_overview(plane, np.zeros_like(row_edges), np.zeros_like(col_edges))
         merged = merge_overviews([*parts, nothing]) if len(parts) != 1 else parts[0]
         self._moved += 28 * merged.n.size
@@ -132,10 +146,12 @@ class ArraySource:
 
     def shares(self, edges: NDArray[np.float64]) -> tuple[Share, ...]:
         """Return what each rank that can be reached holds, counted into bins."""
-        return tuple(
-            Share(rank, compute_stats(part), count_between(part, edges))
-            for rank, part in self._parts().items()
-        )
+        shares = []
+        for rank, part in self._parts().items():
+            masked = None if self._masked is None else gather_piece(self._masked, self._info, rank)
+            kept = part if masked is None else part[~masked]
+            shares.append(Share(rank, compute_stats(part, masked), count_between(kept, edges)))
+        return tuple(shares)
 
     def digests(self) -> dict[int, str]:
         """Return a digest of each reachable rank's bytes."""
@@ -153,7 +169,9 @@ class ArraySource:
             self._info, shape=local.shape, pieces=(Piece(rank, whole),), partial=False, missing_ranks=(),
             warnings=(), placements=(), nbytes=local.nbytes,
         )  # fmt: skip
-        return ArraySource(local, info, {d: t for d, t in self._labels.items() if self._has_all(local, d)})
+        labels = {d: t for d, t in self._labels.items() if self._has_all(local, d)}
+        masked = None if self._masked is None else gather_piece(self._masked, self._info, rank)
+        return ArraySource(local, info, labels, masked=masked)
 
     def _has_all(self, local: NDArray[Any], dim: int) -> bool:
         return bool(local.shape[dim] == self._array.shape[dim])
@@ -180,8 +198,11 @@ class ArraySource:
 def numbers_of(values: Any) -> NDArray[Any]:
     """Return an array of a tensor (bf16 and fp8 as float32 of the same values), a list or an array.
 
-    Raises :class:`InputError` for what is no array of numbers.
+    Of masked arrays it is the data; see :func:`~flexmagic.view.masks.mask_of`. Raises
+    :class:`InputError` for what is no array of numbers.
     """
+    if hasattr(values, "get_mask") and hasattr(values, "get_data"):
+        values = values.get_data()
     if hasattr(values, "detach"):
         values = values.detach().cpu()
         narrow = values.dtype.is_floating_point and str(values.dtype) not in _NUMPYS

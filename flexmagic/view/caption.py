@@ -13,7 +13,7 @@ import numpy as np
 
 from flexmagic.view import scale as colors
 from flexmagic.view.lines import line_caption
-from flexmagic.view.picture import LAYERS, OUTLIER, REDUCER_TEXT
+from flexmagic.view.picture import LAYERS, OUTLIER, REDUCER_TEXT, STEPS
 from flexmagic.view.pieces import owners
 from flexmagic.view.reduce import MOST_PEAKS
 from flexmagic.view.source import LINES
@@ -45,15 +45,20 @@ def where(picture: Picture) -> str:
     return ", ".join(texts)
 
 
-def method(picture: Picture) -> str:
-    """Return how values became cells: 1:1, or the named reducer with what a cell covers."""
+def method(picture: Picture, *others: Picture) -> str:
+    """Return how values of pictures became cells: 1:1, or the named reducer with what a cell covers."""
+    each = (picture, *others)
     what = "magnitudes of complex values, " if picture.info.dtype.startswith("complex") else ""
-    if picture.overview is None:
+    reduced = [one for one in each if one.overview is not None]
+    if not reduced:
         return f"{what}1:1, every value drawn"
-    widths = [np.diff(edges) for edges in (picture.grid.row_edges, picture.grid.col_edges)]
+    widths = [
+        np.concatenate([np.diff(getattr(one.grid, edges)) for one in each])
+        for edges in ("row_edges", "col_edges")
+    ]
     even = "" if all(w.min() == w.max() for w in widths) else "up to "
     box = " x ".join(f"{w.max():,}" for w in widths)
-    return f"{what}overview: each cell is the {REDUCER_TEXT[picture.reducer]} of {even}{box} values"
+    return f"{what}overview: each cell is the {REDUCER_TEXT[reduced[0].reducer]} of {even}{box} values"
 
 
 def tally(picture: Picture) -> str:
@@ -70,6 +75,8 @@ def tally(picture: Picture) -> str:
             ("-Inf", counts.neginf, counts.neginf_values),
         )
     ]
+    if counts.masked_values:
+        odd.append(f"masked {_both(counts.masked, counts.masked_values, exact=picture.overview is None)}")
     missing = f"missing {counts.hole:,}" if picture.info.missing_ranks else ""
     clipped = f"clipped: {counts.above:,} above, {counts.below:,} below"
     return "; ".join(text for text in (drawn, clipped, ", ".join(odd), missing) if text)
@@ -112,8 +119,9 @@ def sheet_caption(sheet: Sheet) -> tuple[str, ...]:
     """Return the lines under several pictures: what they have in common once, counts added up."""
     if len(sheet.panes) == 1:
         return caption(sheet.lead)
-    lead, how = sheet.lead, method(sheet.lead)
-    along = "the layers" if sheet.facet == LAYERS else ""
+    lead, how = sheet.lead, method(*(pane.picture for pane in sheet.panes))
+    shapes = {pane.picture.info.shape for pane in sheet.panes}
+    along = {LAYERS: "the layers", STEPS: "the steps"}.get(sheet.facet, "")
     if sheet.facet >= 0:
         along = visible(lead.info.dims[sheet.facet], 40)
         plane = replace(lead.plane, fixed={d: at for d, at in lead.plane.fixed.items() if d != sheet.facet})
@@ -121,7 +129,7 @@ def sheet_caption(sheet: Sheet) -> tuple[str, ...]:
     last = sheet.first + len(sheet.panes)
     some = "all" if len(sheet.panes) == sheet.count else f"[{sheet.first}:{last}] of"
     side = f"Side by side along {along}: {some} {sheet.count}. " if along else ""
-    place = where(lead)
+    place = where(lead) if len(shapes) == 1 else "pictures of different size"
     lines = [f"{side}{place[:1].upper()}{place[1:]}{'. ' if place else ''}{how[0].upper()}{how[1:]}."]
     by_scale: dict[Any, list[Pane]] = {}
     for pane in sheet.panes:
@@ -157,6 +165,8 @@ def probe(source: Source, picture: Picture, row: int, col: int) -> str:
     if found and not answering:
         return f"{names}: {ranks([r for r, _ in found])} missing, the value cannot be reached"
     value = number(np.asarray(picture.tile)[row, col], info.dtype)
+    if picture.veil is not None and picture.veil[row, col]:
+        value = f"masked ({value})"
     text = f"{names} = {value}" if names else f"{value}"
     note = getattr(source, "note", None)
     more = f" \N{EM DASH} {visible(note(position), 400)}" if note is not None else ""
@@ -199,9 +209,14 @@ def _probe_bin(source: Source, picture: Picture, row: int, col: int) -> str:
     )
     n = int(overview.n[row, col])
     size = int(np.prod([stop - start for start, stop in spans.values()]))
+    masked = 0 if overview.masked is None else int(overview.masked[row, col])
+    if masked == size:
+        return f"{names}: {plural(size, 'value')}, all masked"
+    size -= masked
     if n == 0:
         return f"{names}: {_owner_text(picture, row, col)}, the values cannot be reached"
     reached = f"{n:,} values" if n == size else f"{n:,} of {size:,} values, the others missing"
+    reached += f", {masked:,} more are masked" if masked else ""
     parts = [f"{names} ({reached})"]
     if overview.finite[row, col]:
         parts += [f"{name} {short(float(getattr(overview, name)[row, col]))}" for name in REDUCER_TEXT]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from flexmagic.errors import FlexError, InputError
 from flexmagic.view.arrays import ArraySource, info_of, numbers_of
 from flexmagic.view.differ import change_between, difference, relative, verdict
+from flexmagic.view.masks import mask_of, masked_at
 from flexmagic.view.sheet import Wanted
 from flexmagic.view.source import Source
 from flexmagic.view.words import plural, short, visible
@@ -87,6 +88,10 @@ class Compared:
     def read(self, index: Index) -> NDArray[Any]:
         """Return a slice of B - A."""
         return self.delta.read(index)
+
+    def masked_at(self, index: Index) -> NDArray[np.bool_] | None:
+        """Return which elements of B - A are masked: those of either."""
+        return masked_at(self.delta, index)
 
     def stats(self) -> Stats:
         """Return the statistics of B - A."""
@@ -201,7 +206,7 @@ def _source(value: Any) -> Source:
     if isinstance(value, Source):
         return value
     array = numbers_of(value)
-    return ArraySource(array, info_of(array))
+    return ArraySource(array, info_of(array), masked=mask_of(value))
 
 
 def _compare_runs(a: Sites, b: Sites) -> Comparison:

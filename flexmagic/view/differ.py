@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexmagic.view.masks import masked_at
 from flexmagic.view.pieces import present
 from flexmagic.view.reduce import (
     compare_values,
@@ -55,7 +56,7 @@ def tiles(shape: Sequence[int], most: int = TILE) -> Iterator[tuple[slice, ...]]
 
 
 def change_between(a: Source, b: Source) -> Change:
-    """Return how B differs from A, without what a missing rank alone holds; both have one shape.
+    """Return how B differs from A, without what a missing rank alone holds or what is masked; of one shape.
 
     Counted where the data are if the two know each other; else both are read once, in tiles.
     """
@@ -65,13 +66,26 @@ def change_between(a: Source, b: Source) -> Change:
     parts = []
     for index in tiles(a.info.shape):
         x, y = a.read(index), b.read(index)
-        there = _reached(a.info, b.info, index)
+        there = _compared(a, b, index)
         if there is not None:
             x, y = x[there], y[there]
         # Narrow floats arrive widened, all in the same way: equal bits stay equal bits.
         same = same_bits(x, y) if x.dtype == y.dtype else np.zeros(x.shape, dtype=bool)
         parts.append(compare_values(x, y, same))
     return merge_changes(parts)
+
+
+def _compared(a: Source, b: Source, index: Index) -> NDArray[np.bool_] | None:
+    """Return which elements are there and masked in neither; None for all."""
+    there, masked = _reached(a.info, b.info, index), _masked(a, b, index)
+    if masked is None:
+        return there
+    return ~masked if there is None else there & ~masked
+
+
+def _masked(a: Source, b: Source, index: Index) -> NDArray[np.bool_] | None:
+    masks = [mask for mask in (masked_at(a, index), masked_at(b, index)) if mask is not None]
+    return np.logical_or.reduce(masks) if masks else None
 
 
 def _reached(a: Info, b: Info, index: Index) -> NDArray[np.bool_] | None:
@@ -136,9 +150,14 @@ class Difference:
             delta = np.where(there, delta.astype(np.result_type(delta, np.float32)), np.nan)
         return delta
 
+    def masked_at(self, index: Index) -> NDArray[np.bool_] | None:
+        """Return which elements are masked in either."""
+        return _masked(self.a, self.b, index)
+
     def stats(self) -> Stats:
         """Return the statistics of B - A; reads both once, in tiles."""
-        return merge_stats([compute_stats(self.read(index)) for index in tiles(self.info.shape)])
+        each = tiles(self.info.shape)
+        return merge_stats([compute_stats(self.read(index), self.masked_at(index)) for index in each])
 
     def overview(
         self,
@@ -155,10 +174,15 @@ class Difference:
         for start in range(int(row_edges[0]), int(row_edges[-1]), step):
             stop = min(start + step, int(row_edges[-1]))
             spans = {rows: slice(start, stop), cols: slice(int(col_edges[0]), int(col_edges[-1]))}
-            part = self.read(tuple(spans[d] if d in spans else fixed[d] for d in range(ndim)))
-            band = part[None] if rows < 0 else part.T if rows > cols else part
+            index = tuple(spans[d] if d in spans else fixed[d] for d in range(ndim))
+            band, masked = (
+                None if part is None else part[None] if rows < 0 else part.T if rows > cols else part
+                for part in (self.read(index), self.masked_at(index))
+            )
+            assert band is not None  # it was read
             local = np.clip(row_edges, start, stop) - start
-            parts.append(reduce_overview(band, local, col_edges - col_edges[0], (start, int(col_edges[0]))))
+            origin = start, int(col_edges[0])
+            parts.append(reduce_overview(band, local, col_edges - col_edges[0], origin, masked))
         return replace(merge_overviews(parts), row_edges=row_edges, col_edges=col_edges)
 
     def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:

@@ -38,21 +38,25 @@ def show(
     source: Source,
     siblings: Mapping[str, Callable[[], Source]] | None = None,
     selected: str | None = None,
+    steps: Mapping[str, Callable[[], Mapping[str, Callable[[], Source]]]] | None = None,
+    step: str | None = None,
 ) -> TensorView | None:
     """Show a tensor wherever one is: as text in a terminal, live and as a picture in a notebook.
 
     ``siblings`` are other tensors to choose from, by label, opened when chosen; ``selected`` is the
-    label of ``source`` among them. Returns the live view where there is one. What cannot be read
-    is said where the picture would be, and the live view offers to try again.
+    label of ``source`` among them. ``steps`` maps the label of a step of the same run to what returns
+    the siblings there, ``step`` being that of ``source``. Returns the live view where there is one.
+    What cannot be read is said where the picture would be, and the live view offers to try again.
     """
     if not in_notebook():
-        print(heading(source.info), _body(source), sep="\n")  # noqa: T201 - a terminal's display
+        shown = _body(source)
+        print(heading(source), shown, sep="\n")  # noqa: T201 - a terminal's display
         return None
     key = uuid.uuid4().hex
     still, drawn = picture(source, key)
-    view = TensorView(source, siblings, selected, picture_key=key)
+    view = TensorView(source, siblings, selected, picture_key=key, steps=steps, step=step)
     display(live(view), raw=True)
-    display({"text/plain": heading(source.info)}, raw=True)
+    display({"text/plain": heading(source)}, raw=True)
     display(still, raw=True, metadata=drawn)
     return view
 

@@ -48,7 +48,7 @@ def _map(page: Page, picture: Picture, top: int) -> None:
         clipped = picture.codes == code
         if np.count_nonzero(clipped) <= colors.FEW_CLIPPED:
             pixels[_area(pixels, clipped, s)] = colors.palette(picture.scale.kind)[code, :3]
-    for code in (colors.NEGINF, colors.POSINF, colors.NAN):
+    for code in (colors.MASKED, colors.NEGINF, colors.POSINF, colors.NAN):
         _mark(pixels, picture.codes == code, code, s)
     for hole in picture.holes:
         box = _pixels_of(picture, hole.rows, hole.cols, s)
@@ -97,18 +97,20 @@ def _name_hole(page: Page, text: str, box: tuple[int, ...], origin: tuple[int, i
 def _mark(pixels: NDArray[np.uint8], marked: NDArray[np.bool_], code: int, scale: int) -> None:
     """Lay a mark's pattern over its cells."""
     if marked.any():
-        over = _area(pixels, marked, scale)
+        over = _area(pixels, marked, scale, least=0 if code == colors.MASKED else _LEAST_MARK)
         pixels[over] = pens.pattern(code, pixels.shape[0], pixels.shape[1], scale)[over]
 
 
-def _area(pixels: NDArray[np.uint8], marked: NDArray[np.bool_], scale: int) -> NDArray[np.bool_]:
-    """Return the pixels of marked cells, each cell at least 5 CSS pixels wide and high."""
+def _area(
+    pixels: NDArray[np.uint8], marked: NDArray[np.bool_], scale: int, least: int = _LEAST_MARK
+) -> NDArray[np.bool_]:
+    """Return the pixels of marked cells, each cell at least ``least`` CSS pixels wide and high."""
     height, width = pixels.shape[:2]
     cells = Image.fromarray(marked.astype(np.uint8) * 255)
     mask = cells.resize((width, height), Image.Resampling.NEAREST)
     cell = min(height / marked.shape[0], width / marked.shape[1])
-    if cell < _LEAST_MARK * scale:
-        mask = mask.filter(ImageFilter.MaxFilter(max(int(_LEAST_MARK * scale - cell) | 1, 3)))
+    if cell < least * scale:
+        mask = mask.filter(ImageFilter.MaxFilter(max(int(least * scale - cell) | 1, 3)))
     area: NDArray[np.bool_] = np.asarray(mask) > 0
     return area
 
@@ -176,7 +178,7 @@ def _labels(page: Page, picture: Picture, top: int) -> None:
         per = lay.map_height / (grid.rows[1] - grid.rows[0])
         pen = page.font(10)
         right = page.left + lay.row_label_space - 6
-        for at in layout.ticks(grid.rows, lay.map_height, layout.LINE):
+        for at in layout.ticks(grid.rows, lay.map_height, layout.ROW_APART):
             middle = y + (at - grid.rows[0] + 0.5) * per
             number = f"{at}"
             page.text(right, middle, number, 10, fill=SOFT, anchor="rm")

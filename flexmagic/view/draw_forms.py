@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from flexmagic.view.picture import Picture
 
 _TOKEN, _TALL = 13, 24
-_MARKS = {colors.NAN: "NaN", colors.POSINF: "+Inf", colors.NEGINF: "-Inf", colors.HOLE: "missing"}
 
 
 def paint_lines(page: Page, picture: Picture, top: int) -> int:
@@ -90,7 +89,7 @@ def paint_strip(page: Page, picture: Picture, top: int) -> int:
     x, y, pen = float(page.left), float(top), page.font(_TOKEN)
     for i, text in enumerate((picture.col_labels or ())[first:last]):
         code = int(picture.codes[0, i]) if i < picture.codes.shape[1] else colors.HOLE
-        shown = text + (f" {_MARKS[code]}" if code in _MARKS else "")
+        shown = text + (f" {pens.MARK_NAMES[code]}" if code in pens.MARK_NAMES else "")
         wide = pen.getlength(pens.drawable(shown, pen)) / page.scale + 8
         if x > page.left and x + wide > page.width - page.left:
             x, y = float(page.left), y + _TALL

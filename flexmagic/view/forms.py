@@ -12,6 +12,7 @@ import numpy as np
 
 from flexmagic.errors import InputError
 from flexmagic.view.arrays import ArraySource, info_of, numbers_of
+from flexmagic.view.masks import mask_of
 from flexmagic.view.source import LINES, STRIP
 
 if TYPE_CHECKING:
@@ -70,7 +71,8 @@ def grid(
 
     ``texts`` (the same shape, texts) are written into the cells where there is room, such as the
     likeliest token; ``notes`` (the same shape) are read out with the value, such as the likeliest five
-    with their probabilities: texts, or lists of ``(token, value)``. Raises :class:`InputError`.
+    with their probabilities: texts, or lists of ``(token, value)``. What a masked array hides is drawn
+    as masked. Raises :class:`InputError`.
     """
     array = numbers_of(values)
     if array.ndim != MAP_DIMS:
@@ -81,7 +83,7 @@ def grid(
     written = _texts_of(array.shape, texts, "texts")
     note = None if said is None else lambda at: str(said[at])
     info = info_of(array, site=title, dims=dims, pieces=())
-    return Shown(ArraySource(array, info, labels, note=note, texts=written))
+    return Shown(ArraySource(array, info, labels, note=note, texts=written, masked=mask_of(values)))
 
 
 def strip(values: Any, tokens: Sequence[str], *, title: str = "tokens") -> Shown:
@@ -91,7 +93,8 @@ def strip(values: Any, tokens: Sequence[str], *, title: str = "tokens") -> Shown
         raise InputError(f"A text has one value per token; these values have {array.ndim} dims.")
     labels: Labels = {0: [str(token) for token in tokens]}
     _check_labels(array.shape, labels)
-    return Shown(ArraySource(array, info_of(array, site=title, dims=("seq",), pieces=(), form=STRIP), labels))
+    info = info_of(array, site=title, dims=("seq",), pieces=(), form=STRIP)
+    return Shown(ArraySource(array, info, labels, masked=mask_of(values)))
 
 
 def lines(
@@ -106,12 +109,16 @@ def lines(
     ``x`` labels the points. Raises :class:`InputError`.
     """
     names: list[str] | None = None
+    masked = mask_of(values)
     if hasattr(values, "items"):
         names = [str(name) for name in values]
         each = [numbers_of(series).astype(np.float64) for series in values.values()]
         if len({series.shape for series in each}) != 1:
             raise InputError("Lines share their points: give series of one length.")
         array = np.stack(each)
+        hidden = [mask_of(series) for series in values.values()]
+        if any(one is not None for one in hidden):
+            masked = np.stack([np.zeros(array.shape[1], bool) if one is None else one for one in hidden])
     else:
         array = np.atleast_2d(numbers_of(values))
     if array.ndim != MAP_DIMS or 0 in array.shape:
@@ -121,7 +128,7 @@ def lines(
         labels[1] = [str(at) for at in x]
     _check_labels(array.shape, labels)
     info = replace(info_of(array, site=title, dims=("series", over), form=LINES), pieces=())
-    return Shown(ArraySource(array, info, labels))
+    return Shown(ArraySource(array, info, labels, masked=masked))
 
 
 def _check_labels(shape: tuple[int, ...], labels: Labels) -> None:

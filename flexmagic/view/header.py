@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flexmagic.view.words import ranks, short, size, span, visible
+from flexmagic.view.words import plural, ranks, short, size, span, visible
 
 if TYPE_CHECKING:
     from flexmagic.view.source import Info, Piece, Stats
@@ -27,8 +27,8 @@ def shape_text(info: Info) -> str:
     return f"({dims})" if dims else "a single number"
 
 
-def facts(info: Info) -> tuple[str, ...]:
-    """Return the facts of the header, one short text each."""
+def facts(info: Info, moved: int = 0) -> tuple[str, ...]:
+    """Return the facts of the header, one short text each; ``moved`` is how many bytes a look at it took."""
     holders = {piece.rank for piece in info.pieces}
     held = ""
     if info.nbytes:
@@ -41,6 +41,7 @@ def facts(info: Info) -> tuple[str, ...]:
         visible(info.hook),
         visible(info.run) + (f", step {info.step}" if info.step is not None else ""),
         held,
+        f"{size(moved)} moved" if moved and holders else "",
     ]
     return tuple(text.lstrip(", ") for text in texts if text)
 
@@ -82,7 +83,31 @@ def warnings(info: Info) -> tuple[str, ...]:
         )
     if info.partial:
         texts.append("The ranks hold summands of this tensor; what is shown is their sum.")
-    return tuple(texts)
+    texts += [_uneven(info, dim) for dim in range(len(info.shape))]
+    return tuple(text for text in texts if text)
+
+
+def _uneven(info: Info, dim: int) -> str:
+    """Return which ranks hold how much of a dim if they hold unequally much, else nothing."""
+    spans: dict[int, set[tuple[int, int]]] = {}
+    for piece in info.pieces:
+        spans.setdefault(piece.rank, set()).add(piece.spans[dim])
+    sizes: dict[int, list[int]] = {}
+    for rank, held in spans.items():
+        sizes.setdefault(sum(stop - start for start, stop in held), []).append(rank)
+    if len(sizes) < 2:
+        return ""
+    each = ", ".join(f"{n:,} on {ranks(who)}" for n, who in sorted(sizes.items(), reverse=True))
+    return f"Uneven along {visible(info.dims[dim], 40)}: {each}."
+
+
+def odd_values(stats: Stats | None) -> tuple[str, ...]:
+    """Return a warning of what is not finite, or nothing."""
+    if stats is None:
+        return ()
+    counts = (("NaN", stats.nan), ("+Inf", stats.posinf), ("-Inf", stats.neginf))
+    found = ", ".join(f"{name} {count:,}" for name, count in counts if count)
+    return (f"Not finite: {found} of {plural(stats.n, 'value')}.",) if found else ()
 
 
 def stats_pairs(stats: Stats) -> tuple[tuple[str, str], ...]:
@@ -97,4 +122,5 @@ def stats_pairs(stats: Stats) -> tuple[tuple[str, str], ...]:
         ("max", short(stats.max)),
         ("mean", short(stats.mean)),
         ("std", short(stats.std)),
+        *((("masked", f"{stats.masked:,}"),) if stats.masked else ()),
     )

@@ -13,7 +13,7 @@ from flexmagic.view.picture import Look
 from flexmagic.view.plane import default_plane
 from flexmagic.view.png import PAGE_WIDTH, to_png
 from flexmagic.view.sheet import compose_sheet
-from flexmagic.view.table import rank_table
+from flexmagic.view.table import disagreements, rank_table
 from flexmagic.view.text import body
 from flexmagic.view.words import visible
 
@@ -57,13 +57,15 @@ def _page(source: Source) -> str:
     title = html.escape(header.title(info))
     picture = base64.b64encode(to_png(source)).decode()
     said = sheet_caption(compose_sheet(source, Look())) if 0 not in info.shape else ()
-    pairs = header.stats_pairs(source.stats()) if 0 not in info.shape else ()
+    stats = source.stats() if 0 not in info.shape else None
+    pairs = header.stats_pairs(stats) if stats is not None else ()
+    warnings = (*header.warnings(info), *header.odd_values(stats), *(disagreements(source) if stats else ()))
     spoken = html.escape(" ".join([header.title(info), *said]))
     rows = "".join(f"<tr><th>{name}</th><td>{text}</td></tr>" for name, text in pairs)
     parts = [
         f"<h1>{title}</h1>",
-        _list("ul", header.facts(info), "facts"),
-        *(f'<p class="warning">{html.escape(text)}</p>' for text in header.warnings(info)),
+        _list("ul", header.facts(info, source.bytes_moved), "facts"),
+        *(f'<p class="warning">{html.escape(text)}</p>' for text in warnings),
         f'<p><img alt="{spoken}" width="{PAGE_WIDTH}" src="data:image/png;base64,{picture}"></p>',
         *(f"<p>{html.escape(text)}</p>" for text in said),
         f"<h2>Statistics</h2><table>{rows}</table>" if rows else "",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CHAR = 6.7  # widest usual character of the 11 px label font
 LINE = 13
+ROW_APART = 12
 RIBBON = 15
 GAP = 3
 AXIS = 20

@@ -73,4 +73,5 @@ def line_caption(picture: Picture) -> str:
     name = visible(picture.info.dims[picture.plane.cols], 40)
     counts = picture.counts
     odd = f"NaN {counts.nan_values:,}, +Inf {counts.posinf_values:,}, -Inf {counts.neginf_values:,}"
+    odd += f", masked {counts.masked_values:,}" if counts.masked_values else ""
     return f"{plural(rows, 'line')} over {name}, {plural(cols, 'point')} each; values {ends}; {odd}."

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 import ipywidgets
 
 from flexmagic.errors import FlexError
+from flexmagic.view.said import Said
 from flexmagic.view.widget import answer_where_asked
 from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-_NOTE = "border-left:4px solid #d97706;padding:2px 10px;white-space:pre-wrap"
 MOST = 4000
 
 
 def escaped(text: str) -> str:
     """Return a text of whatever origin as HTML that shows it and runs nothing of it."""
-    return html.escape("\n".join(visible(line, MOST) for line in text.split("\n")))
+    return html.escape(plain(text))
+
+
+def plain(text: str) -> str:
+    """Return a text with everything invisible in it escaped, its lines as they are."""
+    return "\n".join(visible(line, MOST) for line in text.split("\n"))
 
 
 class Panel(ipywidgets.VBox):
@@ -31,15 +36,13 @@ class Panel(ipywidgets.VBox):
     """
 
     def __init__(self) -> None:
-        self.said = ipywidgets.HTML()
-        self.said.layout.display = "none"
+        self.said = Said()
         super().__init__()
         self.add_class("flexmagic-panel")
 
     def say(self, text: str) -> None:
         """Show a message, or take it away."""
-        self.said.value = f'<div role="status" style="{_NOTE}">{escaped(text)}</div>' if text else ""
-        self.said.layout.display = "" if text else "none"
+        self.said.text = plain(text)
 
     def does(self, action: Callable[[], str | None]) -> Callable[[Any], None]:
         """Return what a button calls: the action, then what it returned or refused with as a message."""

@@ -14,10 +14,11 @@ import ipywidgets
 from flexmagic.errors import FlexError
 from flexmagic.view.inserter import CellInserter
 from flexmagic.view.panel import Panel, escaped
-from flexmagic.view.words import visible
+from flexmagic.view.words import plural, visible
 
 WIDE = ipywidgets.Layout(width="auto")
 MOST_SITES = 500
+WIDEST_SITE = 44
 
 
 def syntax_of(code: str, first_line: int = 1) -> str:
@@ -39,7 +40,7 @@ class ModelPanel(Panel):
         self.search = ipywidgets.Text(
             placeholder="part of a site or layout", description="Search", layout=WIDE
         )
-        self.sites = ipywidgets.Select(rows=14, layout=WIDE)
+        self.sites = ipywidgets.Select(description="Sites", rows=14, layout=WIDE)
         self.about = ipywidgets.HTML()
         self.cell = ipywidgets.Textarea(description="Cell", rows=4, layout=WIDE)
         again = self.button("Read again", self.read, "Read the model's sites and hooks again")
@@ -64,6 +65,7 @@ class ModelPanel(Panel):
         model = self._session.model
         hooks = [(hook, self._targets(hook)) for hook in self._session.hooks]
         self._rows = []
+        wide = min(max((len(str(site)) for site in model.rules), default=0), WIDEST_SITE)
         for site, rule in model.rules.items():
             shape = "refused" if rule.refused else rule.describe()
             here = [
@@ -72,7 +74,7 @@ class ModelPanel(Panel):
                 if any(t.matches(site) for t in targets)
             ]
             mark = f"   \N{LEFTWARDS ARROW} {', '.join(here)}" if here else ""
-            self._rows.append((str(site), visible(f"{site}   {shape}{mark}", 300)))
+            self._rows.append((str(site), visible(f"{site!s:<{wide}}   {shape}{mark}", 300)))
         self.title.value = f"<b>{escaped(str(model))}</b>"
         self.fill()
         return "" if model.surveyed else "Layouts are known after the first run."
@@ -93,7 +95,10 @@ class ModelPanel(Panel):
         found = [(text, site) for site, text in self._rows if all(word in text.lower() for word in words)]
         rest = len(found) - MOST_SITES
         self.sites.options = found[:MOST_SITES]
-        self.about.value = f"{len(found):,} sites" + (f", the first {MOST_SITES} shown" if rest > 0 else "")
+        more = f", the first {MOST_SITES} shown" if rest > 0 else ""
+        self.about.value = plural(len(found), "site") + more
+        if len(found) == 1:
+            self.sites.value = found[0][1]
 
     def chosen(self) -> None:
         """Say what is known of the chosen site, and write the cell of a hook there."""
@@ -129,9 +134,9 @@ class HooksPanel(Panel):
     def __init__(self, session: Any) -> None:
         super().__init__()
         self._session = session
-        self.which = ipywidgets.Select(rows=6, layout=WIDE)
-        self.on = ipywidgets.Checkbox(description="acts", indent=False)
-        self.source = ipywidgets.Textarea(rows=6, layout=WIDE)
+        self.which = ipywidgets.Select(description="Hooks", rows=6, layout=WIDE)
+        self.on = ipywidgets.Checkbox(description="acts")
+        self.source = ipywidgets.Textarea(description="Source", rows=6, layout=WIDE)
         self.syntax, self.failed = ipywidgets.HTML(), ipywidgets.HTML()
         buttons = [
             self.button("Apply to all ranks", self.apply, "On every engine, or on none"),

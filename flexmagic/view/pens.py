@@ -79,7 +79,8 @@ def fit(text: str, pen: Font, width: float) -> str:
 def pattern(code: int, height: int, width: int, scale: int) -> NDArray[np.uint8]:
     """Return the pattern of a mark, ``(height, width, 3)``: told apart without any colour too.
 
-    NaN has diagonal stripes, +Inf upright ones, -Inf lying ones, a hole wide diagonal ones.
+    NaN has diagonal stripes, +Inf upright ones, -Inf lying ones, a hole wide diagonal ones, what is
+    masked dots.
     """
     y, x = np.mgrid[0:height, 0:width] // scale
     stripes = {
@@ -87,6 +88,7 @@ def pattern(code: int, height: int, width: int, scale: int) -> NDArray[np.uint8]
         colors.POSINF: x % 4 < 2,
         colors.NEGINF: y % 4 < 2,
         colors.HOLE: (x + y) % 8 < 2,
+        colors.MASKED: ((x + y) % 8 < 2) & ((x - y) % 8 < 2),
     }[code]
     out = np.empty((height, width, 3), dtype=np.uint8)
     out[:] = STRIPES[code]
@@ -99,4 +101,13 @@ STRIPES = {
     colors.POSINF: (255, 255, 255),
     colors.NEGINF: (255, 255, 255),
     colors.HOLE: (110, 110, 110),
+    colors.MASKED: (150, 150, 158),
+}
+
+MARK_NAMES = {
+    colors.NAN: "NaN",
+    colors.POSINF: "+Inf",
+    colors.NEGINF: "-Inf",
+    colors.MASKED: "masked",
+    colors.HOLE: "missing",
 }

@@ -14,6 +14,7 @@ import numpy as np
 
 from flexmagic.view import scale as colors
 from flexmagic.view.layout import MAP_TALL, Layout, lay_out
+from flexmagic.view.masks import masked_at
 from flexmagic.view.pieces import present
 from flexmagic.view.plane import (
     Grid,
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
     from flexmagic.view.source import Info, Overview, Peak, Source, Span
 
-ALONE, LAYERS = -1, -2
-"""No facets; one facet per tensor that is there to choose from."""
+ALONE, LAYERS, STEPS = -1, -2, -3
+"""No facets; one facet per layer, or per step, that is there to choose from."""
 REDUCERS = ("extremum", "mean", "rms")
 REDUCER_TEXT = {
     "extremum": "signed extremum (the value of largest magnitude)",
@@ -60,8 +61,8 @@ class Look:
     ``rows``, ``cols``, ``fixed`` choose the plane (None: by default), ``row_window`` and
     ``col_window`` the part of it (None: all), ``limits`` keeps given ones, ``width`` and ``tall`` are
     the room for a whole picture and for its map, in CSS pixels. ``facet`` is the dim (or
-    :data:`LAYERS`, or :data:`ALONE`) whose positions stand side by side, from the ``first`` one on;
-    None chooses: the heads of an attention pattern, nothing of anything else.
+    :data:`LAYERS`, :data:`STEPS` or :data:`ALONE`) whose positions stand side by side, from the
+    ``first`` one on; None chooses: the heads of an attention pattern, nothing of anything else.
     """
 
     rows: int | None = None
@@ -83,7 +84,7 @@ class Counts:
     """What the picture must say about its cells; all are numbers of cells, except ``values``.
 
     ``values`` are the elements behind the cells, and ``nan_values`` and so on how many of them are
-    not finite.
+    not finite; ``masked_values`` are not among them.
     """
 
     cells: int
@@ -97,13 +98,16 @@ class Counts:
     nan_values: int
     posinf_values: int
     neginf_values: int
+    masked: int = 0
+    masked_values: int = 0
 
 
 @dataclass(frozen=True)
 class Gathered:
     """What one look has brought, before anything is coloured; see :class:`Picture` for the fields.
 
-    ``values`` is what is drawn, ``(R, C)`` float64: NaN where nothing finite or nothing reached is.
+    ``values`` is what is drawn, ``(R, C)`` float64: NaN where nothing finite, nothing reached or only
+    what is masked is. ``veil`` is True where a cell is masked as a whole.
     """
 
     info: Info
@@ -118,6 +122,7 @@ class Gathered:
     mask: NDArray[np.bool_] | None = None
     overview: Overview | None = None
     texts: NDArray[np.str_] | None = None
+    veil: NDArray[np.bool_] | None = None
 
     @property
     def known(self) -> NDArray[np.float64]:
@@ -130,9 +135,9 @@ class Picture:
     """A composed picture. ``codes`` is ``(R, C)`` uint8, one per cell of ``grid``.
 
     ``values`` is what is drawn, as numbers; ``tile`` holds the values of an exact picture, ``overview``
-    the bins of any other; ``mask`` is False in holes. Labels are for every position of their dim, or
-    None. ``peaks`` are the outliers of an overview, each exact and in its place, and ``texts`` what
-    stands in the cells, if anything.
+    the bins of any other; ``mask`` is False in holes, ``veil`` True in masked cells. Labels are for
+    every position of their dim, or None. ``peaks`` are the outliers of an overview, each exact and in
+    its place, and ``texts`` what stands in the cells, if anything.
     """
 
     info: Info
@@ -154,6 +159,7 @@ class Picture:
     overview: Overview | None = None
     peaks: tuple[Peak, ...] = ()
     texts: NDArray[np.str_] | None = None
+    veil: NDArray[np.bool_] | None = None
 
 
 def compose(source: Source, look: Look) -> Picture:
@@ -206,26 +212,29 @@ def gather(source: Source, look: Look, tile: NDArray[Any] | None = None) -> Gath
     mask, overview = None, None
     if tile is None or tile.shape != grid.shape:
         tile, mask, overview = _fetch(source, info, plane, grid)
-    values = _cells(tile, overview, reducer)
+    values, veil = _cells(tile, overview, reducer), _veil(source, plane, grid, overview)
+    for unseen in (None if mask is None else ~mask, veil):
+        values = values if unseen is None else np.where(unseen, np.nan, values)
     return Gathered(
         info=source.info,  # a rank may have died meanwhile; what it owned must not be drawn as data
         plane=plane,
         grid=grid,
         reducer=reducer,
         layout=layout,
-        values=values if mask is None else np.where(mask, values, np.nan),
+        values=values,
         row_labels=row_labels,
         col_labels=col_labels,
         tile=tile,
         mask=mask,
         overview=overview,
         texts=_texts(source, info, plane, grid),
+        veil=veil,
     )
 
 
 def colour(found: Gathered, scale: colors.Scale) -> Picture:
     """Return the picture of what has come, in the colours of ``scale``."""
-    codes = _codes(found.values, found.mask, found.overview, scale)
+    codes = _codes(found, scale)
     col_ribbon, row_ribbon = ribbons(found.info, found.plane)
     return Picture(
         info=found.info,
@@ -247,6 +256,7 @@ def colour(found: Gathered, scale: colors.Scale) -> Picture:
         overview=found.overview,
         peaks=outliers(found.overview),
         texts=found.texts,
+        veil=found.veil,
     )
 
 
@@ -297,6 +307,8 @@ def _fetch(
     if not grid.exact:
         overview = source.overview(plane.rows, plane.cols, dict(plane.fixed), grid.row_edges, grid.col_edges)
         reached = overview.n > 0
+        if overview.masked is not None:
+            reached |= overview.masked > 0
         return None, None if reached.all() else reached, overview
     index = index_of(info, plane, grid)
     tile = source.read(index)
@@ -314,18 +326,26 @@ def _cells(tile: NDArray[Any] | None, overview: Overview | None, reducer: str) -
     return np.where(overview.finite > 0, values, np.nan)
 
 
-def _codes(
-    values: NDArray[np.float64],
-    mask: NDArray[np.bool_] | None,
-    overview: Overview | None,
-    scale: colors.Scale,
-) -> NDArray[np.uint8]:
+def _veil(source: Source, plane: Plane, grid: Grid, overview: Overview | None) -> NDArray[np.bool_] | None:
+    """Return which cells are masked as a whole, ``(R, C)``; None where none is."""
+    if overview is not None:
+        return None if overview.masked is None else (overview.masked > 0) & (overview.n == 0)
+    veil = masked_at(source, index_of(source.info, plane, grid))
+    if veil is None:
+        return None
+    return (veil.T if plane.rows > plane.cols else veil).reshape(grid.shape)
+
+
+def _codes(found: Gathered, scale: colors.Scale) -> NDArray[np.uint8]:
     """Return the codes; a bin with a single NaN or infinity among its values shows its mark."""
-    codes = colors.encode(values, scale)
+    overview, mask = found.overview, found.mask
+    codes = colors.encode(found.values, scale)
     if overview is not None:
         codes[overview.neginf > 0] = colors.NEGINF
         codes[overview.posinf > 0] = colors.POSINF
         codes[overview.nan > 0] = colors.NAN
+    if found.veil is not None:
+        codes[found.veil] = colors.MASKED
     if mask is not None:
         codes[~mask] = colors.HOLE
     return codes
@@ -342,9 +362,11 @@ def _count(
     marks = {name: cells(code) for name, code in _MARKS.items()}
     if overview is not None:
         values = int(overview.n.sum())
-        odd = {name: int(getattr(overview, name).sum()) for name in _MARKS}
+        each = {name: getattr(overview, name) for name in _MARKS}
+        odd = {name: 0 if counts is None else int(counts.sum()) for name, counts in each.items()}
     else:
         values = int(codes.size) if mask is None else int(mask.sum())
+        values -= marks["masked"]
         odd = marks
     return Counts(
         cells=int(codes.size),
@@ -357,4 +379,4 @@ def _count(
     )
 
 
-_MARKS = {"nan": colors.NAN, "posinf": colors.POSINF, "neginf": colors.NEGINF}
+_MARKS = {"nan": colors.NAN, "posinf": colors.POSINF, "neginf": colors.NEGINF, "masked": colors.MASKED}

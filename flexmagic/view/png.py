@@ -44,7 +44,7 @@ def to_png(source: Source, *, look: Look | None = None, key: str = "", stats: St
     if 0 in info.shape:
         return _encode(_compose_page(info, header.warnings(info), None, None), note)
     stats, sheet = stats or source.stats(), compose_sheet(source, look)
-    warnings = (*header.warnings(source.info), *disagreements(source))
+    warnings = (*header.warnings(source.info), *header.odd_values(stats), *disagreements(source))
     for scale in (_SCALE, 1):
         data = _encode(_compose_page(source.info, warnings, stats, sheet, scale), note)
         if len(data) <= MOST_BYTES:
@@ -114,8 +114,7 @@ def _color_bar(page: Page, picture: Picture) -> None:
     at = x + wide + 34.0
     page.text(at - 16, y + 5, "clipped", 10, fill=SOFT, anchor="lm")
     at += page.font(10).getlength("clipped") / s
-    names = {colors.NAN: "NaN", colors.POSINF: "+Inf", colors.NEGINF: "-Inf", colors.HOLE: "missing"}
-    for code, name in names.items():
+    for code, name in pens.MARK_NAMES.items():
         swatch = Image.fromarray(pens.pattern(code, 12 * s, 16 * s, s))
         page.image.paste(swatch, (int(at * s), (y - 1) * s))
         page.text(at + 20, y + 5, name, 10, fill=SOFT, anchor="lm")

@@ -3,11 +3,11 @@
 The browser asks, Python answers; each question has the name of its view and a number, which the
 answer repeats, so that several views share one widget and late answers are told apart.
 
-* ``look``: fields of :class:`Look`, ``layer`` and ``part``; answered by ``picture`` with two buffers
+* ``look``: fields of :class:`Look`, ``layer``, ``step``, ``part``; answered by ``picture`` with two buffers
   for each pane: one byte per cell, and the colours of the 256 codes as RGBA.
 * ``probe``: ``picture`` (the number of its look), ``pane``, ``row``, ``col``; answered by ``probe``.
-* ``check``: ``layer``; answered by ``check``, warnings of replicas that differ.
-* ``table``: ``layer`` and ``part``; answered by ``table``, statistics and histograms by rank.
+* ``check``: ``layer`` and ``step``; answered by ``check``, warnings of replicas that differ.
+* ``table``: ``layer``, ``step`` and ``part``; answered by ``table``, statistics and histograms by rank.
 * Any of them may be answered by ``error`` with a sentence.
 """
 
@@ -18,15 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.view import header, ribbon
 from flexmagic.view.caption import bar, probe, sheet_caption
-from flexmagic.view.layout import LINE, ticks
+from flexmagic.view.layout import ROW_APART, ticks
 from flexmagic.view.lines import INKS, curves_of
-from flexmagic.view.picture import ALONE, LAYERS, REDUCERS, Look
+from flexmagic.view.picture import ALONE, LAYERS, REDUCERS, STEPS, Look
 from flexmagic.view.pieces import copies
 from flexmagic.view.plane import extent
 from flexmagic.view.scale import SCALES, palette
 from flexmagic.view.source import LINES, STRIP, ByRank
 from flexmagic.view.table import HEAD, binned, texts
-from flexmagic.view.words import size, token, visible
+from flexmagic.view.words import token, visible
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,11 +93,10 @@ def about(info: Info, source: Source, stats: Stats | None) -> Message:
     """Return what stands around the picture: header, warnings, owners, statistics."""
     return {
         "title": header.title(info),
-        "facts": list(header.facts(info)),
-        "warnings": list(header.warnings(info)),
+        "facts": list(header.facts(info, source.bytes_moved)),
+        "warnings": [*header.warnings(info), *header.odd_values(stats)],
         "owners": list(header.ownership(info)),
         "stats": [list(pair) for pair in header.stats_pairs(stats)] if stats else [],
-        "moved": size(source.bytes_moved),
         "dims": [
             {"name": visible(name, 40), "size": n} for name, n in zip(info.dims, info.shape, strict=True)
         ],
@@ -132,13 +131,14 @@ def nothing_to_draw(info: Info) -> Message:
     return {"empty": f"This tensor is empty ({none} has size 0): there is nothing to draw."}
 
 
-def describe(sheet: Sheet, layers: int) -> Message:
+def describe(sheet: Sheet, layers: int = 1, steps: int = 1) -> Message:
     """Return everything the canvases draw and say, except the buffers."""
     info, plane = sheet.lead.info, sheet.lead.plane
     free = [d for d in plane.fixed if info.shape[d] > 1]
     facets = [[ALONE, "one picture"], *([d, visible(info.dims[d], 40)] for d in free)]
-    if layers > 1:
-        facets.append([LAYERS, "layer"])
+    for along, name, count in ((LAYERS, "layer", layers), (STEPS, "step", steps)):
+        if count > 1:
+            facets.append([along, name])
     if sheet.facet == ALONE and len(sheet.panes) > 1:
         facets = []  # it is several pictures by nature, and there is nothing to choose
     return {
@@ -192,7 +192,7 @@ def _describe_pane(pane: Pane) -> Message:
             ),
         },
         "ticks": {
-            "rows": ticks(grid.rows, layout.map_height, LINE) if plane.rows >= 0 else (),
+            "rows": ticks(grid.rows, layout.map_height, ROW_APART) if plane.rows >= 0 else (),
             "cols": ticks(grid.cols, layout.map_width, 56) if plane.cols >= 0 else (),
         },
         "curves": _curves(picture) if info.form == LINES else None,

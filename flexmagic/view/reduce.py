@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,12 +48,13 @@ def reduce_overview(
     row_edges: NDArray[np.int64],
     col_edges: NDArray[np.int64],
     origin: tuple[int, int] = (0, 0),
+    masked: NDArray[np.bool_] | None = None,
 ) -> Overview:
     """Reduce ``values`` (2-d, any dtype) to bins between the edges.
 
     Edges are non-decreasing positions in ``values``; bins of no width have ``n == 0``. ``origin`` is
-    the global position of ``values[0, 0]``, by which peaks are named. Raises ``ValueError`` if edges
-    leave the array.
+    the global position of ``values[0, 0]``, by which peaks are named. What is ``masked`` (of the shape of
+    ``values``) is counted as that and as nothing else. Raises ``ValueError`` if edges leave the array.
     """
     row_edges = np.asarray(row_edges, dtype=np.int64)
     col_edges = np.asarray(col_edges, dtype=np.int64)
@@ -69,8 +70,13 @@ def reduce_overview(
     starts = col_edges[filled] - col_edges[0]
     window = values[:, col_edges[0] : col_edges[-1]]
     for r in np.flatnonzero(np.diff(row_edges) > 0):
-        x = as_real(window[row_edges[r] : row_edges[r + 1]])
+        band = slice(int(row_edges[r]), int(row_edges[r + 1]))
+        x = as_real(window[band])
         finite = np.isfinite(x)
+        if masked is not None:
+            hidden = masked[band, col_edges[0] : col_edges[-1]]
+            sums.masked[r, filled] = np.add.reduceat(hidden.sum(axis=0), starts)
+            x, finite = np.where(hidden, 0.0, x), finite & ~hidden
         if not finite.all():
             marks = ((sums.nan, np.isnan(x)), (sums.posinf, x == np.inf), (sums.neginf, x == -np.inf))
             for counts, mark in marks:
@@ -80,7 +86,7 @@ def reduce_overview(
         sums.peaks = largest([*sums.peaks, *_peaks(kept, at, sums.peaks)])
         high = np.maximum.reduceat(np.where(finite, x, -np.inf).max(axis=0), starts)
         low = np.minimum.reduceat(np.where(finite, x, np.inf).min(axis=0), starts)
-        sums.n[r, filled] = np.diff(col_edges)[filled] * len(x)
+        sums.n[r, filled] = np.diff(col_edges)[filled] * len(x) - sums.masked[r, filled]
         sums.total[r, filled] = np.add.reduceat(kept.sum(axis=0), starts)
         with np.errstate(over="ignore"):
             sums.square[r, filled] = np.add.reduceat((kept * kept).sum(axis=0), starts)
@@ -109,6 +115,8 @@ def merge_overviews(parts: Sequence[Overview]) -> Overview:
         sums.nan += part.nan
         sums.posinf += part.posinf
         sums.neginf += part.neginf
+        if part.masked is not None:
+            sums.masked += part.masked
     sums.extremum = np.where(high >= -low, high, low)
     sums.peaks = largest([peak for part in parts for peak in part.peaks])
     return sums.finish(parts[0].row_edges, parts[0].col_edges)
@@ -149,6 +157,7 @@ class _Sums:
     nan: NDArray[np.int32]
     posinf: NDArray[np.int32]
     neginf: NDArray[np.int32]
+    masked: NDArray[np.int32]
     peaks: tuple[Peak, ...] = ()
 
     @classmethod
@@ -156,8 +165,8 @@ class _Sums:
         """Return zeros for so many bins."""
         shape = (rows, cols)
         total, square, extremum = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        n, nan, posinf, neginf = (np.zeros(shape, dtype=np.int32) for _ in range(4))
-        return cls(total, square, extremum, n, nan, posinf, neginf)
+        n, nan, posinf, neginf, masked = (np.zeros(shape, dtype=np.int32) for _ in range(5))
+        return cls(total, square, extremum, n, nan, posinf, neginf, masked)
 
     def finish(self, row_edges: NDArray[np.int64], col_edges: NDArray[np.int64]) -> Overview:
         """Divide by the counts and saturate to float32."""
@@ -179,11 +188,17 @@ class _Sums:
             posinf=self.posinf,
             neginf=self.neginf,
             peaks=self.peaks,
+            masked=self.masked if self.masked.any() else None,
         )
 
 
-def compute_stats(values: NDArray[Any]) -> Stats:
-    """Return the statistics of an array of any shape and dtype, in little more memory than it has."""
+def compute_stats(values: NDArray[Any], masked: NDArray[np.bool_] | None = None) -> Stats:
+    """Return the statistics of an array of any shape and dtype, in little more memory than it has.
+
+    What is ``masked`` (of the same shape) is counted as that and as nothing else.
+    """
+    if masked is not None:
+        return replace(compute_stats(values[~masked]), masked=int(masked.sum()))
     if values.size > CHUNK:
         flat = values.reshape(-1)
         chunks = range(0, flat.size, CHUNK)
@@ -222,6 +237,7 @@ def merge_stats(parts: Sequence[Stats]) -> Stats:
         max=max((part.max for part, _ in known), default=math.nan),
         mean=mean,
         std=math.sqrt(square / finite) if finite else math.nan,
+        masked=sum(part.masked for part in parts),
     )
 
 

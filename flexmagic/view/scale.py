@@ -1,7 +1,7 @@
 """From values to colours: robust limits, codes of one byte, palettes. Pure, numpy alone.
 
 A cell is one byte, so that a tile of a million cells is a million bytes: 0 lies below the limits,
-1 to 249 inside, 250 above; NaN, +Inf, -Inf and a hole have codes of their own.
+1 to 249 inside, 250 above; masked cells, NaN, +Inf, -Inf and a hole have codes of their own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from flexmagic.view.words import short
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-UNDER, FIRST, LAST, OVER, NAN, POSINF, NEGINF, HOLE = 0, 1, 249, 250, 252, 253, 254, 255
+UNDER, FIRST, LAST, OVER, MASKED, NAN, POSINF, NEGINF, HOLE = 0, 1, 249, 250, 251, 252, 253, 254, 255
 SCALES = ("linear", "symlog")
 
 QUANTILE = 0.995
@@ -36,6 +36,7 @@ _BLUE: tuple[Color, ...] = (
 )  # fmt: skip
 _ABOVE, _BELOW = (70, 16, 28), (30, 12, 74)
 MARK_COLORS: dict[int, Color] = {
+    MASKED: (224, 224, 228),
     NAN: (0, 0, 0),
     POSINF: (214, 0, 140),
     NEGINF: (0, 140, 110),

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import numpy as np
 
 from flexmagic.view import scale as colors
-from flexmagic.view.picture import ALONE, LAYERS, Look, colour, frame, gather, plane_of
+from flexmagic.view.picture import ALONE, LAYERS, STEPS, Look, colour, frame, gather, plane_of
 from flexmagic.view.pieces import present
 from flexmagic.view.plane import MAX_TILE_BYTES, index_of
 from flexmagic.view.words import visible
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from numpy.typing import NDArray
 
@@ -79,22 +79,27 @@ class Sheet:
 
 
 def compose_sheet(
-    source: Source, look: Look, layers: Sequence[tuple[str, Callable[[], Source]]] = ()
+    source: Source,
+    look: Look,
+    layers: Sequence[tuple[str, Callable[[], Source]]] = (),
+    steps: Sequence[tuple[str, Callable[[], Source]]] = (),
 ) -> Sheet:
-    """Return the sheet that a look asks for: facets along a dim or along ``layers``, else one picture.
+    """Return the sheet that a look asks for: facets along a dim, ``layers`` or ``steps``, else one picture.
 
     A source that consists of several (a comparison) says by itself what stands side by side.
     """
     if isinstance(source, SideBySide):
         return _sheet(source.wanted(look), look)
-    facet = facet_of(source.info, look, layered=len(layers) > 1)
+    several = {LAYERS: layers, STEPS: steps}
+    facet = facet_of(source.info, look, {along for along, each in several.items() if len(each) > 1})
     if facet == ALONE:
         return _sheet([Wanted("", source, look)], look)
-    if facet == LAYERS:
-        first = _page(look.first, len(layers))
-        chosen = layers[first : first + MOST_PANES]
+    if facet in several:
+        known = several[facet]
+        first = _page(look.first, len(known))
+        chosen = known[first : first + MOST_PANES]
         each = [Wanted(visible(label), open_one(), look) for label, open_one in chosen]
-        return replace(_sheet(each, look), facet=facet, first=first, count=len(layers))
+        return replace(_sheet(each, look), facet=facet, first=first, count=len(known))
     count = source.info.shape[facet]
     first = _page(look.first, count)
     positions = range(first, min(first + MOST_PANES, count))
@@ -105,16 +110,16 @@ def compose_sheet(
     return replace(_sheet(each, look, facet, positions), facet=facet, first=first, count=count)
 
 
-def facet_of(info: Info, look: Look, *, layered: bool = False) -> int:
-    """Return the dim along which pictures stand side by side, LAYERS or ALONE; put right if it cannot be."""
+def facet_of(info: Info, look: Look, several: Collection[int] = ()) -> int:
+    """Return the dim along which pictures stand side by side, one of ``several`` or ALONE; put right."""
     plane = plane_of(info, look)
     free = [d for d in plane.fixed if info.shape[d] > 1]
     if look.facet is None:
         square = plane.rows >= 0 and info.dims[plane.rows] == info.dims[plane.cols] == "seq"
         heads = [d for d in free if info.dims[d] != "batch"]
         return heads[0] if square and heads else ALONE
-    if look.facet == LAYERS and layered:
-        return LAYERS
+    if look.facet in several:
+        return look.facet
     return look.facet if look.facet in free else ALONE
 
 

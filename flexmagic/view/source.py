@@ -91,7 +91,8 @@ class Stats:
 
     ``n`` counts the elements that could be reached, finite or not; ``nan + posinf + neginf`` of
     them are not finite. ``min`` to ``std`` (population) are over the finite ones, of the magnitude
-    for complex tensors, and NaN where nothing is finite. ``zeros`` counts -0 too.
+    for complex tensors, and NaN where nothing is finite. ``zeros`` counts -0 too. ``masked`` counts the
+    elements that somebody masked: they are in nothing else.
     """
 
     n: int
@@ -103,6 +104,7 @@ class Stats:
     max: float
     mean: float
     std: float
+    masked: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,8 @@ class Overview:
     value of largest magnitude with its sign; a tie goes to the positive one) are float32 over the
     finite ones, 0 where there is none, and of the magnitude for complex tensors. Values beyond
     float32 saturate at its largest finite value. ``peaks`` are the finite elements of largest
-    magnitude in the window, the largest first, with the exact value and place of each.
+    magnitude in the window, the largest first, with the exact value and place of each. ``masked`` (int32)
+    counts what is masked and therefore in nothing else; None where nothing is.
     """
 
     row_edges: NDArray[np.int64]
@@ -151,6 +154,7 @@ class Overview:
     posinf: NDArray[np.int32]
     neginf: NDArray[np.int32]
     peaks: tuple[Peak, ...] = ()
+    masked: NDArray[np.int32] | None = None
 
     @property
     def finite(self) -> NDArray[np.int32]:
@@ -211,6 +215,15 @@ class Source(Protocol):
         The texts may depend on where one stands in other dims (each row of a batch has its own
         tokens): ``fixed`` says where. They are hostile input: the viewer escapes them.
         """
+        ...
+
+
+@runtime_checkable
+class Masked(Protocol):
+    """A :class:`Source` of which elements may be masked: shown as such, and in no count or statistic."""
+
+    def masked_at(self, index: Index) -> NDArray[np.bool_] | None:
+        """Return which elements of ``read(index)`` are masked, in its shape; None where nothing is."""
         ...
 
 

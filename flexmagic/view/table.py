@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flexmagic.view.differ import change_between, tiles
+from flexmagic.view.masks import seen
 from flexmagic.view.pieces import copies
 from flexmagic.view.reduce import bin_edges, compute_stats, count_between, merge_stats
 from flexmagic.view.source import ByRank
@@ -81,14 +82,14 @@ def rank_table(source: Source) -> RankTable:
     """
     info = source.info
     if not isinstance(source, ByRank) or not info.pieces:
-        values = [source.read(index) for index in tiles(info.shape)]
+        values = [seen(source, index) for index in tiles(info.shape)]
         stats = merge_stats([compute_stats(part) for part in values])
         edges = edges_for([stats])
         counts = np.sum([count_between(part, edges) for part in values], axis=0)
         return RankTable(edges, (Row("whole", stats, counts),))
     first = {share.rank: share.stats for share in source.shares(np.zeros(1))}
     chosen = [next(r for r in group if r in first) for group in copies(info) if first.keys() & set(group)]
-    summed = source.read((slice(None),) * len(info.shape)) if info.partial else None
+    summed = seen(source, (slice(None),) * len(info.shape)) if info.partial else None
     whole = merge_stats([first[rank] for rank in chosen]) if summed is None else compute_stats(summed)
     edges = edges_for([whole, *first.values()])
     shares = {share.rank: share for share in source.shares(edges)}

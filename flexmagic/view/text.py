@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from flexmagic.view import header
+from flexmagic.view.masks import masked_at
 from flexmagic.view.pieces import present
 from flexmagic.view.plane import Plane, default_plane, extent
 from flexmagic.view.table import disagreements
@@ -20,16 +21,19 @@ if TYPE_CHECKING:
 ROWS, COLS = 5, 6
 _LABEL = 14
 HOLE_TEXT = "(missing)"
+MASKED_TEXT = "--"
 
 
 def to_text(source: Source) -> str:
     """Return header, statistics and a few values. Moves at most 30 values and the statistics."""
-    return "\n".join([heading(source.info), body(source)])
+    shown = body(source)
+    return "\n".join([heading(source), shown])
 
 
-def heading(info: Info) -> str:
+def heading(source: Source) -> str:
     """Return the header as text: no data is asked for."""
-    lines = [header.title(info), "  " + " | ".join(header.facts(info))]
+    info = source.info
+    lines = [header.title(info), "  " + " | ".join(header.facts(info, source.bytes_moved))]
     lines += [f"  {text}" for text in header.ownership(info)]
     lines += [f"  warning: {text}" for text in header.warnings(info)]
     return "\n".join(lines)
@@ -43,7 +47,8 @@ def body(source: Source, stats: Stats | None = None) -> str:
     info = source.info
     if 0 in info.shape:
         return "  This tensor is empty: there is nothing to show."
-    pairs = header.stats_pairs(stats or source.stats())
+    stats = stats or source.stats()
+    pairs = header.stats_pairs(stats)
     numbers = "  " + "  ".join(f"{name} {text}" for name, text in pairs)
     plane = default_plane(info)
     cells = _table(source, info, plane)
@@ -52,7 +57,7 @@ def body(source: Source, stats: Stats | None = None) -> str:
         "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in cells
     ]
     at = ", ".join(f"{visible(info.dims[d], 40)} {i}" for d, i in sorted(plane.fixed.items()))
-    warnings = [f"  warning: {text}" for text in disagreements(source)]
+    warnings = [f"  warning: {text}" for text in (*header.odd_values(stats), *disagreements(source))]
     return "\n".join([numbers, *warnings, *([f"  at {at}:"] if at else []), *lines])
 
 
@@ -96,16 +101,17 @@ def _read(
     spans = {plane.rows: slice(*rows), plane.cols: slice(*cols)}
     index = tuple(spans.get(d, plane.fixed.get(d, 0)) for d in range(len(info.shape)))
     tile: NDArray[Any] = source.read(index)
-    mask = present(info, index)
-    shape = (rows[1] - rows[0], cols[1] - cols[0])
-    if plane.rows > plane.cols:
-        tile, mask = tile.T, None if mask is None else mask.T
-    tile = tile.reshape(shape)
-    reached = np.ones(shape, dtype=bool) if mask is None else mask.reshape(shape)
-    return [
-        [_brief(value, info.dtype) if there else HOLE_TEXT for value, there in zip(values, line, strict=True)]
-        for values, line in zip(tile, reached, strict=True)
-    ]
+    texts = np.array([_brief(value, info.dtype) for value in tile.reshape(-1)], dtype=object)
+    for mask, text, where in (
+        (present(info, index), HOLE_TEXT, False),
+        (masked_at(source, index), MASKED_TEXT, True),
+    ):
+        if mask is not None:
+            texts[mask.reshape(-1) == where] = text
+    square = texts.reshape(tile.shape)
+    square = square.T if plane.rows > plane.cols else square
+    out: list[list[str]] = square.reshape(rows[1] - rows[0], cols[1] - cols[0]).tolist()
+    return out
 
 
 def _brief(value: Any, dtype: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,8 @@ import traitlets
 from flexmagic.errors import FlexError
 from flexmagic.view import protocol
 from flexmagic.view.caption import probe
+from flexmagic.view.family import Family
+from flexmagic.view.growing import GrowingText
 from flexmagic.view.picture import ALONE
 from flexmagic.view.sheet import compose_sheet
 from flexmagic.view.source import ByRank
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 _STATIC = Path(__file__).parent / "static"
 _PARTS = ("ask", "paint", "lines", "pane", "table", "view")
 _MOST_VIEWS = 16
+Place = tuple[int, int]
+"""Which layer and which step of a family."""
 
 
 def answer_where_asked(widget: DOMWidget) -> None:
@@ -52,9 +55,10 @@ class TensorView(anywidget.AnyWidget):
     """A live view of one tensor, or of the one chosen among its siblings.
 
     ``siblings`` maps a label (a layer) to a function that returns its source; they are called when
-    somebody chooses them. ``selected`` is the label of ``source``. ``picture_key`` marks the static
-    picture beside this view, which the canvas hides once it shows live data. ``stats`` are those of
-    ``source`` if they are known already.
+    somebody chooses them. ``selected`` is the label of ``source``. ``steps`` and ``step`` are the same for
+    other steps of its run: a label and what returns the siblings there. ``picture_key`` marks the
+    static picture beside this view, which the canvas hides once it shows live data. ``stats`` are those
+    of ``source`` if they are known already.
     """
 
     # One ES module from several files, joined as they are: no build step, nothing fetched.
@@ -64,22 +68,21 @@ class TensorView(anywidget.AnyWidget):
 
     def __init__(
         self,
-        source: Source,
+        source: Source | GrowingText,
         siblings: Mapping[str, Callable[[], Source]] | None = None,
         selected: str | None = None,
+        *,
         picture_key: str = "",
         stats: Stats | None = None,
+        steps: Mapping[str, Callable[[], Mapping[str, Callable[[], Source]]]] | None = None,
+        step: str | None = None,
     ) -> None:
-        label = selected if selected is not None else source.info.site
-        self._openers = dict(siblings or {})
-        self._openers.setdefault(label, lambda: source)
-        self._labels = list(self._openers)
-        self._sources = {label: source}
-        self._start = self._labels.index(label)
-        self._held: dict[tuple[str, int], Source] = {}
-        self._stats: dict[tuple[str, int | None, tuple[int, ...]], Stats] = {}
-        if stats is not None:
-            self._stats[label, None, source.info.missing_ranks] = stats
+        self._family = Family(source, siblings, selected, steps, step)
+        self._start = self._family.layer, self._family.step
+        self._held: dict[tuple[Place, int], Source] = {}
+        self._stats: dict[tuple[Place, int | None, tuple[int, ...]], Stats] = {}
+        if stats is not None and not isinstance(source, GrowingText):
+            self._stats[self._start, None, source.info.missing_ranks] = stats
         self._shown: OrderedDict[str, tuple[int, Sheet]] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
         # Front ends may deliver messages on several threads, while a cell runs too.
@@ -107,7 +110,7 @@ class TensorView(anywidget.AnyWidget):
         self.send(head | content, buffers)
 
     def _apology(self, text: str) -> protocol.Message:
-        title = visible(self._labels[self._start])
+        title = visible(self._family.layers[self._start[0]])
         return {"kind": "error", "title": title, "text": visible(text, 2000)}
 
     def _is_stale(self, question: protocol.Message) -> bool:
@@ -127,55 +130,65 @@ class TensorView(anywidget.AnyWidget):
         if question.get("kind") == "table":
             return self._table(question), []
         if question.get("kind") == "check":
-            source = self._source(self._chosen(question)[0])
+            source = self._family.at(*self._chosen(question)[0])
             return {"kind": "check", "warnings": list(disagreements(source))}, []
         text = f"the view was asked for {question.get('kind')!r}, which it does not know"
         raise FlexError(text)
 
     def _look(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
-        label, part = self._chosen(question)
-        whole = self._source(label)
-        source = whole if part is None else self._part(label, part)
+        place, part = self._chosen(question)
+        whole = self._family.at(*place)
+        source = whole if part is None else self._part(place, part)
         info = source.info
         content = {
             "kind": "picture",
-            "layers": [visible(label) for label in self._labels],
-            "layer": self._labels.index(label),
+            "layers": [visible(label) for label in self._family.layers],
+            "layer": place[0],
+            "steps": [visible(label) for label in self._family.steps],
+            "step": place[1],
             "parts": protocol.parts(whole),
             "part": protocol.WHOLE if part is None else part,
+            "growing": bool(getattr(source, "growing", False)),
         }
         if 0 in info.shape:
             content |= protocol.about(info, source, None) | protocol.nothing_to_draw(info)
+            if content["growing"]:
+                content["empty"] = "Waiting for the first token."
             return content, []
-        layers = [(text, partial(self._source, text)) for text in self._labels]
-        sheet = compose_sheet(source, protocol.read_look(question), layers)
-        stats = self._stats_of(label, part, source)
-        content |= protocol.describe(sheet, len(layers)) | protocol.about(info, source, stats)
+        layers, steps = self._family.beside(*place)
+        sheet = compose_sheet(source, protocol.read_look(question), layers, steps)
+        stats = self._stats_of(place, part, source)
+        content |= protocol.describe(sheet, len(layers), len(steps)) | protocol.about(info, source, stats)
         view = str(question.get("view"))
         self._shown[view] = (int(question.get("id") or 0), sheet)
         _keep_last(self._shown, view)
         return content, protocol.buffers(sheet)
 
-    def _chosen(self, question: protocol.Message) -> tuple[str, int | None]:
-        """Return the label that a question is about, and the rank if it is about one rank's own."""
-        layer, part = question.get("layer"), question.get("part")
-        known = isinstance(layer, int) and 0 <= layer < len(self._labels)
-        label = self._labels[layer if known and isinstance(layer, int) else self._start]
-        ranks = {rank for rank, _ in protocol.parts(self._source(label))} - {protocol.WHOLE}
-        return label, part if isinstance(part, int) and part in ranks else None
+    def _chosen(self, question: protocol.Message) -> tuple[Place, int | None]:
+        """Return the layer and step that a question is about, and the rank if it is about one rank's own."""
+        family, part = self._family, question.get("part")
+        layer, step = (
+            asked if isinstance(asked, int) and 0 <= asked < len(known) else start
+            for asked, known, start in (
+                (question.get("layer"), family.layers, self._start[0]),
+                (question.get("step"), family.steps, self._start[1]),
+            )
+        )
+        ranks = {rank for rank, _ in protocol.parts(family.at(layer, step))} - {protocol.WHOLE}
+        return (layer, step), part if isinstance(part, int) and part in ranks else None
 
-    def _part(self, label: str, rank: int) -> Source:
+    def _part(self, place: Place, rank: int) -> Source:
         """Return what one rank holds of a tensor."""
-        if (label, rank) not in self._held:
-            source = self._source(label)
+        if (place, rank) not in self._held:
+            source = self._family.at(*place)
             assert isinstance(source, ByRank)  # or it would not have been offered
-            self._held[label, rank] = source.held(rank)
-        return self._held[label, rank]
+            self._held[place, rank] = source.held(rank)
+        return self._held[place, rank]
 
     def _table(self, question: protocol.Message) -> protocol.Message:
         """Return the table by rank of what this view shows, and whether replicas agree."""
-        label, _ = self._chosen(question)
-        source = self._source(label)
+        place, _ = self._chosen(question)
+        source = self._family.at(*place)
         if 0 in source.info.shape:
             return {"kind": "table", "rows": [], "notes": []}
         return {"kind": "table"} | protocol.table(rank_table(source))
@@ -191,14 +204,11 @@ class TensorView(anywidget.AnyWidget):
         text = "\n".join(f"{title}: {text}" if title else text for title, text in said)
         return {"kind": "probe", "picture": number, "pane": pane, "row": row, "col": col, "text": text}
 
-    def _source(self, label: str) -> Source:
-        if label not in self._sources:
-            self._sources[label] = self._openers[label]()
-        return self._sources[label]
-
-    def _stats_of(self, label: str, part: int | None, source: Source) -> Stats:
+    def _stats_of(self, place: Place, part: int | None, source: Source) -> Stats:
         """Return the statistics, computed once for as long as the same ranks answer."""
-        key = (label, part, source.info.missing_ranks)
+        if hasattr(source, "growing"):
+            return source.stats()
+        key = (place, part, source.info.missing_ranks)
         if key not in self._stats:
             self._stats[key] = source.stats()
         return self._stats[key]

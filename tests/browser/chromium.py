@@ -47,6 +47,40 @@ def wait_for(what: Callable[[], Any], timeout: float = 20, message: str = "") ->
     raise TimeoutError(f"waited {timeout} s for {message or what}; last value: {value!r}")
 
 
+_CONTRASTS = """
+const pen = Object.assign(document.createElement('canvas'), {width: 1, height: 1})
+  .getContext('2d', {willReadFrequently: true});
+const rgba = (color) => {
+  pen.clearRect(0, 0, 1, 1); pen.fillStyle = color; pen.fillRect(0, 0, 1, 1);
+  const [r, g, b, a] = pen.getImageData(0, 0, 1, 1).data; return [r, g, b, a / 255];
+};
+const over = ([r, g, b, a], under) => [r, g, b].map((c, i) => a * c + (1 - a) * under[i]);
+const paper = (node) => {
+  if (!node) return [255, 255, 255];
+  const own = rgba(getComputedStyle(node).backgroundColor);
+  return own[3] === 1 ? own.slice(0, 3) : over(own, paper(node.parentElement));
+};
+const light = (rgb) => {
+  const [r, g, b] = rgb.map((c) => c / 255)
+    .map((c) => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+};
+const found = [];
+for (const node of [arguments[0], ...arguments[0].querySelectorAll('*')]) {
+  const text = [...node.childNodes].filter((n) => n.nodeType === 3).map((n) => n.data).join('').trim()
+    || (node.matches('textarea, input:not([type=checkbox])') ? node.value || node.placeholder : '');
+  const box = node.getBoundingClientRect();
+  if (!text || !box.width || !box.height || ['STYLE', 'SCRIPT'].includes(node.tagName)) continue;
+  const under = paper(node), style = getComputedStyle(node);
+  const full = over(rgba(style.color), under);
+  const ink = full.map((c, i) => style.opacity * c + (1 - style.opacity) * under[i]);
+  const [low, high] = [light(ink), light(under)].sort((a, b) => a - b);
+  found.push([(high + 0.05) / (low + 0.05), text.slice(0, 40)]);
+}
+return found;
+"""
+
+
 class Browser:
     """Headless Chromium with a profile of its own and its console and network on record."""
 
@@ -102,6 +136,30 @@ class Browser:
         """Return the first element that matches, as soon as there is one."""
         element: WebElement = wait_for(lambda: next(iter(self.all(css)), None), timeout, css)
         return element
+
+    def press(self, *keys: str) -> None:
+        """Press keys where the focus is, as a person does."""
+        webdriver.ActionChains(self.driver, duration=0).send_keys(*keys).perform()
+
+    def focused(self) -> dict[str, Any]:
+        """Return what has the focus: its ``tag``, its ``name`` as it is read out, and its ``outline``."""
+        return dict(
+            self.js(
+                "const n = document.activeElement, style = getComputedStyle(n);"
+                "const label = n.labels && n.labels[0] && n.labels[0].textContent;"
+                "const outline = `${style.outlineStyle} ${style.outlineWidth}`;"
+                "return {outline, tag: n.tagName.toLowerCase(),"
+                " name: (n.getAttribute('aria-label') || label || n.textContent || n.title).trim()}"
+            )
+        )
+
+    def contrasts(self, element: WebElement) -> list[tuple[float, str]]:
+        """Return the contrast of each text within an element with what it stands on, the lowest first.
+
+        As WCAG computes it, from 1 to 21, by the colours that the page has computed.
+        """
+        found = self.js(_CONTRASTS, element)
+        return sorted((float(ratio), str(text)) for ratio, text in found)
 
     def screenshot(self, name: str, element: WebElement | None = None) -> Path:
         """Write ``artefacts/<name>.png``, of the page or of one element, and return its path."""

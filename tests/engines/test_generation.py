@@ -207,6 +207,13 @@ def test_the_text_is_told_as_it_comes(loaded):
     what, done, total = told[-1]
     assert (done, total) == (8, 8)
     assert what.strip().startswith(run.text[0].strip())
+    tokens = heard[-1].tokens
+    assert "".join(text for text, _ in tokens) == what
+    chances = [float(run.step(n).logits.torch()[0, -1].softmax(-1).max()) for n in range(8)]
+    assert [chance for _, chance in tokens] == pytest.approx(chances, rel=1e-6)
+    assert 0 < min(chances) < max(chances) < 1
+    loaded.generate(PROMPT, max_new_tokens=2, num_beams=2, progress=heard.append)
+    assert [chance for _, chance in heard[-1].tokens] == [None, None]  # another row's logits may have made it
 
 
 @pytest.mark.parametrize(

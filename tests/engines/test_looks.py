@@ -4,9 +4,11 @@ import io
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from flexmagic import InputError, compare
+from flexmagic.view import header
 from flexmagic.view.caption import probe
 from flexmagic.view.picture import Look, compose
 from flexmagic.view.reduce import compute_stats, reduce_overview
@@ -18,6 +20,15 @@ from .conftest import PROMPT
 
 SITES = ["model.layers.*.mlp.up_proj", "model.layers.*.mlp", "model.layers.0.self_attn:output[1]"]
 UP, MLP = "model.layers.1.mlp.up_proj", "model.layers.1.mlp"
+
+
+def view_of(activation):
+    """A view of an activation as a cell's end makes one, and the list of what it answers."""
+    step, steps = activation._steps()
+    view = TensorView(activation, activation._siblings(), activation.site, steps=steps, step=step)
+    answers = []
+    view.send = lambda content, buffers=None: answers.append(content)
+    return view, answers
 
 
 @pytest.fixture
@@ -100,6 +111,59 @@ def test_heads_of_a_pattern_come_in_one_read(pair):
     for head, pane in enumerate(sheet.panes):
         np.testing.assert_array_equal(pane.picture.tile, whole[0, head])
     assert pattern.bytes_moved == whole.nbytes
+
+
+def test_what_is_masked_is_left_out_on_the_engines(pair):
+    pattern = pair[0]["blocks.0.attn.pattern"]
+    whole = pattern.numpy()
+    seen = ~np.triu(np.ones(whole.shape[-2:], dtype=bool), 1)
+    masked = pair[0]["blocks.0.attn.pattern"].masked("causal")
+    stats = masked.stats()
+    kept = whole[..., seen]
+    assert 0 < kept.size < whole.size
+    assert (stats.n, stats.masked) == (kept.size, whole.size - kept.size)
+    assert (stats.min, stats.max) == (kept.min(), kept.max())
+    assert stats.mean == pytest.approx(kept.astype(float).mean())
+    assert masked.bytes_moved == 0
+    table = rank_table(masked)
+    assert [row.stats.n for row in table.rows] == [kept.size, kept.size // 2, kept.size // 2]
+    edges = np.array([0, 4, 9, whole.shape[-1]])
+    found = masked.overview(2, 3, {0: 0, 1: 5}, edges, edges)
+    truth = reduce_overview(whole[0, 5], edges, edges, masked=~seen)
+    for name in ("n", "masked", "extremum"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(truth, name))
+    np.testing.assert_allclose(found.mean, truth.mean, rtol=1e-6)
+    own = masked.held(1).stats()
+    assert (own.n, own.masked) == (kept.size // 2, (whole.size - kept.size) // 2)
+    assert list(masked._siblings()) == list(pattern._siblings())
+    head = np.zeros((whole.shape[1], 1, 1), dtype=bool)
+    head[7] = True
+    both = masked.masked(head).stats()
+    assert both.n == whole[:, :7][..., seen].size
+    assert (masked.numpy() == whole).all()
+    with pytest.raises(InputError, match="does not fit"):
+        pattern.masked(np.zeros(3, dtype=bool))
+
+
+def test_steps_of_a_generation_and_of_a_cell_are_chosen_like_layers(loaded):
+    made = loaded.generate(PROMPT, 4, capture="model.layers.*.mlp")
+    view, answers = view_of(made.step(2)[MLP])
+    name = f'step 2 "{made.step(2).tokens[0][0]}"'
+    look = {"kind": "look", "view": "v", "width": 900}
+    view._answer(view, {**look, "id": 1}, [])
+    assert answers[-1]["steps"][0] == "step 0"
+    assert answers[-1]["steps"][answers[-1]["step"]] == name
+    for step in (0, 3):
+        view._answer(view, {**look, "id": 2 + step, "step": step, "layer": 0}, [])
+        values = made.step(step)["model.layers.0.mlp"].numpy()
+        assert answers[-1]["panes"][0]["extent"] == list(values.shape[1:])
+        assert dict(answers[-1]["stats"])["max"] == f"{values.max():.4g}"
+    cell = loaded.run_cell(
+        "ids = tokenizer('Paris is', return_tensors='pt').input_ids\nfor _ in range(3): model(ids)",
+        capture=MLP,
+    )
+    assert list(cell.step(1)[MLP]._steps()[1]) == ["step 0", "step 1", "step 2"]
+    assert loaded.run(PROMPT, capture=MLP)[MLP]._steps() == (None, {})
 
 
 def test_a_picture_and_a_page_of_a_real_activation(pair, tmp_path):
@@ -201,3 +265,67 @@ def test_pieces_that_lie_in_many_stretches_are_reduced_on_their_rank(session):
     np.testing.assert_array_equal(seen.extremum, truth.extremum)
     assert [(p.row, p.col) for p in seen.peaks] == [(p.row, p.col) for p in truth.peaks]
     assert fresh.bytes_moved <= 2 * 7 * seen.mean.nbytes  # one overview per rank
+
+
+ODD = {
+    "nan": "torch.full((4, 6), torch.nan), 1",
+    "empty": "torch.zeros(0, 6), 1",
+    "number": "torch.tensor(3.25), None",
+    "line": "torch.arange(10.0), 0",
+    "seven": "torch.arange(32.0).reshape(2, 1, 2, 1, 2, 1, 4), 6",
+    "bools": "torch.arange(24).reshape(4, 6) % 3 == 0, 1",
+    "ints": "torch.arange(24).reshape(4, 6) * 2**55 + 1, 1",
+    "complexes": "torch.complex(torch.arange(24.0), torch.ones(24)).reshape(4, 6), 1",
+    "fp8": "(torch.arange(24.0).reshape(4, 6) / 8).to(torch.float8_e4m3fn), 1",
+    "odd": "torch.tensor([[torch.nan, torch.inf, -torch.inf, -0.0, 1e-40, 1.0]]), 1",
+    "uneven": "torch.arange(7.0), 0",
+}
+
+
+def test_odd_tensors_are_shown_for_what_they_are(session, tmp_path):
+    gives = "\n".join(f"        self.{name} = Give({what})" for name, what in ODD.items())
+    session.load_cell(
+        "import torch\n"
+        "from torch.distributed.tensor import DTensor, Replicate, Shard\n"
+        "class Give(torch.nn.Module):\n"
+        "    def __init__(self, whole, dim):\n"
+        "        super().__init__()\n"
+        "        self.whole, self.dim = whole, dim\n"
+        "    def forward(self, x):\n"
+        "        if self.dim is None:\n"
+        "            return DTensor.from_local(self.whole.clone(), mesh, [Replicate()])\n"
+        "        part = torch.chunk(self.whole, 2, self.dim)[rank].contiguous()\n"
+        "        at = Shard(self.dim)\n"
+        "        size = dict(shape=self.whole.shape, stride=self.whole.stride())\n"
+        "        return DTensor.from_local(part, mesh, [at], **size)\n"
+        "class Odd(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        f"{gives}\n"
+        "    def forward(self, x):\n"
+        "        for module in self.children():\n"
+        "            module(x)\n"
+        "        return x\n"
+        "model = Odd()"
+    )
+    run = session.run({"x": np.ones(3, np.float32)}, capture=list(ODD))
+    truth = {name: eval(f"({what})", {"torch": torch})[0] for name, what in ODD.items()}  # noqa: S307
+    for name, whole in truth.items():
+        found = run[name]
+        assert found.shape == tuple(whole.shape), name
+        assert torch.equal(found.torch().nan_to_num(7) if name in ("nan", "odd") else found.torch(),
+                           whole.nan_to_num(7) if name in ("nan", "odd") else whole), name  # fmt: skip
+        view, answers = view_of(run[name])
+        view._answer(view, {"kind": "look", "view": "v", "id": 1, "width": 900}, [])
+        assert answers[-1]["kind"] == "picture", answers[-1]
+        assert ("empty" in answers[-1]) == (name == "empty")
+        assert found.to_png(tmp_path / "a.png")
+        assert "<img" in found.to_html()
+    stats = run["odd"].stats()
+    assert (stats.n, stats.nan, stats.posinf, stats.neginf, stats.zeros) == (6, 1, 1, 1, 1)
+    assert run["odd"].numpy()[0, 4] == np.float32(1e-40)
+    assert np.signbit(run["odd"].numpy()[0, 3])
+    assert run["nan"].stats().nan == 24
+    assert "= 36028797018963969" in probe(run["ints"], compose(run["ints"], Look()), 0, 1)
+    assert "= 0.9 " in probe(run["fp8"], compose(run["fp8"], Look()), 1, 1)
+    assert any("Uneven along" in text for text in header.warnings(run["uneven"].info))

@@ -506,11 +506,11 @@ def test_panels_work_on_the_session(desk, loaded):
     hooks.source.value = "x[:, -1] *= 0"
     apply, undo, *_ = hooks.children[-2].children
     apply.click()
-    assert "damp v2 is on all 2 ranks" in hooks.said.value
+    assert "damp v2 is on all 2 ranks" in hooks.said.text
     assert loaded.run(PROMPT)["model.layers.1.mlp"].numpy()[:, -1].max() == 0
     hooks.source.value = "x[:, -1] *="
     apply.click()
-    assert "Nothing was sent. line 1" in hooks.said.value
+    assert "Nothing was sent. line 1" in hooks.said.text
     hooks.source.value = "x[:, 10_000] += 1"
     apply.click()
     failing(desk, f'%flexrun "{PROMPT}"')

@@ -2,7 +2,8 @@
 // one byte per cell that comes back, and says what Python says about it. All text is set as text,
 // never as markup, because tokens and names are hostile.
 
-const FIRST_MS = 250, FIRST_TRIES = 3, LATE_MS = 1500, LOST_MS = 10000;
+const FIRST_MS = 250, FIRST_TRIES = 3, LATE_MS = 1500, LOST_MS = 10000, GROWING_MS = 200;
+const FOCUSED = ["button", "input", "select", "summary"];
 
 /** Make an element; `on…` attributes are listeners, children are elements or text. */
 function make(tag, attributes = {}, ...children) {
@@ -11,6 +12,9 @@ function make(tag, attributes = {}, ...children) {
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
     else if (value !== undefined && value !== null) node.setAttribute(name, value);
   }
+  // The notebook's own shortcuts (arrows leave the cell, 0 0 restarts a kernel) must not fire from within;
+  // JupyterLab looks for this on what has the focus itself.
+  if (FOCUSED.includes(tag) || "tabindex" in attributes) node.dataset.lmSuppressShortcuts = "true";
   node.append(...children);
   return node;
 }

@@ -1,6 +1,6 @@
 // Part of the live view: joined with its neighbours into one ES module, ask first and view last.
 
-const UNDER = 0, FIRST = 1, LAST = 249, OVER = 250, NAN = 252, POSINF = 253, NEGINF = 254;
+const UNDER = 0, FIRST = 1, LAST = 249, OVER = 250, MASKED = 251, NAN = 252, POSINF = 253, NEGINF = 254;
 const FEW_CLIPPED = 64, LEAST_MARK = 5, MOST_MARKS = 20000;
 const FONT = "system-ui, -apple-system, 'Segoe UI', sans-serif";
 
@@ -30,6 +30,17 @@ class Painter {
     });
     this.marked = [...(clipped.length <= FEW_CLIPPED ? clipped : []), ...marks].slice(0, MOST_MARKS);
     this.codes = codes;
+    this.veiled = this.stretches(codes, cols);
+  }
+  /** Stretches [row, start, stop) of masked cells: there may be very many cells, but few stretches. */
+  stretches(codes, cols) {
+    const found = [];
+    for (let i = codes.indexOf(MASKED); i >= 0; i = codes.indexOf(MASKED, i + 1)) {
+      const last = found.at(-1), row = Math.floor(i / cols), col = i % cols;
+      if (last && last[0] === row && last[2] === col) last[2] += 1;
+      else found.push([row, col, col + 1]);
+    }
+    return found;
   }
   get layout() { return this.picture.layout; }
   color(code) {
@@ -74,10 +85,11 @@ class Painter {
       const ink = tile.getContext("2d");
       ink.fillStyle = code === "hole" ? "rgb(186,186,186)" : this.color(code);
       ink.fillRect(0, 0, 8, 8);
-      ink.fillStyle = { [NAN]: "rgb(255,221,51)", hole: "rgb(110,110,110)" }[code] ?? "#fff";
+      ink.fillStyle = { [NAN]: "rgb(255,221,51)", [MASKED]: "rgb(150,150,158)", hole: "rgb(110,110,110)" }[code] ?? "#fff";
       for (let y = 0; y < 8; y++) {
         for (let x = 0; x < 8; x++) {
           const striped = { [NAN]: (x + y) % 4 < 2, [POSINF]: x % 4 < 2, [NEGINF]: y % 4 < 2, hole: (x + y) % 8 < 2 };
+          striped[MASKED] = (x + y) % 8 < 2 && (x - y + 8) % 8 < 2;
           if (striped[code]) ink.fillRect(x, y, 1, 1);
         }
       }
@@ -122,6 +134,8 @@ class Painter {
     const [rows, cols] = this.picture.cells;
     const wide = (x1 - x0) / cols, tall = (y1 - y0) / rows;
     const [w, h] = [Math.max(wide, LEAST_MARK), Math.max(tall, LEAST_MARK)];
+    context.fillStyle = this.pattern(context, MASKED);
+    for (const [row, start, stop] of this.veiled) context.fillRect(x0 + start * wide, y0 + row * tall, (stop - start) * wide, tall);
     for (const i of this.marked) {
       const code = this.codes[i];
       context.fillStyle = code >= NAN ? this.pattern(context, code) : this.color(code);

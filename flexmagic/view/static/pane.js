@@ -58,7 +58,7 @@ class Pane {
       const node = make("span", { class: "fxm-token", "data-at": i, onpointerenter: () => this.view.move({ rows: 0.5, cols: picture.window.cols[0] + i + 0.5 }, this) }, text);
       node.style.background = this.painter.color(code);
       node.style.color = this.painter.inkOn(code);
-      const mark = { [NAN]: "NaN", [POSINF]: "+Inf", [NEGINF]: "-Inf" }[code];
+      const mark = { [MASKED]: "masked", [NAN]: "NaN", [POSINF]: "+Inf", [NEGINF]: "-Inf" }[code];
       if (mark) node.append(make("sub", {}, mark));
       return node;
     }));

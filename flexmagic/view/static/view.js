@@ -20,6 +20,7 @@ class View {
     this.look();
   }
   close() {
+    clearTimeout(this.growing);
     this.asker.close();
     this.twin.close();
     this.resized.disconnect();
@@ -55,12 +56,11 @@ class View {
     this.error = make("div", { class: "fxm-error", role: "alert" });
     this.again = button("Try again", "Ask once more", () => this.look());
     this.status = make("div", { class: "fxm-status", role: "status" });
-    this.table = new RankTable(() => this.asker.ask("table", { layer: this.state.layer, part: this.state.part }));
+    this.table = new RankTable(() => this.asker.ask("table", { layer: this.state.layer, step: this.state.step, part: this.state.part }));
     this.help = make("div", { class: "fxm-help" });
     this.body = make("div", { class: "fxm-body" }, this.bar, this.stage, this.read, this.legend, this.caption,
       this.owned, this.table.node, this.help);
-    // The notebook's own shortcuts (0 0 restarts a kernel) must not fire from within.
-    this.root = make("section", { class: "fxm", "data-lm-suppress-shortcuts": "true" },
+    this.root = make("section", { class: "fxm" },
       make("header", {}, this.title, this.facts), this.notes, this.stats, this.error, this.body, this.status);
     this.root.hidden = true;
     this.el.append(this.root);
@@ -118,6 +118,7 @@ class View {
       return undefined;
     }
     this.twin.hide();
+    if (message.growing) this.growing = setTimeout(() => this.look(), GROWING_MS);
     this.header(message);
     const nothing = message.empty ?? null;
     this.body.hidden = nothing !== null;
@@ -139,11 +140,14 @@ class View {
       this.panes[i].take(picture, bytes(buffers[2 * i]), new Uint8Array(bytes(buffers[2 * i + 1])), spoken));
     if (this.asker.waits("look")) {
       // A later question is on its way: do not jump back to this one while somebody pans or zooms.
-      const same = ["layer", "part", "rows", "cols"].every((name) => this.state[name] === message[name]);
+      const same = ["layer", "step", "part", "rows", "cols"].every((name) => this.state[name] === message[name]);
       if (same && this.state.row_window && wish) for (const pane of this.panes) pane.painter.window = wish;
     } else {
-      const { layer, part, rows, cols, fixed, facet, first } = message, { window: shown } = this.picture;
-      Object.assign(this.state, { layer, part, rows, cols, fixed, facet, first, row_window: shown.rows, col_window: shown.cols });
+      const { layer, step, part, rows, cols, fixed, facet, first } = message, { window: shown } = this.picture;
+      // All of it is no window: pictures side by side may be of different size.
+      const [row_window, col_window] = ["rows", "cols"].map((along, n) =>
+        (shown[along][0] === 0 && shown[along][1] === this.picture.extent[n] ? null : shown[along]));
+      Object.assign(this.state, { layer, step, part, rows, cols, fixed, facet, first, row_window, col_window });
     }
     this.controls();
     this.colorBar();
@@ -152,9 +156,12 @@ class View {
     this.say(this.panes.length > 1 ? " [ and ] go from picture to picture." : "");
     if (this.cursor) this.move(this.cursor.at);
     else this.paint();
-    const other = before?.layer !== message.layer || before?.part !== message.part;
-    if (other && this.table.open) this.asker.ask("table", { layer: message.layer, part: message.part });
-    if (message.replicas && before?.layer !== message.layer) this.asker.ask("check", { layer: message.layer });
+    const { layer, step, part } = message, other = before?.layer !== layer || before?.step !== step;
+    // What the table says is of other ranks or values when the header says something else.
+    const about = JSON.stringify([message.facts.slice(0, -1), message.stats, message.warnings]);
+    if ((other || before?.part !== part || about !== this.about) && this.table.open) this.asker.ask("table", { layer, step, part });
+    this.about = about;
+    if (message.replicas && other) this.asker.ask("check", { layer, step });
     // Facts about the geometry, for whoever tests or scripts the page.
     this.root.dataset.map = JSON.stringify(this.panes[0].picture.layout);
     this.root.dataset.window = JSON.stringify(this.panes[0].picture.window);
@@ -172,7 +179,7 @@ class View {
   header(message) {
     this.title.textContent = message.title;
     this.facts.replaceChildren(...message.facts.map((text) => make("li", {}, text)));
-    if (this.message?.layer !== message.layer) this.found = [];
+    if (this.message?.layer !== message.layer || this.message?.step !== message.step) this.found = [];
     this.notes.replaceChildren(...[...message.warnings, ...(this.found ?? [])].map((text) => make("p", { role: "note" }, text)));
     this.owned.hidden = !message.owners.length;
     this.owners.replaceChildren(...message.owners.map((text) => make("li", {}, text)));
@@ -182,10 +189,13 @@ class View {
   }
   controls() {
     const p = this.message;
-    const signature = JSON.stringify([p.layers, p.parts, p.dims, p.rows, p.cols, p.exact, p.facet]);
+    const signature = JSON.stringify([p.layers, p.steps, p.parts, p.dims, p.rows, p.cols, p.exact, p.facet]);
     if (signature !== this.signature) {
       this.signature = signature;
+      const { name, dim } = this.choices.contains(document.activeElement) ? document.activeElement.dataset : {};
       this.choices.replaceChildren(...this.makeControls(p));
+      // Whoever works by keyboard stays where they are.
+      if (name ?? dim) this.choices.querySelector(name ? `[data-name='${name}']` : `[data-dim='${dim}']`)?.focus();
     }
     for (const input of this.choices.querySelectorAll("[data-dim]")) {
       if (input !== document.activeElement) input.value = p.fixed[input.dataset.dim];
@@ -195,13 +205,14 @@ class View {
       if (select) select.value = String(value);
     };
     set("layer", p.layer);
+    set("step", p.step);
     set("part", p.part);
     set("facet", p.facet);
     this.pages.hidden = p.count <= p.panes.length;
     this.pageText.textContent = ` ${p.first}–${p.first + p.panes.length - 1} of ${p.count} `;
     set("rows", p.rows);
     set("cols", p.cols);
-    set("reducer", this.state.reducer);
+    set("reducer", p.exact ? "1:1" : this.state.reducer);
     set("scale", this.state.scale);
   }
   makeControls(p) {
@@ -210,8 +221,9 @@ class View {
         ...options.map(([value, shown]) => make("option", { value }, shown))));
     const dims = p.dims.map((dim, i) => [i, `${dim.name} (${dim.size})`]);
     const nodes = [];
-    if (p.layers.length > 1) {
-      nodes.push(select("layer", "layer", p.layers.map((text, i) => [i, text]), (v) => this.change({ layer: Number(v) })));
+    for (const [name, texts] of [["layer", p.layers], ["step", p.steps]]) {
+      if (texts.length < 2) continue;
+      nodes.push(select(name, name, texts.map((text, i) => [i, text]), (v) => this.change({ [name]: Number(v) })));
     }
     const { form } = p.panes[0], map = form === "map";
     if (p.dims.length > 1 && map) {
@@ -233,8 +245,9 @@ class View {
       }), ` of ${last + 1}`));
     }
     const named = { extremum: "signed extremum", mean: "mean", rms: "rms" };
-    const reducer = select("reducer", "overview by", p.reducers.map((r) => [r, named[r]]), (v) => this.change({ reducer: v }, false));
-    if (p.exact) reducer.append(" (not needed: 1:1)");
+    const reducers = p.exact ? [["1:1", "none (1:1)"]] : p.reducers.map((r) => [r, named[r]]);
+    const reducer = select("reducer", "overview by", reducers, (v) => this.change({ reducer: v }, false));
+    reducer.lastChild.disabled = p.exact; // every value has a cell of its own, and nothing is reduced
     if (map || !p.exact) nodes.push(reducer);
     if (form !== "lines") nodes.push(select("scale", "scale", p.scales.map((s) => [s, s]), (v) => this.change({ scale: v }, false)));
     return nodes;
@@ -267,11 +280,13 @@ class View {
     const names = (panes) => panes.map((pane) => pane.picture.title).join(" and ");
     this.legend.replaceChildren(
       ...[...bars.values()].map((panes) => scale(panes, bars.size > 1 ? names(panes) : "")),
-      make("span", { class: "fxm-key" }, "ends: clipped"),
-      key(stripes(135, "#000", "rgb(255,221,51)", 2), "NaN"),
-      key(stripes(90, colors.color(POSINF), "#fff", 2), "+Inf"),
-      key(stripes(0, colors.color(NEGINF), "#fff", 2), "-Inf"),
-      key(stripes(135, "rgb(186,186,186)", "rgb(110,110,110)", 3), "missing"));
+      make("span", { class: "fxm-keys" },
+        make("span", { class: "fxm-key" }, "ends: clipped"),
+        key(stripes(135, "#000", "rgb(255,221,51)", 2), "NaN"),
+        key(stripes(90, colors.color(POSINF), "#fff", 2), "+Inf"),
+        key(stripes(0, colors.color(NEGINF), "#fff", 2), "-Inf"),
+        key(`radial-gradient(circle at 3px 3px, rgb(150,150,158) 1.2px, ${colors.color(MASKED)} 1.5px) 0 0 / 6px 6px`, "masked"),
+        key(stripes(135, "rgb(186,186,186)", "rgb(110,110,110)", 3), "missing")));
   }
   paint() {
     for (const pane of this.panes) pane.paint(this.cursor?.at, document.activeElement === pane.target);
