@@ -9,7 +9,9 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, parse, texts, unquoted
-from flexmagic.magics.method import MethodMagics, named_tokens
+from flexmagic.magics.desk import DeskMagics
+from flexmagic.magics.inputs import value_of
+from flexmagic.magics.recipes import done, tokens_of
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -26,7 +28,7 @@ METRIC = 'Give a metric: --metric "logits[-1, 5]"'
 
 
 @magics_class
-class CauseMagics(MethodMagics):
+class CauseMagics(DeskMagics):
     """What causes an answer, and what is worth how much to it."""
 
     @magic_arguments()
@@ -59,7 +61,7 @@ class CauseMagics(MethodMagics):
         if len(prompts) != 1 or args.subject is None:
             raise InputError('Give a text in quotes, and a part of it: --subject "France"')
         answer = None if args.answer is None else unquoted(args.answer)
-        return self._done(
+        return done(self._desk,
             "Causal tracing",
             lambda progress: causal_tracing(
                 self._desk.session, prompts[0], unquoted(args.subject), answer=answer, site=args.site,
@@ -96,12 +98,12 @@ class CauseMagics(MethodMagics):
 
         clean, corrupt = _two(args)
         options = self._values(args, "layers", "positions")
-        return self._done(
+        return done(self._desk,
             "Path patching",
             lambda progress: path_patching(
                 self._desk.session, clean, corrupt, unquoted(args.metric), senders=args.senders,
                 receivers=[unquoted(word) for word in args.receivers], through_mlps=not args.direct,
-                denoising=args.denoise, tokens=named_tokens(args.tokens), progress=progress, **options,
+                denoising=args.denoise, tokens=tokens_of(args.tokens), progress=progress, **options,
             ),
         )  # fmt: skip
 
@@ -135,7 +137,9 @@ class CauseMagics(MethodMagics):
         prompts, options = texts(args.prompt), self._values(args, "layers", "positions")
         if not 1 <= len(prompts) <= 2 or args.metric is None:
             raise InputError(f"Give one text in quotes, or two. {METRIC}")
-        return self._done("Attributing", lambda progress: self._attributed(args, prompts, options, progress))
+        return done(
+            self._desk, "Attributing", lambda progress: self._attributed(args, prompts, options, progress)
+        )
 
     def _attributed(
         self, args: Namespace, prompts: list[str], options: dict[str, Any], progress: Any
@@ -144,7 +148,7 @@ class CauseMagics(MethodMagics):
         from flexmagic.recipes.integrated import integrated_gradients
 
         session, metric = self._desk.session, unquoted(args.metric)
-        tokens, site = named_tokens(args.tokens), args.site
+        tokens, site = tokens_of(args.tokens), args.site
         if args.integrated:
             return integrated_gradients(
                 session, prompts[0], metric, baseline=prompts[1] if len(prompts) > 1 else None,
@@ -182,10 +186,10 @@ class CauseMagics(MethodMagics):
         prompts = texts(args.prompt)
         if len(prompts) != 1 or args.metric is None:
             raise InputError(f"Give a text in quotes. {METRIC}")
-        return self._done(
+        return done(self._desk,
             "Attributing",
             lambda progress: logit_attribution(
-                self._desk.session, prompts[0], unquoted(args.metric), tokens=named_tokens(args.tokens),
+                self._desk.session, prompts[0], unquoted(args.metric), tokens=tokens_of(args.tokens),
                 heads=not args.no_heads, progress=progress,
             ),
         )  # fmt: skip
@@ -221,7 +225,9 @@ class CauseMagics(MethodMagics):
             raise InputError("Edges are cut in one text, patterns are taken from a second: one of both.")
         if args.metric is None and (len(prompts) > 1 or args.edges or args.together):
             raise InputError(f"To change attention is to ask what it does to something. {METRIC}")
-        return self._done("Attention", lambda progress: self._attended(args, prompts, options, progress))
+        return done(
+            self._desk, "Attention", lambda progress: self._attended(args, prompts, options, progress)
+        )
 
     def _attended(
         self, args: Namespace, prompts: list[str], options: dict[str, Any], progress: Any
@@ -231,7 +237,7 @@ class CauseMagics(MethodMagics):
         session = self._desk.session
         if args.metric is None:
             return attention(session, prompts[0], progress=progress, **options)
-        metric, tokens = unquoted(args.metric), named_tokens(args.tokens)
+        metric, tokens = unquoted(args.metric), tokens_of(args.tokens)
         changing: dict[str, Any] = {
             "tokens": tokens,
             "together": args.together,
@@ -241,6 +247,13 @@ class CauseMagics(MethodMagics):
         if len(prompts) == 1:
             return attention_knockout(session, prompts[0], metric, **changing)
         return attention_replacement(session, prompts[0], prompts[1], metric, **changing)
+
+    def _values(self, args: Namespace, *names: str) -> dict[str, Any]:
+        """The values of options that are expressions of the notebook; of those that were given."""
+        given = {name: getattr(args, name) for name in names}
+        return {
+            name: value_of(self.shell, f"--{name}", text) for name, text in given.items() if text is not None
+        }
 
 
 def _two(args: Namespace) -> list[str]:

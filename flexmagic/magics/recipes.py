@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import bytes_of, expanded, parse, texts, unquoted
+from flexmagic.magics.desk import DeskMagics, waiting
 from flexmagic.magics.inputs import inputs_of, value_of
-from flexmagic.magics.method import MethodMagics, named_tokens
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flexmagic.magics.desk import Desk
     from flexmagic.recipes.induction import Induction
     from flexmagic.recipes.lens import Lens
     from flexmagic.recipes.patching import Patching
     from flexmagic.recipes.steering import Steering
+    from flexmagic.recipes.tuned import TunedLens
+
+Made = TypeVar("Made")
 
 
 @magics_class
-class RecipeMagics(MethodMagics):
+class RecipeMagics(DeskMagics):
     """Methods of interpretability."""
 
     @magic_arguments()
@@ -36,11 +42,12 @@ class RecipeMagics(MethodMagics):
         metavar="TOKEN",
         help="follow these tokens, each in quotes",
     )
+    @argument("--tuned", metavar="EXPR", help="read with a tuned lens, the value of %%flextuned")
     @needs_local_scope
     @no_var_expand
     @line_magic
     def flexlens(self, line: str, local_ns: dict[str, Any] | None = None) -> Lens | None:
-        """Show what the model would say after each layer at each position: the logit lens.
+        """Show what the model would say after each layer at each position: the logit lens, or a tuned one.
 
         The value is a ``flexmagic.recipes.Lens``. Example::
 
@@ -52,7 +59,15 @@ class RecipeMagics(MethodMagics):
         from flexmagic.recipes.lens import logit_lens
 
         inputs, track = inputs_of(self.shell, args, "%flexlens"), [unquoted(word) for word in args.track]
-        return self._done(
+        if args.tuned is not None:
+            tuned = _tuned(value_of(self.shell, "--tuned", args.tuned), args.tuned)
+            return done(
+                self._desk,
+                "Reading each layer",
+                lambda progress: tuned.read(inputs, top=args.top, track=track, progress=progress),
+            )
+        return done(
+            self._desk,
             "Reading each layer",
             lambda progress: logit_lens(
                 self._desk.session, inputs, top=args.top, track=track, progress=progress
@@ -89,14 +104,18 @@ class RecipeMagics(MethodMagics):
         prompts = texts(args.prompt)
         if len(prompts) != 2 or args.metric is None:
             raise InputError('Give two texts in quotes, and a metric: --metric "logits[-1, 5]"')
-        options = self._values(args, "layers", "positions")
+        options: dict[str, Any] = {
+            name: None if text is None else value_of(self.shell, f"--{name}", text)
+            for name, text in (("layers", args.layers), ("positions", args.positions))
+        }
         if args.memory is not None:
             options["memory"] = bytes_of(unquoted(args.memory))
-        return self._done(
+        return done(
+            self._desk,
             f"Patching {args.site}",
             lambda progress: patching(
                 self._desk.session, prompts[0], prompts[1], unquoted(args.metric),
-                site=args.site, denoising=not args.noise, tokens=named_tokens(args.tokens),
+                site=args.site, denoising=not args.noise, tokens=tokens_of(args.tokens),
                 step=args.step, progress=progress, **options,
             ),
         )  # fmt: skip
@@ -118,7 +137,8 @@ class RecipeMagics(MethodMagics):
             return None
         from flexmagic.recipes.induction import induction
 
-        return self._done(
+        return done(
+            self._desk,
             "Measuring induction",
             lambda progress: induction(
                 self._desk.session, period=args.period, rows=args.rows, seed=args.seed, progress=progress
@@ -155,11 +175,40 @@ class RecipeMagics(MethodMagics):
             raise InputError("Give one text to continue, in quotes.")
         toward, away = texts(args.toward), texts(args.away)
         scales = value_of(self.shell, "--scales", args.scales)
-        return self._done(
+        return done(
+            self._desk,
             "Generating",
             lambda progress: steering(
                 session, prompts[0], steering_vector(session, toward, away, args.site), site=args.site,
-                scales=scales, metric=unquoted(args.metric), tokens=named_tokens(args.tokens),
+                scales=scales, metric=unquoted(args.metric), tokens=tokens_of(args.tokens),
                 max_new_tokens=args.generate, progress=progress,
             ),
         )  # fmt: skip
+
+
+def done(desk: Desk, what: str, do: Callable[[Any], Made]) -> Made:
+    """What a recipe gives, waited for with a line that says how long it takes, and a button."""
+    with waiting(desk.shell, what, quiet=1.0, cancel=desk.session.cancel) as status:
+        made = do(status.tick)
+        status.done(what)
+    return made
+
+
+def _tuned(value: Any, text: str) -> TunedLens:
+    """A tuned lens; raises :class:`InputError` for anything else."""
+    from flexmagic.recipes.tuned import TunedLens
+
+    if not isinstance(value, TunedLens):
+        raise InputError(f"--tuned {text}: give the value of %flextuned, not {type(value).__name__}.")
+    return value
+
+
+def tokens_of(words: list[str]) -> dict[str, str | int]:
+    """Names and the tokens that they mean; raises :class:`InputError` for a word without a name."""
+    out: dict[str, str | int] = {}
+    for word in map(unquoted, words):
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise InputError(f'--tokens {word}: write a name and a token, in quotes: "right= Mary".')
+        out[name] = unquoted(text)
+    return out
