@@ -90,3 +90,37 @@ def test_threads_of_one_notebook_take_turns_too(tmp_path):
         thread.join()
     assert len(most) == 150
     assert set(most) == {1}
+
+
+def test_who_waits_for_another_process_can_do_something_meanwhile_and_give_up(other, tmp_path):
+    calls = []
+
+    def meanwhile():
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Turns(tmp_path / "turn").turn(meanwhile):
+        pytest.fail("it is not our turn")
+    assert calls == [0, 1, 2]
+
+
+def test_who_gives_way_waits_while_anybody_else_does(tmp_path):
+    first, owner, guest = (Turns(tmp_path / "turn") for _ in range(3))
+    guest.gives_way = True
+    order, waits, started = [], threading.Event(), threading.Event()
+
+    def take(turns, name, begun):
+        with turns.turn(begun.set):
+            order.append(name)
+
+    with first.turn():
+        threads = [threading.Thread(target=take, args=(guest, "guest", started))]
+        threads[0].start()
+        assert started.wait(10), "the guest waits first"
+        threads.append(threading.Thread(target=take, args=(owner, "owner", waits)))
+        threads[1].start()
+        assert waits.wait(10)
+    for thread in threads:
+        thread.join()
+    assert order == ["owner", "guest"]

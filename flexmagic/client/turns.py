@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 EVERY = 0.02
@@ -28,30 +28,29 @@ class Turns:
         self._depth = 0
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for our turn, and keep it for the length of the block."""
+    def turn(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Wait for our turn, and keep it for the length of the block; ``meanwhile`` is called as long."""
         with self._thread:
             if self._depth:
                 yield
                 return
             with self._path.open("a") as lock:
-                self._wait(lock.fileno())
+                self._wait(lock.fileno(), meanwhile)
                 self._depth += 1
                 try:
                     yield
                 finally:
                     self._depth -= 1
 
-    def _wait(self, lock: int) -> None:
+    def _wait(self, lock: int, meanwhile: Callable[[], None]) -> None:
         """Take the lock once it is free and, of those that give way, once nobody else waits for it."""
         if not self.gives_way and _taken(lock):
             return
         with self._wish.open("a") as wish:
-            if not self.gives_way:
-                fcntl.flock(
-                    wish.fileno(), fcntl.LOCK_SH
-                )  # as long as we wait; several may, and none has it long alone
+            if not self.gives_way:  # held as long as we wait; several may hold it
+                fcntl.flock(wish.fileno(), fcntl.LOCK_SH)
             while (self.gives_way and not _free(wish.fileno())) or not _taken(lock):
+                meanwhile()
                 time.sleep(EVERY)
 
 
