@@ -136,7 +136,7 @@ class Tenant(Work):
     def again(self) -> None:
         """Send all versions of all hooks once more, for engines that were replaced."""
         for hook in self.hooks:
-            for version in hook.known["history"]:
+            for version in hook.history:
                 self._calls.all("define_hook", version.source)
 
     def release(self, run: Run) -> None:

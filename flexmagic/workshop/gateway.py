@@ -221,7 +221,7 @@ class Workshop:
             for guest in self.guests:
                 if guest.tenant is not None:
                     guest.tenant.again()
-        except FlexError as worse:
+        except Exception as worse:  # noqa: BLE001 - whatever it was, the worker must live
             self.journal.note("gateway", "not recovered", error=str(worse)[:200])
             return EngineError("An engine of the workshop has ended, and its owner has to start it again.")
         self.journal.note("gateway", "recovered")
