@@ -91,7 +91,7 @@ class Link:
             raise ClusterError(
                 f"The workshop at {self._address.host}:{self._address.port} does not answer "
                 f"({type(error).__name__}). "
-                "If it is open again, type %flexcluster join with the line that you have: your place is kept."
+                "Try again; a workshop that was opened anew has a new line for you to join."
             ) from None
         except BaseException:
             self.close()  # an answer that was not read would be taken for the next one's

@@ -133,9 +133,7 @@ class _Ask(_Door):
     async def _wait(self, job: Job) -> None:
         """A job's answer, or after a while how far it is."""
         coming = asyncio.wrap_future(job.done)
-        coming.add_done_callback(
-            lambda known: known.cancelled() or known.exception()
-        )  # somebody else may ask
+        coming.add_done_callback(lambda known: known.cancelled() or known.exception())  # some ask no more
         done, _ = await asyncio.wait([coming], timeout=PATIENCE if not job.is_run else 0.5)
         if done:
             header, frames = coming.result()
