@@ -111,10 +111,10 @@ def _keeps_to_its_rows(planned: Planned) -> bool:
 
 def _run(host: Host, planned: Planned, answers: list[RunAnswer]) -> Run:
     model = host.model
-    failures.raise_for([answer.reply for answer in answers], model.rules)
-    outcomes = [answer.reply.outcome for answer in answers]
+    replies = [answer.reply for answer in answers]
+    failures.raise_for(replies, model.rules)
     return Run(
         planned.run.key, host.calls, answers, model.rules, hooks=planned.all_hooks,
-        warnings=tuple(notes(planned.hooks, outcomes, steps=1)), standing_for=model.standing_for,
+        warnings=tuple(notes(planned.hooks, [[reply] for reply in replies])), standing_for=model.standing_for,
         seed=planned.run.seed,
     )  # fmt: skip
