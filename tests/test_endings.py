@@ -2,22 +2,24 @@
 
 import gc
 import threading
+from types import SimpleNamespace
 
 from flexmagic.client.endings import Endings
 
 
 class Cluster:
-    """What tells of its engines' ends: here the test does."""
+    """A connection that tells of engines as ipyparallel's does."""
 
     def __init__(self):
         self.hears = []
+        self.client = SimpleNamespace(_registration_callbacks=self.hears)
 
-    def on_end(self, hear):
-        self.hears.append(hear)
+    def say(self, event, engine):
+        for hear in self.hears:
+            hear({"event": event, "id": engine, "uuid": "u"})
 
     def end(self, engine):
-        for hear in self.hears:
-            hear(engine)
+        self.say("unregister", engine)
 
 
 class Listener:
@@ -55,6 +57,7 @@ def test_who_tells_twice_hears_once_and_others_engines_are_none_of_its_business(
         endings.tell(listener)
     assert len(cluster.hears) == 1
     cluster.end(5)
+    cluster.say("register", 1)
     cluster.end(0)
     listener.wait()
     cluster.end(1)

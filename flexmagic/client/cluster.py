@@ -222,11 +222,6 @@ class Cluster:
                 process.kill()
         self._gone(engine)
 
-    def on_end(self, hear: Callable[[int], None]) -> None:
-        """Call ``hear`` with the id of each engine that ends from now on; on the connection's own thread."""
-        heard = self.client._registration_callbacks  # noqa: SLF001 - there is no public way
-        heard.append(lambda event: hear(int(event["id"])) if event["event"] == "unregister" else None)
-
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
         process = getattr(self._cluster.controller, "process", None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import weakref
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flexmagic.client.cluster import Cluster
@@ -31,13 +31,13 @@ class Endings:
         with self._lock:
             self._listeners.add(listener)
             if not self._listening:
-                self._cluster.on_end(self._ended)
+                self._cluster.client._registration_callbacks.append(self._heard)  # noqa: SLF001 - no public way
                 self._listening = True
 
-    def _ended(self, engine: int) -> None:
-        """Hear it from the connection, whose thread may not wait for anybody."""
-        if engine in self._engines:
-            rank = self._engines.index(engine)
+    def _heard(self, event: Mapping[str, Any]) -> None:
+        """Hear from the connection that an engine came or went; its thread may not wait for anybody."""
+        if event["event"] == "unregister" and int(event["id"]) in self._engines:
+            rank = self._engines.index(int(event["id"]))
             threading.Thread(target=self._pass_on, args=(rank,), name="flexmagic-ended", daemon=True).start()
 
     def _pass_on(self, rank: int) -> None:

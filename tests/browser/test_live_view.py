@@ -112,6 +112,7 @@ def test_header_says_what_is_known(view):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_is_painted_however_the_first_answers_fall(notebook):
     for turn in range(6):
         notebook.run(2)
