@@ -59,7 +59,7 @@ def groups(monkeypatch):
 @torch.no_grad()
 def found(model, groups, rules=None, x=None, **known):
     x = torch.randn(1, 5, 4, generator=torch.Generator().manual_seed(1)) if x is None else x
-    asked = {"key": ("me", 1), "known": None, **known}
+    asked = {"key": ("me", 1), "known": None, "overwritten": (), **known}
     return prefix_of(model, rules or rules_of(), groups, lambda: model(x), **asked)
 
 
@@ -118,6 +118,11 @@ def test_layers_whose_rows_are_not_each_ranks_own_are_computed(groups, lies):
     assert not found(Model(), groups, rules_of(**lies)).outputs
     assert not found(Model(), groups, rules_of(2)).outputs  # of one, nothing is known
     assert len(found(Model(), groups, rules_of(splits=(Split(0, (0, 1), rows=True),))).outputs) == 3
+
+
+def test_layers_whose_output_is_written_into_without_a_trace_are_computed(groups):
+    assert not found(Model(), groups, overwritten={Site("layers.1")}).outputs
+    assert found(Model(), groups, overwritten={Site("layers.1.linear")}).outputs
 
 
 def test_no_more_is_kept_than_there_is_room_for(groups, monkeypatch):

@@ -163,7 +163,8 @@ class Modules:
         """
         kind = _optimizer(optimizer)
         wanted = [self[name] for name in names or tuple(self)]
-        graded = [module.name for module in wanted if module.gradients()]
+        having = self.ask(0, "graded_modules")
+        graded = [module.name for module in wanted if module.name in having]
         if not graded:
             msg = (
                 "No module has gradients. Run with a loss that depends on one first: "

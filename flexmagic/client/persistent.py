@@ -20,15 +20,20 @@ class Persistent(MutableMapping[str, Any]):
         self._calls = calls
         self._owner = owner
 
-    def _values(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for of_rank in reversed(self._calls.all("get_persistent", self._owner())):
-            found |= of_rank
-        return found
+    def _names(self) -> list[str]:
+        of_ranks = self._calls.all("persistent_names", self._owner())
+        return list(dict.fromkeys(name for names in of_ranks for name in names))
 
     def __getitem__(self, name: str) -> Any:
         """A value; raises :class:`KeyError` for an unknown name."""
-        return self._values()[name]
+        found: dict[str, Any] = {}
+        for of_rank in reversed(self._calls.all("get_persistent", self._owner(), name)):
+            found |= of_rank
+        return found[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a value of a name; fetches none."""
+        return name in self._names()
 
     def __setitem__(self, name: str, value: Any) -> None:
         """Have every rank keep a value."""
@@ -36,16 +41,17 @@ class Persistent(MutableMapping[str, Any]):
 
     def __delitem__(self, name: str) -> None:
         """Have every rank forget a value; raises :class:`KeyError` for an unknown name."""
-        self[name]
+        if name not in self:
+            raise KeyError(name)
         self._calls.all("drop_persistent", self._owner(), name)
 
     def __iter__(self) -> Iterator[str]:
         """The names."""
-        return iter(self._values())
+        return iter(self._names())
 
     def __len__(self) -> int:
         """How many there are."""
-        return len(self._values())
+        return len(self._names())
 
     def __repr__(self) -> str:
         """The names; fetches no value."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,12 +109,14 @@ def prefix_of(
     groups: Groups,
     forward: Callable[[], object],
     *,
+    overwritten: Collection[Site],
     key: tuple[str, int],
     known: Prefix | None,
 ) -> Prefix:
     """Run a forward and keep what its layers return; the same layers on all ranks, which call it together.
 
-    ``known``: what was kept before, which is returned if it is of this key and of the same parameters.
+    ``overwritten``: sites that the model was seen to write into, which torch's counter of versions does not
+    always tell. ``known``: what was kept before, which is returned if it is of this key and of the same parameters.
 
     Kept are those of the first list of modules that run once each, one after the other, and hand on to the
     next all that they return, of which each rank has its own rows, and that the model does not overwrite.
@@ -129,7 +131,9 @@ def prefix_of(
     chains: dict[str, list[_Ran]] = {}
     for one in ran:
         chains.setdefault(one.path.rpartition(".")[0], []).append(one)
-    chain = next((chain for chain in chains.values() if len(chain) > 1 and _is_chain(chain, rules)), [])
+    chain = next(
+        (chain for chain in chains.values() if len(chain) > 1 and _is_chain(chain, rules, overwritten)), []
+    )
     if sum(tensor.nbytes for one in chain for tensor in one.given) > MOST:
         chain = []
     if len({tuple(numbers) for numbers in numbers_of_all(groups, [len(chain), len(ran)])}) > 1:
@@ -160,11 +164,11 @@ def _watched(model: nn.Module, forward: Callable[[], object]) -> list[_Ran]:
     return list(found.values())
 
 
-def _is_chain(chain: Sequence[_Ran], rules: Mapping[Site, Rule]) -> bool:
+def _is_chain(chain: Sequence[_Ran], rules: Mapping[Site, Rule], overwritten: Collection[Site]) -> bool:
     numbers = [int(one.path.rpartition(".")[2]) for one in chain]
     return (
         numbers == list(range(len(chain)))
-        and all(_is_kept(one, rules) for one in chain)
+        and all(_is_kept(one, rules, overwritten) for one in chain)
         and all(
             any(tensor is taken for taken in after.taken)
             for one, after in itertools.pairwise(chain)
@@ -173,13 +177,14 @@ def _is_chain(chain: Sequence[_Ran], rules: Mapping[Site, Rule]) -> bool:
     )
 
 
-def _is_kept(one: _Ran, rules: Mapping[Site, Rule]) -> bool:
+def _is_kept(one: _Ran, rules: Mapping[Site, Rule], overwritten: Collection[Site]) -> bool:
     """Whether a layer's output is tensors that nothing wrote into, with rows of this rank alone."""
     if one.calls != 1 or not one.given or not _plain(one.output):
         return False
     if any(tensor._version != version for tensor, version in zip(one.given, one.versions, strict=True)):  # noqa: SLF001
         return False
-    return all(_repeats(rules.get(Site(one.path, "output", where))) for where, _ in leaves(one.output))
+    sites = [Site(one.path, "output", where) for where, _ in leaves(one.output)]
+    return all(site not in overwritten and _repeats(rules.get(site)) for site in sites)
 
 
 def _plain(output: Any) -> bool:

@@ -124,10 +124,10 @@ class Notes:
 
         What was overwritten since, or does not follow the number of rows, is not asked.
         """
-        first, version = self._tensors[site]
+        first = self._tensors[site][0]
         shapes = list(zip(first.shape, local.shape, strict=False))
         grown = [dim for dim, (a, b) in enumerate(shapes) if a != b]
-        if first._version != version or first.ndim != local.ndim or len(grown) > 1:  # noqa: SLF001
+        if self._written(site) or first.ndim != local.ndim or len(grown) > 1:
             return True
         if grown:
             each, rest = divmod(local.shape[grown[0]], rows)
@@ -137,32 +137,41 @@ class Notes:
         return same(note(first, first), note(local, local))
 
     def overwritten(self) -> set[Site]:
-        """The sites whose tensor the model wrote into after it was shown."""
-        return {
-            site
-            for site, (tensor, version) in self._tensors.items()
-            if tensor._version != version  # noqa: SLF001
-        }
+        """The sites whose tensor the model wrote into after it was shown.
+
+        A collective, as ``all_reduce``, writes in place and leaves the version counter as it was: the values
+        themselves are compared too.
+        """
+        return {site for site in self._tensors if self._written(site)}
+
+    def _written(self, site: Site) -> bool:
+        tensor, version = self._tensors[site]
+        if tensor._version != version:  # noqa: SLF001 - torch's documented counter
+            return True
+        return tuple(_project(_values(tensor))) != self.seen[site].fingerprint
 
 
 def note(local: torch.Tensor, original: torch.Tensor) -> Seen:
     """Shape, dtype, projections and norm of a local tensor, and what a DTensor says of itself."""
-    flat = local.reshape(-1)
-    values = (
-        torch.nan_to_num(flat.to(torch.float64), nan=-1e4, posinf=1e4, neginf=-2e4)
-        if not flat.is_complex()
-        else torch.view_as_real(flat).reshape(-1).to(torch.float64)
-    ).cpu()
+    values = _values(local)
     return Seen(
         shape=tuple(local.shape),
         dtype=dtype_name(local.dtype),
         fingerprint=tuple(_project(values)),
         norm=float(values.norm()),
         constant=bool((values == values[:1]).all()),
-        slices=() if flat.is_complex() else tuple(_slices(values.view(local.shape))),
+        slices=() if local.is_complex() else tuple(_slices(values.view(local.shape))),
         by_rows=_by_rows(local),
         distributed=says(original),
     )
+
+
+def _values(local: torch.Tensor) -> torch.Tensor:
+    """All values, flat, in float64, those that are none as numbers that are rare."""
+    flat = local.reshape(-1)
+    if flat.is_complex():
+        return torch.view_as_real(flat).reshape(-1).to(torch.float64).cpu()
+    return torch.nan_to_num(flat.to(torch.float64), nan=-1e4, posinf=1e4, neginf=-2e4).cpu()
 
 
 def says(tensor: torch.Tensor) -> Distributed | None:

@@ -109,6 +109,13 @@ def module_gradients(runtime: Runtime, owner: str, name: str) -> dict[str, torch
 
 
 @verb
+def graded_modules(runtime: Runtime, owner: str) -> list[str]:
+    """The modules that have gradients."""
+    modules = runtime.lasting[owner].modules
+    return [name for name in modules if any(p.grad is not None for p in modules[name].parameters())]
+
+
+@verb
 def step_modules(
     runtime: Runtime, owner: str, names: Sequence[str], kind: str, options: Mapping[str, Any]
 ) -> dict[str, tuple[tuple[int, int], ...]]:
@@ -125,9 +132,16 @@ def forget_gradients(runtime: Runtime, owner: str) -> None:
 
 
 @verb
-def get_persistent(runtime: Runtime, owner: str) -> dict[str, Any]:
-    """The values that persist on this rank."""
-    return runtime.lasting[owner].persistent
+def persistent_names(runtime: Runtime, owner: str) -> list[str]:
+    """The names of the values that persist on this rank."""
+    return list(runtime.lasting[owner].persistent)
+
+
+@verb
+def get_persistent(runtime: Runtime, owner: str, name: str) -> dict[str, Any]:
+    """A value that persists on this rank, by its name; nothing where there is none."""
+    values = runtime.lasting[owner].persistent
+    return {name: values[name]} if name in values else {}
 
 
 @verb

@@ -241,8 +241,9 @@ class _Shared:
 
         key = self.plan.owner, self.traces.sweep
         runtime.prefix = prefix_of(
-            runtime.model, runtime.rules, runtime.groups, plain, key=key, known=runtime.prefix
-        )
+            runtime.model, runtime.rules, runtime.groups, plain,
+            overwritten=runtime.captures.overwritten, key=key, known=runtime.prefix,
+        )  # fmt: skip
         return runtime.prefix
 
 

@@ -14,6 +14,7 @@ from flexmagic.magics.config import ConfigMagics
 from flexmagic.magics.desk import Desk, Helper
 from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.inspection import Inspection
+from flexmagic.magics.learned import LearnedMagics
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
 from flexmagic.magics.panel import PanelMagics
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
-    CompareMagics, PanelMagics, RecipeMagics,
+    CompareMagics, PanelMagics, RecipeMagics, LearnedMagics,
     CellsMagics, ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""

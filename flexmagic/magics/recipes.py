@@ -15,10 +15,12 @@ from flexmagic.magics.inputs import inputs_of, value_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from flexmagic.magics.desk import Desk
     from flexmagic.recipes.induction import Induction
     from flexmagic.recipes.lens import Lens
     from flexmagic.recipes.patching import Patching
     from flexmagic.recipes.steering import Steering
+    from flexmagic.recipes.tuned import TunedLens
 
 Made = TypeVar("Made")
 
@@ -40,11 +42,12 @@ class RecipeMagics(DeskMagics):
         metavar="TOKEN",
         help="follow these tokens, each in quotes",
     )
+    @argument("--tuned", metavar="EXPR", help="read with a tuned lens, the value of %%flextuned")
     @needs_local_scope
     @no_var_expand
     @line_magic
     def flexlens(self, line: str, local_ns: dict[str, Any] | None = None) -> Lens | None:
-        """Show what the model would say after each layer at each position: the logit lens.
+        """Show what the model would say after each layer at each position: the logit lens, or a tuned one.
 
         The value is a ``flexmagic.recipes.Lens``. Example::
 
@@ -56,7 +59,15 @@ class RecipeMagics(DeskMagics):
         from flexmagic.recipes.lens import logit_lens
 
         inputs, track = inputs_of(self.shell, args, "%flexlens"), [unquoted(word) for word in args.track]
-        return self._done(
+        if args.tuned is not None:
+            tuned = _tuned(value_of(self.shell, "--tuned", args.tuned), args.tuned)
+            return done(
+                self._desk,
+                "Reading each layer",
+                lambda progress: tuned.read(inputs, top=args.top, track=track, progress=progress),
+            )
+        return done(
+            self._desk,
             "Reading each layer",
             lambda progress: logit_lens(
                 self._desk.session, inputs, top=args.top, track=track, progress=progress
@@ -95,11 +106,12 @@ class RecipeMagics(DeskMagics):
             name: None if text is None else value_of(self.shell, f"--{name}", text)
             for name, text in (("layers", args.layers), ("positions", args.positions))
         }
-        return self._done(
+        return done(
+            self._desk,
             f"Patching {args.site}",
             lambda progress: patching(
                 self._desk.session, prompts[0], prompts[1], unquoted(args.metric),
-                site=args.site, denoising=not args.noise, tokens=_tokens(args.tokens),
+                site=args.site, denoising=not args.noise, tokens=tokens_of(args.tokens),
                 progress=progress, **options,
             ),
         )  # fmt: skip
@@ -121,7 +133,8 @@ class RecipeMagics(DeskMagics):
             return None
         from flexmagic.recipes.induction import induction
 
-        return self._done(
+        return done(
+            self._desk,
             "Measuring induction",
             lambda progress: induction(
                 self._desk.session, period=args.period, rows=args.rows, seed=args.seed, progress=progress
@@ -158,25 +171,35 @@ class RecipeMagics(DeskMagics):
             raise InputError("Give one text to continue, in quotes.")
         toward, away = texts(args.toward), texts(args.away)
         scales = value_of(self.shell, "--scales", args.scales)
-        return self._done(
+        return done(
+            self._desk,
             "Generating",
             lambda progress: steering(
                 session, prompts[0], steering_vector(session, toward, away, args.site), site=args.site,
-                scales=scales, metric=unquoted(args.metric), tokens=_tokens(args.tokens),
+                scales=scales, metric=unquoted(args.metric), tokens=tokens_of(args.tokens),
                 max_new_tokens=args.generate, progress=progress,
             ),
         )  # fmt: skip
 
-    def _done(self, what: str, do: Callable[[Any], Made]) -> Made:
-        """What a recipe gives, waited for with a line that says how long it takes, and a button."""
-        cancel = self._desk.session.cancel
-        with waiting(self._desk.shell, what, quiet=1.0, cancel=cancel) as status:
-            made = do(status.tick)
-            status.done(what)
-        return made
+
+def done(desk: Desk, what: str, do: Callable[[Any], Made]) -> Made:
+    """What a recipe gives, waited for with a line that says how long it takes, and a button."""
+    with waiting(desk.shell, what, quiet=1.0, cancel=desk.session.cancel) as status:
+        made = do(status.tick)
+        status.done(what)
+    return made
 
 
-def _tokens(words: list[str]) -> dict[str, str | int]:
+def _tuned(value: Any, text: str) -> TunedLens:
+    """A tuned lens; raises :class:`InputError` for anything else."""
+    from flexmagic.recipes.tuned import TunedLens
+
+    if not isinstance(value, TunedLens):
+        raise InputError(f"--tuned {text}: give the value of %flextuned, not {type(value).__name__}.")
+    return value
+
+
+def tokens_of(words: list[str]) -> dict[str, str | int]:
     """Names and the tokens that they mean; raises :class:`InputError` for a word without a name."""
     out: dict[str, str | int] = {}
     for word in map(unquoted, words):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -62,6 +62,7 @@ class Lens:
     tracked: Named
     texts: dict[int, str]
     tokens: list[list[str]]
+    name: str = "logit lens"
 
     def text(self, layer: int = -1, position: int = -1, row: int = 0) -> str:
         """The likeliest token at a place."""
@@ -88,7 +89,7 @@ class Lens:
         ]
         labels = {"layer": self.logprobs.labels["layer"], "position": ("token", tuple(self.tokens[row]))}
         shown = Named(chance[..., 0], ("layer", "position"), "probability", labels)
-        return shown.grid("logit lens: probability of the likeliest token", texts=texts, notes=notes)
+        return shown.grid(f"{self.name}: probability of the likeliest token", texts=texts, notes=notes)
 
     def _ipython_display_(self) -> None:
         self.grid()._ipython_display_()
@@ -142,11 +143,23 @@ def logit_lens(
             raise ModelError(msg)
     tokens = [list(row) for row in first.tokens] or [[str(i) for i in row] for row in first.ids]
     first.release()
-    known = sorted({int(i) for i in found["ids"].ravel()} | set(ids))
+    return lens_of(session, found, tokens, ids)
+
+
+def lens_of(
+    session: Session,
+    found: Mapping[str, NDArray[Any]],
+    tokens: list[list[str]],
+    tracked: Sequence[int],
+    name: str = "logit lens",
+) -> Lens:
+    """A lens from what was found at ``[layer, batch, position]``, the tokens read and those followed."""
+    known = sorted({int(i) for i in found["ids"].ravel()} | set(tracked))
     texts = dict(zip(known, texts_of(session, known), strict=True))
+    layers = len(found["ids"]) - 1
     layer = {"layer": ("after", ("input", *(f"layer {n}" for n in range(layers))))}
     dims = ("layer", "batch", "position")
-    wanted = {**layer, "target": ("text", tuple(texts[i] for i in ids))}
+    wanted = {**layer, "target": ("text", tuple(texts[i] for i in tracked))}
     return Lens(
         ids=found["ids"],
         logprobs=Named(found["logprobs"], (*dims, "k"), "logprob", layer),
@@ -154,6 +167,7 @@ def logit_lens(
         tracked=Named(found["tracked"], (*dims, "target"), "logprob", wanted),
         texts=texts,
         tokens=tokens,
+        name=name,
     )
 
 

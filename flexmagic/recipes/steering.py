@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flexmagic.errors import InputError
+from flexmagic.recipes.aside import LOGITS, hooked, persistent
 from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import place, token_of
 
@@ -17,14 +18,18 @@ if TYPE_CHECKING:
     from flexmagic import Shown
     from flexmagic.client.session import Session
 
-STEER = """\
-for step in model.steps:
-    x = model[site]
-    x += scale * torch.as_tensor(vector).to(x)
-    if step == 0:
-        logits = model.output.logits[0]
-        save.first = logits[-1]
-        save.metric = {metric}
+HOOK_NAMES = ("x", "site", "index", "step", "ctx", "module", "rank", "modules", "persistent")
+"""What a hook's code sees, so that no token has such a name."""
+ADD, READ = "steering adds", "steering reads"
+"""The hooks by name, and the value that the first takes from run to run."""
+STEER = f"""\
+vector, scale = persistent["{ADD}"]
+x += scale * torch.as_tensor(vector).to(x)
+"""
+MEASURE = f"""\
+{{named}}
+logits = x[0]
+ctx["{READ} first"], ctx["{READ} metric"] = logits[-1], {{metric}}
 """
 
 
@@ -48,13 +53,21 @@ class Steering:
             for scale, value, text in zip(self.scales, self.metric.values.tolist(), self.texts, strict=True)
         ]
 
+    @property
+    def monotonic(self) -> bool:
+        """Whether the metric rises, or falls, with every step of the scale."""
+        order = np.argsort(self.scales)
+        steps = np.diff(self.metric.values[order])
+        return bool((steps > 0).all() or (steps < 0).all())
+
     def lines(self) -> Shown:
-        """The metric over the scale."""
+        """The metric over the scale; the title says whether it is monotonic."""
         from flexmagic import lines
 
-        return lines(
-            {"metric": self.metric.values}, [f"{s:g}" for s in self.scales], title="steering", over="scale"
-        )
+        order = np.argsort(self.scales)
+        title = f"steering: {'monotonic' if self.monotonic else 'not monotonic'} in the scale"
+        where = [f"{self.scales[at]:g}" for at in order]
+        return lines({"metric": self.metric.values[order]}, where, title=title, over="scale")
 
     def __repr__(self) -> str:
         """A line for each scale."""
@@ -102,8 +115,8 @@ def steering(
     those of the prompt ``[seq, vocab]``, and the names of ``tokens``, as in :func:`patching`. With scale 0
     the model does what it does without. Enabled hooks act.
 
-    Raises :class:`InputError`, :class:`SiteError` for a site that the model has not, or :class:`ModelError`
-    over pipeline stages, through which a trace does not generate.
+    Raises :class:`InputError`, or :class:`SiteError` for a site that the model has not. Source: Turner et al.
+    2023 (arXiv 2308.10248).
     """
     if not len(scales):
         raise InputError("Give a scale or more, such as scales=(0, 1, 2).")
@@ -112,22 +125,25 @@ def steering(
         raise InputError(
             f"{site} has heads; steer where the residual stream is, such as blocks.0.resid_post."
         )
-    named = {name: token_of(session, token) for name, token in (tokens or {}).items()}
-    given = {**named, "site": str(own), "vector": np.asarray(vector, dtype=np.float32)}
-    code = f"import torch\n{STEER.format(metric=metric)}"
+    for name in tokens or {}:
+        if not name.isidentifier() or name in {*HOOK_NAMES, "logits", "torch"}:
+            raise InputError(f"A token cannot be named {name!r}: choose another word, such as happy.")
+    named = "\n".join(f"{name} = {token_of(session, token)}" for name, token in (tokens or {}).items())
     texts, metrics, logits = [], [], []
-    for scale in scales:
-        run: Any = session.trace(
-            prompt,
-            code,
-            given={**given, "scale": float(scale)},
-            max_new_tokens=max_new_tokens,
-            progress=progress,
-        )
-        texts.append(run.text[0] if run.text else "")
-        metrics.append(float(run.context["metric"]))
-        logits.append(run.context["first"].float().cpu().numpy())
-        run.release()
+    added = np.asarray(vector, dtype=np.float32)
+    measure = {READ: ([LOGITS], MEASURE.format(named=named, metric=metric))}
+    with (
+        persistent(session, ADD),
+        hooked(session, {ADD: ([str(own)], STEER)}),
+        hooked(session, measure, step=0),
+    ):
+        for scale in scales:
+            session.persistent[ADD] = added, float(scale)
+            run = session.generate(prompt, max_new_tokens, progress=progress)
+            texts.append(run.text[0] if run.text else "")
+            metrics.append(float(run.context[f"{READ} metric"]))
+            logits.append(run.context[f"{READ} first"].float().cpu().numpy())
+            run.release()
     labels = {"scale": ("times", tuple(f"{s:g}" for s in scales))}
     return Steering(
         tuple(texts),

@@ -91,6 +91,7 @@ def test_it_reads_well_as_html_and_markdown_with_default_settings(executed):
     assert any(name.endswith(".png") for name in resources["outputs"])
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", [path.name for path in sorted(NOTEBOOKS.glob("*.ipynb"))])
 def test_each_notebook_is_short_has_pictures_and_asserts_what_it_says(executed, name):
     notebook = executed[name]
