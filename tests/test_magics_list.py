@@ -1,4 +1,4 @@
-"""The magics and their options are a promise: `magics_list.txt` says which there are.
+"""The magics, their options and our kernel messages are a promise: `magics_list.txt` says which there are.
 
 After a change on purpose: `python tests/test_magics_list.py` writes the list anew.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from flexmagic.client.control import ANSWERS
 from flexmagic.magics import FAMILIES
 
 LIST = Path(__file__).with_name("magics_list.txt")
@@ -25,7 +26,13 @@ def option(action: argparse.Action) -> str:
         name = (f"{name} {takes}" if action.option_strings else name) + many + kind
     if action.default not in (None, False, argparse.SUPPRESS, []):
         name += f" = {action.default!r}"
-    return name
+    return f"{name}\n        {' '.join(str(action.help).split())}"
+
+
+def summary(function) -> str:
+    """The first paragraph of a docstring, in one line; of a magic's, after what its parser has put before."""
+    paragraphs = function.__doc__.split("\n\n")
+    return " ".join(paragraphs[2 if paragraphs[0] == "::" else 0].split())
 
 
 def current() -> str:
@@ -37,9 +44,11 @@ def current() -> str:
                 kinds.setdefault((name, family, method), []).append(prefix + name)
     lines = []
     for (_, family, method), forms in sorted(kinds.items(), key=lambda item: item[0][0]):
-        lines.append("  ".join(forms))
+        lines += ["  ".join(forms), f"    {summary(getattr(family, method))}"]
         actions = getattr(family, method).parser._actions
         lines += [f"    {option(action)}" for action in actions if action.dest != "help"]
+    lines.append("control messages of engines")
+    lines += [f"    {kind}\n        {summary(answer)}" for kind, answer in sorted(ANSWERS.items())]
     return "\n".join(lines) + "\n"
 
 

@@ -29,7 +29,9 @@ CLUSTER, WEIGHTS = options(ClusterMagics.flexcluster), options(WeightsMagics.fle
         (RUN, ' "a prompt" --only da', "da", "hook group"),
         (RUN, ' "a prompt', "a prompt", ""),
         (RUN, " --seed 1", "1", ""),
+        (RUN, ' "a prompt" --backward ga', "ga", "loss"),
         (WEIGHTS, " model.norm.w", "model.norm.w", "parameter"),
+        (CLUSTER, " attach fle", "fle", "cluster"),
     ],
 )
 def test_what_is_typed_and_of_what_kind_it_is(known, rest, typed, kind):

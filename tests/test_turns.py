@@ -90,3 +90,16 @@ def test_threads_of_one_notebook_take_turns_too(tmp_path):
         thread.join()
     assert len(most) == 150
     assert set(most) == {1}
+
+
+def test_who_waits_for_another_process_can_do_something_meanwhile_and_give_up(other, tmp_path):
+    calls = []
+
+    def meanwhile():
+        calls.append(len(calls))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), Turns(tmp_path / "turn").turn(meanwhile):
+        pytest.fail("it is not our turn")
+    assert calls == [0, 1, 2]

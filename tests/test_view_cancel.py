@@ -5,7 +5,7 @@ from jupyter_client.manager import start_new_kernel
 
 CELL = """
 import threading
-from flexmagic.magics.desk import waiting
+from flexmagic.magics.status_line import waiting
 from flexmagic.client.waiting import Waited
 
 cancelled = threading.Event()

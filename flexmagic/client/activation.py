@@ -117,22 +117,25 @@ class Activation(Looks):
         """
         from flexmagic.engine.look import as_array
 
-        return as_array(self._read(index))
+        with self._calls.arriving(self.site, None) as progress:
+            return as_array(self._read(index, progress=progress))
 
     def numpy(self, progress: Arriving | None = None) -> NDArray[Any]:
         """The whole tensor as an array; bf16 and fp8 become float32 of the same values.
 
         Ranks of this machine write it into memory that is then the array's own, others send it in
-        messages of a bounded size. ``progress`` hears how many bytes have come, of how many; an
-        interrupt ends it.
+        messages of a bounded size. ``progress`` hears how many bytes have come, of how many; without
+        it, a notebook shows that once it takes over a second. An interrupt ends it.
         """
         from flexmagic.engine.look import as_array
 
-        return as_array(self._read(..., progress=progress))
+        with self._calls.arriving(self.site, progress) as heard:
+            return as_array(self._read(..., progress=heard))
 
     def torch(self, progress: Arriving | None = None) -> Tensor:
         """The whole tensor in its own dtype, on the CPU; it comes as in :meth:`numpy`."""
-        return self._read(..., progress=progress)
+        with self._calls.arriving(self.site, progress) as heard:
+            return self._read(..., progress=heard)
 
     def _read(self, index: object, *, holes: bool = False, progress: Arriving | None = None) -> Tensor:
         from flexmagic.layout.assemble import normalise, window_of

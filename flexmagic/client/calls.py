@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
+from flexmagic.client.mail import Answer
 from flexmagic.client.ranks import RECOVER, Ranks
 from flexmagic.client.recovery import Freed, postponed, uninterrupted
 from flexmagic.client.regroup import Regroup, merged
 from flexmagic.client.waiting import Pending, Progress, Waiting
 from flexmagic.client.watching import SILENT, SILENT_AT_FIRST
 from flexmagic.errors import READY, EngineError, FlexError, StuckError
+
+if TYPE_CHECKING:
+    from flexmagic.client.wire import Arriving
 
 READING = {
     "check_model", "load_model", "build_model", "adopt_model", "reload", "rerun", "readopt_model",
@@ -81,7 +85,7 @@ class Calls:
         :class:`KeyboardInterrupt`, all ranks being ready again, if the user interrupts.
         """
         self.ranks.refuse_if_ended(requests)
-        with self._turns.turn():
+        with self._turns.turn(self.waiting.for_turn(progress)):
             try:
                 replies = self._answers(requests, progress)
             except StuckError as stuck:
@@ -93,6 +97,15 @@ class Calls:
             raise merged(errors)
         return {rank: reply.value for rank, reply in replies.items()}
 
+    @contextlib.contextmanager
+    def arriving(self, what: str, progress: Arriving | None) -> Iterator[Arriving | None]:
+        """Who hears of something as it arrives: ``progress``, else who is told of all that takes long."""
+        if progress is not None or self.waiting.attending is None:
+            yield progress
+            return
+        with self.waiting.attending.gathering(what) as heard:
+            yield heard
+
     def rebuild(self) -> None:
         """Make all process groups again; see :meth:`Regroup.rebuild`."""
         with self._turns.turn():
@@ -100,7 +113,7 @@ class Calls:
 
     def _ask(self, requests: Requests) -> Pending:
         packed: dict[int, bytes] = {}
-        pending = {}
+        pending: dict[int, Answer] = {}
         for rank, (verb, args, kwargs) in requests.items():
             payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
             pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)
@@ -113,7 +126,8 @@ class Calls:
         try:
             with postponed():
                 pending = self._ask(requests)
-            verdict = self.waiting.watch(pending, progress=progress, silent=silent)
+            verb = next((verb for verb, _, _ in requests.values()), "")
+            verdict = self.waiting.watch(pending, progress=progress, silent=silent, verb=verb)
         except KeyboardInterrupt:
             with uninterrupted():
                 places = self.waiting.places(pending)

@@ -13,13 +13,14 @@ from flexmagic.client.cell_run import CellRun
 from flexmagic.client.hook_book import Names
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
+from flexmagic.client.pace import Counted
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
 from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Batches, Over, Sweep, cells_at_once, combinations
-from flexmagic.client.waiting import Progress
+from flexmagic.client.waiting import Attending, Progress
 from flexmagic.errors import InputError
 
 LIMIT = 60.0
@@ -43,6 +44,10 @@ class Cells(ABC):
     losses: Losses
     _calls: Calls
     _running: Running
+
+    def attend(self, attending: Attending | None) -> None:
+        """Have someone told of what takes long and has no ``progress`` of its own; see :class:`Attending`."""
+        self._calls.waiting.attending = attending
 
     @property
     @abstractmethod
@@ -166,17 +171,23 @@ class Cells(ABC):
         """
         named = list(combinations(over))
         cells = [{**(given or {}), **names} for names in named]
+        counted = Counted(options.get("progress"), "traces", len(cells))
+        options["progress"] = counted.heard
         number = self._running.number()
         first = self.trace(inputs, code, given=cells[0], **options)
+        counted.count(1)
+
+        def alone(cell: dict[str, Any]) -> Run:
+            run = self.trace(inputs, code, given=cell, **options)
+            counted.count(1)
+            return run
 
         def shared(some: list[dict[str, Any]], reuse: bool) -> tuple[list[Run], int] | None:  # noqa: FBT001
-            return self._in_one(inputs, code, some, options, sweep=number, reuse=reuse)
+            made = self._in_one(inputs, code, some, options, sweep=number, reuse=reuse)
+            counted.count(0 if made is None else len(made[0]))
+            return made
 
-        batches = Batches(
-            lambda cell: self.trace(inputs, code, given=cell, **options),
-            shared,
-            self._together(first, len(cells), memory, options),
-        )
+        batches = Batches(alone, shared, self._together(first, len(cells), memory, options))
         try:
             return Sweep(over, batches.run(cells, first))
         finally:

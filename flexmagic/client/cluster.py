@@ -21,6 +21,7 @@ from typing import Any
 
 from flexmagic.client import reaper
 from flexmagic.client.restart import Offer, take
+from flexmagic.client.running_clusters import found_running, profile_of
 from flexmagic.client.turns import Turns
 from flexmagic.errors import ClusterError
 
@@ -167,12 +168,8 @@ class Cluster:
 
         Raises :class:`ClusterError` if there is none, or several to choose from.
         """
-        import ipyparallel as ipp
-
-        manager = ipp.ClusterManager()
-        manager.load_clusters()
-        found = {c.cluster_id or "default": c for c in manager.clusters.values() if c.controller is not None}
-        wanted = {k: c for k, c in found.items() if name in (None, k) or _profile_of(c) == name}
+        found = found_running()
+        wanted = {k: c for k, c in found.items() if name in (None, k) or profile_of(c) == name}
         if len(wanted) != 1:
             listed = ", ".join(sorted(wanted or found)) or "none"
             hint = "Type %flexcluster attach NAME." if found else "Type %flexcluster start -n 2."
@@ -387,7 +384,3 @@ def _size_of(engine_sets: Iterable[str]) -> int | None:
     """How many ranks a cluster that was started here, or by another notebook, has; ``None`` for others."""
     named = (re.fullmatch(r"rank\d+of(\d+)", name) for name in engine_sets)
     return next((int(match[1]) for match in named if match), None)
-
-
-def _profile_of(cluster: Any) -> str:
-    return Path(cluster.profile_dir).name.removeprefix("profile_")

@@ -30,8 +30,7 @@ SOON = 1e-5
 
 def install(kernel: Any) -> None:
     """Let an engine's kernel answer our questions on its control thread, whatever its main thread does."""
-    answers = {LOOK: _look, CUT: _cut, INTERRUPT: _interrupt, VITAL: _ask_vital, MEMBERS: _members}
-    for kind, answer in answers.items():
+    for kind, answer in ANSWERS.items():
         kernel.control_handlers[kind] = _Handler(kernel, kind, answer)
 
 
@@ -59,6 +58,7 @@ class _Handler:
 
 
 def _look(content: dict[str, Any]) -> dict[str, Any]:
+    """Where the main thread is, and this end of the connections to the ranks whose ends are told."""
     from flexmagic.engine import sockets, watch
 
     ranks = {(host, port) for host, port in content["ranks"]}
@@ -66,6 +66,7 @@ def _look(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ask_vital(_content: dict[str, Any]) -> dict[str, Any]:
+    """Where the main thread is, and what the rank holds."""
     from flexmagic.engine import watch
     from flexmagic.engine.slot import Slot
     from flexmagic.engine.vitals import vital
@@ -76,6 +77,7 @@ def _ask_vital(_content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _members(content: dict[str, Any]) -> dict[str, Any]:
+    """What can follow a dotted name in a session's hook at a module."""
     from flexmagic.engine.members import members
     from flexmagic.engine.slot import Slot
 
@@ -85,6 +87,7 @@ def _members(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _cut(content: dict[str, Any]) -> dict[str, Any]:
+    """Shut the connections to other ranks, so that nobody waits for them."""
     from flexmagic.engine import sockets
     from flexmagic.engine.groups import abort_device_groups
     from flexmagic.engine.slot import Slot
@@ -97,12 +100,17 @@ def _cut(content: dict[str, Any]) -> dict[str, Any]:
 
 
 def _interrupt(_content: dict[str, Any]) -> dict[str, Any]:
+    """Interrupt the main thread, if it is at work."""
     from flexmagic.engine import watch
 
     busy = watch.whereabouts().kind != watch.IDLE
     if busy:  # to the main thread itself, so that a sleep ends too
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     return {"sent": busy}
+
+
+ANSWERS = {LOOK: _look, CUT: _cut, INTERRUPT: _interrupt, VITAL: _ask_vital, MEMBERS: _members}
+"""The messages that engines answer beside Jupyter's and ipyparallel's own, as ``KIND_reply``."""
 
 
 class Control:

@@ -5,15 +5,19 @@ The one place where an engine meets IPython.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 import socket
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any
 
 PROGRESS = "flexmagic progress"
 """Under this key an engine publishes how far it is."""
 
-PRINTED = "flexmagic printed"
-"""Under this key an engine publishes what its code has printed."""
+PRINTED, SHOWN, BAR = "flexmagic printed", "flexmagic shown ", "flexmagic bar"
+"""Under these keys an engine publishes what its code has printed, displayed, and draws as a bar."""
 
 TOKENS = "flexmagic tokens"
 """Under this key an engine publishes the tokens that it has generated, with how likely each was."""
@@ -26,8 +30,6 @@ def host_name() -> str:
 
 def seat() -> Any:
     """Where this engine sits, if it has joined a session; ``None`` otherwise."""
-    import sys
-
     verbs = sys.modules.get("flexmagic.engine.verbs")
     return None if verbs is None else verbs.seat()
 
@@ -62,6 +64,9 @@ def prepare() -> None:
     """Import what takes long, and then answer on the control channel."""
     from IPython import get_ipython
 
+    shell = get_ipython()
+    assert shell is not None  # an engine is an IPython kernel
+    _bars_as_text()
     from flexmagic.client import control
     from flexmagic.engine import (  # noqa: F401 - so that they are there
         look_verbs,
@@ -71,9 +76,16 @@ def prepare() -> None:
         watch,
     )
 
-    shell = get_ipython()
-    assert shell is not None  # an engine is an IPython kernel
     control.install(shell.kernel)
+
+
+def _bars_as_text() -> None:
+    """Have tqdm choose text, as in a terminal: the widgets of each engine would all go to the notebook."""
+    import tqdm.auto
+    import tqdm.autonotebook
+
+    tqdm.autonotebook.tqdm, tqdm.autonotebook.trange = tqdm.std.tqdm, tqdm.std.trange
+    importlib.reload(tqdm.auto)  # ipyparallel has imported it, which takes an engine for a notebook
 
 
 def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
@@ -82,6 +94,7 @@ def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
     os.environ.setdefault("LOCAL_RANK", "0" if os.environ.get("CUDA_VISIBLE_DEVICES") else str(rank))
     if meeting.host == "127.0.0.1":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as in a notebook
 
     from IPython import get_ipython
 
@@ -89,14 +102,16 @@ def join(rank: int, world_size: int, meeting: Any, others: Any = ()) -> Any:
 
     shell = get_ipython()
     assert shell is not None  # an engine is an IPython kernel
-    return verbs.join(shell.user_ns, rank, world_size, meeting, others, _tell, _say)
+    displays = Displays(shell.display_pub)
+    return verbs.join(shell.user_ns, rank, world_size, meeting, others, _tell, _say, displays)
 
 
-def _say(text: str) -> None:
-    """Say what the code of the call that is being worked on has printed by now."""
+def _say(said: Any) -> None:
+    """Say what the code of the call that is being worked on has printed and displayed by now."""
     from ipyparallel.datapub import publish_data
 
-    publish_data({PRINTED: text})
+    new = {f"{SHOWN}{number}": shown for number, shown in said.new.items()}
+    publish_data({PRINTED: said.text, BAR: said.bar, **new})
 
 
 def _tell(what: str, done: int, total: int, tokens: Any = None) -> None:
@@ -104,3 +119,36 @@ def _tell(what: str, done: int, total: int, tokens: Any = None) -> None:
     from ipyparallel.datapub import publish_data
 
     publish_data({PROGRESS: (what, done, total)} | ({} if tokens is None else {TOKENS: tokens}))
+
+
+class Displays:
+    """Takes what code displays in a block away from IPython's publisher: the innermost block has it."""
+
+    def __init__(self, publisher: Any) -> None:
+        self._publisher = publisher
+        self._takers: list[Callable[[Any], None]] = []
+
+    @contextlib.contextmanager
+    def __call__(self, take: Callable[[Any], None]) -> Iterator[None]:
+        """Have ``take`` called with what is displayed; figures that were drawn are displayed at the end."""
+        self._takers.append(take)
+        self._publisher.register_hook(self._hear)
+        try:
+            yield
+            inline = sys.modules.get("matplotlib_inline.backend_inline")
+            if inline is not None:
+                inline.flush_figures()
+        finally:
+            self._publisher.unregister_hook(self._hear)
+            self._takers.remove(take)
+
+    def _hear(self, message: dict[str, Any]) -> dict[str, Any] | None:
+        from flexmagic.engine.screen import Bundle
+
+        kind, content = message["header"]["msg_type"], message["content"]
+        if kind not in {"display_data", "update_display_data"}:
+            return message
+        where = str(content.get("transient", {}).get("display_id") or "")
+        update = kind == "update_display_data"
+        self._takers[-1](Bundle(content["data"], content["metadata"], where, update))
+        return None

@@ -107,7 +107,7 @@ class HookBook:
             hook = Hook.of(self, known)
             self._hooks[hook.name], self._last_version[hook.name] = hook, max(hook.versions)
         elif known["name"] not in self._hooks:
-            version: HookVersion = known["history"][-1]
+            version = HookVersion.unpacked(known["history"][-1])
             source = version.source
             self.register(
                 model, [str(pattern) for pattern in version.patterns], source.function or source.text,

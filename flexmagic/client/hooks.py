@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Self
 
 from flexmagic.client.hook_text import cell_of, difference
@@ -27,13 +28,32 @@ class HookVersion:
     patterns: tuple[Site, ...]
     group: str | None = None
 
+    @functools.cached_property
+    def packed(self) -> bytes:
+        """The version as it is left with the engines, again and again."""
+        import cloudpickle
+
+        raw: bytes = cloudpickle.dumps(replace(self))  # a copy, which has nothing packed in it
+        return raw
+
+    @staticmethod
+    def unpacked(raw: bytes) -> HookVersion:
+        """The version that was packed."""
+        import cloudpickle
+
+        version: HookVersion = cloudpickle.loads(raw)
+        return version
+
 
 class Hook:
-    """A named hook. Running its cell again makes a new version; :meth:`undo` takes the last one back."""
+    """A named hook. Running its cell again makes a new version; :meth:`undo` takes the last one back.
+
+    ``history``: all versions that can be gone back to, the acting one last.
+    """
 
     def __init__(self, book: HookBook, name: str) -> None:
         self._book = book
-        self._history: list[HookVersion] = []
+        self.history: list[HookVersion] = []
         self.name = name
         self.last_error = ""
         self._enabled = True
@@ -42,14 +62,15 @@ class Hook:
     def of(cls, book: HookBook, known: dict[str, Any]) -> Self:
         """The hook that :attr:`known` was read from."""
         hook = cls(book, known["name"])
-        hook._history = list(known["history"])
+        hook.history = [HookVersion.unpacked(raw) for raw in known["history"]]
         hook._enabled = known["enabled"]
         return hook
 
     @property
     def known(self) -> dict[str, Any]:
-        """All there is to know of the hook, as plain values and versions."""
-        return {"name": self.name, "history": list(self._history), "enabled": self._enabled}
+        """All there is to know of the hook, as plain values and packed versions."""
+        history = [version.packed for version in self.history]
+        return {"name": self.name, "history": history, "enabled": self._enabled}
 
     @property
     def enabled(self) -> bool:
@@ -66,7 +87,7 @@ class Hook:
     @property
     def current(self) -> HookVersion:
         """The version that acts."""
-        return self._history[-1]
+        return self.history[-1]
 
     @property
     def version(self) -> int:
@@ -90,14 +111,14 @@ class Hook:
 
     def push(self, version: HookVersion) -> None:
         """Make a version the one that acts; the session has sent it to every engine."""
-        self._history.append(version)
+        self.history.append(version)
 
     def undo(self) -> None:
         """Go back to the version before; raises :class:`HookError` if there is none."""
-        if len(self._history) == 1:
+        if len(self.history) == 1:
             msg = f"hook {self.name!r} has no earlier version. Remove it with %flexhook --remove {self.name}."
             raise HookError(msg)
-        self._history.pop()
+        self.history.pop()
         self._book.on_change(self.name, self)
 
     def diff(self) -> str:
@@ -105,10 +126,10 @@ class Hook:
 
         Raises :class:`HookError` if there is no earlier version.
         """
-        if len(self._history) == 1:
+        if len(self.history) == 1:
             msg = f"hook {self.name!r} has one version only: there is nothing to compare it with."
             raise HookError(msg)
-        return difference(*self._history[-2:])
+        return difference(*self.history[-2:])
 
     @property
     def cell(self) -> str:
@@ -122,7 +143,7 @@ class Hook:
     @property
     def versions(self) -> list[int]:
         """The numbers of all versions that can be gone back to, the acting one last."""
-        return [v.source.version for v in self._history]
+        return [v.source.version for v in self.history]
 
     def __repr__(self) -> str:
         """Name, version, sites, limits, group and state."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from flexmagic.client.site_card import site_card
 from flexmagic.layout.names import Names
-from flexmagic.layout.sites import Site, resolve
+from flexmagic.layout.sites import Site
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls
@@ -39,11 +39,13 @@ class Known:
         return self._below("parameters", typed)
 
     def ports(self, path: str) -> list[str]:
-        """The surveyed sites of a module, or of those that a pattern names: port and element."""
+        """The surveyed sites of a module, or of the first that a pattern names: port and element."""
         model = self._model()
         if model is None:
             return []
-        found = (site for port in ("output", "input") for site in resolve(Site(path, port), model.rules))
+        first = next(self._paths(path), path)
+        own = [site for site in model.rules if site.path == first]
+        found = (site for port in ("output", "input") for site in own if site.port == port)
         return list(dict.fromkeys(f"{site.port}{site.leaf}" for site in found))
 
     @property
@@ -67,14 +69,12 @@ class Known:
         ``path`` may be a pattern; ``names``: the parts of the dotted name, none for the engines' namespace.
         """
         ranks = self._calls.ranks
-        first = next(iter(self._paths(path)), path)
+        first = next(self._paths(path), path)
         return ranks.control.members(ranks.alive(), self._owner(), first, names, PATIENCE) or []
 
-    def _paths(self, pattern: str) -> list[str]:
-        model = self._model()
-        if model is None:
-            return []
-        return [path for path in model.paths if Site(pattern).matches(Site(path))]
+    def _paths(self, pattern: str) -> Iterator[str]:
+        model, meant = self._model(), Site(pattern)
+        return (path for path in (model.paths if model else ()) if meant.matches(Site(path)))
 
     def _below(self, kind: str, typed: str) -> list[str]:
         model = self._model()

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import failures
 from flexmagic.client.calls import Calls
+from flexmagic.client.displays import printed
 from flexmagic.client.model import Model
+from flexmagic.client.streaming import Streaming
 from flexmagic.client.waiting import Progress
 from flexmagic.errors import CellError, FlexError, ModelError
 from flexmagic.layout.mesh import Mesh
@@ -80,10 +82,14 @@ class Loading:
         unsharded: Callable[[], Any] | None,
         progress: Progress | None,
     ) -> Model:
+        said = Streaming(printed, self._calls.world_size)
+        heard = said.beside(progress)
         try:
-            return self._adopted("build_model", cell, self._mesh(sizes), unsharded, progress=progress)
+            return self._adopted("build_model", cell, self._mesh(sizes), unsharded, progress=heard)
         except CellError as error:
             raise failures.cell_error(error, self._calls.world_size) from None
+        finally:
+            said.end()
 
     def _adopted(self, verb: str, *args: Any, progress: Progress | None) -> Model:
         try:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.control import Control
 from flexmagic.client.endings import Endings
+from flexmagic.client.mail import Answer, Mail
 from flexmagic.errors import ClusterError, EngineError
 
 if TYPE_CHECKING:
@@ -31,26 +31,24 @@ class Ranks:
         self.endings = Endings(cluster, self.engines)
         self.seats: list[Seat | None] = []
         self.lives = [0] * len(self.engines)
-        self._views: dict[int, Any] = {}
-        self._sending = threading.Lock()
+        self._mail = Mail(lambda: cluster.client)
 
     @property
     def world_size(self) -> int:
         """The number of ranks."""
         return len(self.engines)
 
-    def ask(self, rank: int, function: Callable[..., Any], *args: Any) -> Any:
+    def ask(self, rank: int, function: Callable[..., Any], *args: Any) -> Answer:
         """Have a rank run a function; the pending answer."""
-        with self._sending:  # a view asks on a thread of its own
-            if rank not in self._views:
-                self.refuse_if_ended([rank])
-                self._views[rank] = self.cluster.client[self.engines[rank]]
-            return self._views[rank].apply_async(function, *args)
+        try:
+            return self._mail.send(self.engines[rank], function, *args)
+        except IndexError:
+            raise self.gone_error([rank]) from None
 
-    def value(self, rank: int, answer: Any) -> Any:
+    def value(self, rank: int, answer: Answer) -> Any:
         """What a rank answered; raises :class:`EngineError` if its engine ended instead."""
         try:
-            return answer.get(0)
+            return answer.get()
         except Exception as error:
             text = str(error)
             if "died" in text or "stopped" in text:

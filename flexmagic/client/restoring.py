@@ -69,7 +69,7 @@ class Restoring:
 
     def define(self, ranks: Sequence[int]) -> None:
         """Register all hooks on engines that are new."""
-        for version in (version for hook in self._hooks for version in hook.known["history"]):
+        for version in (version for hook in self._hooks for version in hook.history):
             self._calls.some({rank: ("define_hook", (version.source,), {}) for rank in ranks})
 
     def at_work(self, ranks: Sequence[int]) -> list[int]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.client import failures
 from flexmagic.client.calls import Calls
 from flexmagic.client.cell_run import CellRun
+from flexmagic.client.displays import printed
 from flexmagic.client.generation import Generation
 from flexmagic.client.hook_book import HookBook, Names
 from flexmagic.client.model import Model
-from flexmagic.client.notes import notes
+from flexmagic.client.notes import RoomNotes, notes
 from flexmagic.client.planning import Planned, plan
 from flexmagic.client.run import Run
 from flexmagic.client.streaming import Streaming
@@ -38,7 +39,7 @@ class Running:
         owner: str,
         hooks: HookBook,
         *,
-        printer: Callable[[str], None] = print,
+        printer: Callable[[str], None] = printed,
         note: Callable[[Run], None] = lambda _run: None,
         first: int = 1,
     ) -> None:
@@ -47,6 +48,7 @@ class Running:
         self._hooks = hooks
         self.printer = printer
         self._streaming = Streaming(self._show, calls.world_size)
+        self._room = RoomNotes()
         self._note = note
         self._numbers = itertools.count(first)
 
@@ -176,7 +178,7 @@ class Running:
         except CellError as error:
             raise failures.cell_failed(error, self._calls.world_size) from None
         made = [answer for answer in answers if answer is not None]
-        self._streaming.end([answer.printed for answer in made])
+        self._streaming.end([answer.printed for answer in made], [answer.shown for answer in made])
         steps = [[RunAnswer(step.reply, [], step.ids) for step in answer.steps] for answer in made]
         if any(steps):
             self._checked(planned, steps, model)
@@ -238,6 +240,7 @@ class Running:
             heard = self._streaming.beside(progress)
             answers = self._calls.all(verb, planned.run, inputs, *more, progress=heard)
         except (StuckError, KeyboardInterrupt) as ended:
+            self._streaming.end()
             with contextlib.suppress(FlexError):  # an engine that had to be ended has no captures to drop
                 self._calls.all("release", planned.run.key)
             if isinstance(ended, StuckError):
@@ -260,18 +263,19 @@ class Running:
         except FlexError:
             self._calls.all("release", planned.run.key)
             raise
-        outcomes = [answer.reply.outcome for of_rank in steps for answer in of_rank]
+        by_rank = [[answer.reply for answer in of_rank] for of_rank in steps]
         cut = planned.run.short.stop_at is not None or bool(planned.run.short.skip)
-        said = notes(planned.hooks, outcomes, steps=len(steps[0]), cut=cut)
+        said = [*notes(planned.hooks, by_rank, cut=cut), *self._room.notes([of[-1].room for of in by_rank])]
         for note in said:
             self.printer(f"Note: {note}")
         return tuple(said)
 
     def _print(self, steps: list[list[RunAnswer]]) -> None:
-        """Show what hooks printed and was not shown meanwhile."""
+        """Show what hooks printed and displayed and was not shown meanwhile."""
+        by_rank = [[answer.reply.outcome for answer in of_rank] for of_rank in steps]
         self._streaming.end(
-            [
-                "".join(text for answer in of_rank for _, _, text in answer.reply.outcome.printed)
-                for of_rank in steps
-            ]
+            ["".join(text for outcome in of for _, _, text in outcome.printed) for of in by_rank],
+            [{n: shown for outcome in of for n, shown in outcome.shown.items()} for of in by_rank],
         )
+        for outcome in (outcome for of in by_rank for outcome in of):
+            outcome.shown.clear()  # it may be large, and is not shown again

@@ -6,7 +6,7 @@ import contextlib
 import fcntl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 EVERY = 0.02
@@ -25,14 +25,15 @@ class Turns:
         self._depth = 0
 
     @contextlib.contextmanager
-    def turn(self) -> Iterator[None]:
-        """Wait for our turn, and keep it for the length of the block."""
+    def turn(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Wait for our turn, and keep it for the length of the block; ``meanwhile`` is called as long."""
         with self._thread:
             if self._depth:
                 yield
                 return
             with self._path.open("a") as lock:
                 while not _taken(lock.fileno()):
+                    meanwhile()
                     time.sleep(EVERY)
                 self._depth += 1
                 try:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flexmagic.client import engine_side
+from flexmagic.client.mail import Answer
+from flexmagic.client.pace import Pace
 from flexmagic.client.ranks import Ranks
 from flexmagic.client.recovery import Freed, free
 from flexmagic.client.watching import SETTLED, SILENT, STILL, TimeLimits, Verdict, Watcher
 from flexmagic.errors import FlexError
+
+if TYPE_CHECKING:
+    from flexmagic.client.wire import Arriving
 
 GRACE = 5.0
 """Seconds in which what an engine published before its reply has arrived."""
@@ -21,38 +27,78 @@ GRACE = 5.0
 QUIET, EVERY, CLOSELY = 0.2, 0.2, 0.1
 """Seconds before the first look at ranks that have not answered, between looks, and once one has answered."""
 
+LONG = 1.0
+"""Seconds after which a call is worth a word."""
+
 LOOK_PATIENCE = 0.5
 """Seconds that a rank gets to say where it is."""
 
+
+MOST_RANKS = 4
+"""How many ranks are told of one by one: those that are last."""
+
+Far = tuple[str, int, int]
+"""What is going on, how many parts of it are done, and out of how many."""
 
 Tokens = tuple[tuple[str, float | None], ...]
 
 
 @dataclass(frozen=True)
 class Waited:
-    """How long a call has taken by now, and how far ranks say they are: what, done, out of how many.
+    """How long a call has taken by now, and how far ranks say they are.
 
-    ``printed``: what the code of ranks has printed by now, of those that have printed for long.
-    ``tokens``: the new tokens of a generation's first row, and how likely the model held each, ``None``
-    where that is not known.
+    ``pace``: how many parts are done in a second, and how long the rest will take, as words. ``printed``
+    and ``shown``: what the code of ranks has printed and displayed by now, of those that have for long;
+    ``aside``: what they have written otherwise. ``bars``: of tqdm's, that code draws. ``turn``: nothing
+    was asked yet, since another notebook has its turn. ``tokens``: the new tokens of a generation's first
+    row, and how likely the model held each, ``None`` where that is not known.
     """
 
     seconds: float
-    ranks: dict[int, tuple[str, int, int]]
+    ranks: dict[int, Far]
     printed: dict[int, str] = field(default_factory=dict)
+    shown: dict[int, dict[int, Any]] = field(default_factory=dict)
+    aside: dict[int, str] = field(default_factory=dict)
+    bars: dict[int, Far] = field(default_factory=dict)
+    pace: str = ""
+    turn: bool = False
     tokens: Tokens = ()
 
+    @property
+    def far(self) -> dict[int, Far]:
+        """How far ranks are: with what the user's code counts, if it does."""
+        return self.bars or self.ranks
+
     def __str__(self) -> str:
-        """``3.2 s: loading weights, rank 0 12/39, rank 1 10/39``."""
-        told = [f"rank {rank} {done}/{total}" for rank, (_, done, total) in sorted(self.ranks.items())]
-        what = next((what for what, _, _ in self.ranks.values()), "")
-        return f"{self.seconds:.1f} s" + (f": {what}, {', '.join(told)}" if told else "")
+        """``3.2 s: loading weights, rank 0 12/39, rank 1 10/39, 4.1/s, 7 s left``."""
+        told = {rank: f"{done}/{total}" for rank, (_, done, total) in sorted(self.far.items())}
+        if len(set(told.values())) <= 1:
+            told = dict(enumerate(list(told.values())[:1]))
+        else:
+            last = sorted(self.far, key=lambda rank: self.far[rank][1])[:MOST_RANKS]
+            told = {rank: f"rank {rank} {told[rank]}" for rank in sorted(last)}
+        what = next((what for what, _, _ in self.far.values()), "")
+        said = [what] * bool(what) + [*told.values()] + [self.pace] * bool(self.pace)
+        if self.turn:
+            said = ["waiting for another notebook's turn to end"]
+        return f"{self.seconds:.1f} s" + (f": {', '.join(said)}" if said else "")
 
 
 Progress = Callable[[Waited], None]
 """Called a few times a second while a call is waited for."""
 
-Pending = Mapping[int, Any]
+
+class Attending(Protocol):
+    """Is told of what takes long and has no progress of its own."""
+
+    def working(self, verb: str) -> AbstractContextManager[Progress | None]:
+        """For the rest of a call that has taken a second by now."""
+
+    def gathering(self, what: str) -> AbstractContextManager[Arriving | None]:
+        """For something large that arrives in parts."""
+
+
+Pending = Mapping[int, Answer]
 """Answers that have been asked for, by rank."""
 
 
@@ -62,11 +108,25 @@ class Waiting:
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
         self.limits = TimeLimits()
+        self.attending: Attending | None = None
         self._cancelled = threading.Event()
 
     def cancel(self) -> None:
         """End what is waited for as an interrupt would; callable from any thread."""
         self._cancelled.set()
+
+    def for_turn(self, progress: Progress | None) -> Callable[[], None]:
+        """What to do again and again while another notebook has its turn; can be cancelled."""
+        self._cancelled.clear()
+        started = time.perf_counter()
+
+        def meanwhile() -> None:
+            if self._cancelled.is_set():
+                raise KeyboardInterrupt
+            if progress is not None:
+                progress(Waited(time.perf_counter() - started, {}, turn=True))
+
+        return meanwhile
 
     def watch(
         self,
@@ -75,40 +135,61 @@ class Waiting:
         progress: Progress | None = None,
         silent: float = SILENT,
         limits: TimeLimits | None = None,
+        verb: str = "",
     ) -> Verdict | None:
         """Wait for all answers, or for the certainty that they will not come.
 
-        ``silent``: seconds after which a rank that does not say where it is counts as frozen.
+        ``silent``: seconds after which a rank that does not say where it is counts as frozen. ``verb``:
+        what :attr:`attending` is told of where nobody else hears of ``progress``.
         Raises :class:`KeyboardInterrupt` at an interrupt or :meth:`cancel`, and
         :class:`~flexmagic.errors.EngineError`, the other ranks freed, once an engine has ended.
         """
         self._cancelled.clear()
-        started = time.perf_counter()
+        started, pace = time.perf_counter(), Pace()
         watcher, looked = Watcher(limits or self.limits, silent, self._settled), QUIET
-        while rest := waiting(pending):
-            pending[rest[0]].wait(0.05)
-            now = time.perf_counter() - started
-            if self._cancelled.is_set():
-                raise KeyboardInterrupt
-            if gone := sorted(set(self._ranks.ended()) & set(pending)):
-                self.free({rank: answer for rank, answer in pending.items() if rank not in gone})
-                raise self._ranks.gone_error(gone)
-            if progress is not None:
-                progress(Waited(now, *_told(pending)))
-            if now > looked and (rest := waiting(pending)):
-                self._ranks.cluster.check_controller()
-                places = self._ranks.control.look(rest, LOOK_PATIENCE)
-                verdict = watcher.see(now, [rank for rank in pending if rank not in places], places)
-                if verdict is not None and waiting(pending):
-                    return verdict
-                every = CLOSELY if len(rest) < len(pending) else EVERY
-                looked = time.perf_counter() - started + every
+        with self._hearing(progress, verb) as hearing:
+            while rest := waiting(pending):
+                pending[rest[0]].wait(0.05)
+                now = time.perf_counter() - started
+                self._raise_for(pending)
+                if hear := hearing(now):
+                    hear(_told(now, pending, pace))
+                if now > looked and (rest := waiting(pending)):
+                    self._ranks.cluster.check_controller()
+                    places = self._ranks.control.look(rest, LOOK_PATIENCE)
+                    verdict = watcher.see(now, [rank for rank in pending if rank not in places], places)
+                    if verdict is not None and waiting(pending):
+                        return verdict
+                    every = CLOSELY if len(rest) < len(pending) else EVERY
+                    looked = time.perf_counter() - started + every
         if progress is not None:
             for answer in pending.values():
                 if not _failed(answer):
                     answer.wait_for_output(GRACE)  # a reply can overtake what was said before it
-            progress(Waited(time.perf_counter() - started, *_told(pending)))
+            progress(_told(time.perf_counter() - started, pending, pace))
         return None
+
+    def _raise_for(self, pending: Pending) -> None:
+        """Raise if the user does not want to wait any more, or a rank is gone; the others are freed then."""
+        if self._cancelled.is_set():
+            raise KeyboardInterrupt
+        if gone := sorted(set(self._ranks.ended()) & set(pending)):
+            self.free({rank: answer for rank, answer in pending.items() if rank not in gone})
+            raise self._ranks.gone_error(gone)
+
+    @contextlib.contextmanager
+    def _hearing(self, progress: Progress | None, verb: str) -> Iterator[Callable[[float], Progress | None]]:
+        """Who hears how far a call is after so many seconds: ``progress``, else who attends to long ones."""
+        with contextlib.ExitStack() as stack:
+            asked, late = progress is not None or not verb, progress
+
+            def hearing(now: float) -> Progress | None:
+                nonlocal asked, late
+                if not asked and now > LONG and self.attending is not None:
+                    asked, late = True, stack.enter_context(self.attending.working(verb))
+                return late
+
+            yield hearing
 
     @property
     def _settled(self) -> float:
@@ -139,17 +220,32 @@ def waiting(pending: Pending) -> list[int]:
     return [rank for rank, answer in pending.items() if not answer.ready()]
 
 
-def _told(pending: Pending) -> tuple[dict[int, tuple[str, int, int]], dict[int, str], Tokens]:
-    """What the ranks have said last of how far they are, what they have printed, and tokens they made."""
-    told = {rank: answer.data for rank, answer in pending.items()}
-    far = {rank: data[engine_side.PROGRESS] for rank, data in told.items() if engine_side.PROGRESS in data}
-    printed = {rank: data[engine_side.PRINTED] for rank, data in told.items() if engine_side.PRINTED in data}
-    tokens = next((data[engine_side.TOKENS] for data in told.values() if engine_side.TOKENS in data), ())
-    return far, printed, tuple(tokens)
+def _told(now: float, pending: Pending, pace: Pace) -> Waited:
+    """What the ranks have said last of how far they are, and what they have printed."""
+    heard = {rank: answer.heard for rank, answer in pending.items()}
+    data = {rank: dict(of["data"]) for rank, of in heard.items()}
+
+    def said(key: str) -> dict[int, Any]:
+        return {rank: of[key] for rank, of in data.items() if of.get(key) is not None}
+
+    aside = {rank: of["stdout"] + of["stderr"] for rank, of in heard.items()}
+    shown = {
+        rank: {
+            int(key.removeprefix(engine_side.SHOWN)): value
+            for key, value in of.items()
+            if key.startswith(engine_side.SHOWN)
+        }
+        for rank, of in data.items()
+    }
+    far, bars = said(engine_side.PROGRESS), said(engine_side.BAR)
+    pace.see(now, bars or far)
+    tokens = next(iter(said(engine_side.TOKENS).values()), ())
+    printed = said(engine_side.PRINTED)
+    return Waited(now, far, printed, shown, aside, bars, str(pace), tokens=tuple(tokens))
 
 
-def _failed(answer: Any) -> bool:
+def _failed(answer: Answer) -> bool:
     try:
-        return getattr(answer.get(0), "error", None) is not None
+        return getattr(answer.get(), "error", None) is not None
     except Exception:  # noqa: BLE001 - any remote exception counts as a failure
         return True

@@ -13,6 +13,7 @@ from flexmagic.client.hooks import Hook
 from flexmagic.client.losses import Losses
 from flexmagic.client.model import Model
 from flexmagic.client.modules import Modules, Registered
+from flexmagic.client.pace import Counted
 from flexmagic.client.planning import Skipped
 from flexmagic.client.run import Run
 from flexmagic.client.running import Running
@@ -156,9 +157,16 @@ class Work(ABC):
         if not seeds:
             msg = f"Repeating {times} times makes no run: give a number, 1 or more, or a list of seeds."
             raise InputError(msg)
-        if max_new_tokens is None:
-            return [self.run(inputs, seed=each, **options) for each in seeds]
-        return [self.generate(inputs, max_new_tokens, seed=each, **options) for each in seeds]
+        counted = Counted(options.pop("progress", None), "runs", len(seeds))
+        made: list[Run] = []
+        for each in seeds:
+            counted.done = len(made)
+            every: dict[str, Any] = {**options, "seed": each, "progress": counted.heard}
+            if max_new_tokens is None:
+                made.append(self.run(inputs, **every))
+            else:
+                made.append(self.generate(inputs, max_new_tokens, **every))
+        return made
 
     def generate(
         self,

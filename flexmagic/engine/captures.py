@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,18 @@ Reader = tuple[str, int]
 
 Join = Callable[[Site, dict[int, torch.Tensor]], torch.Tensor | str]
 """One tensor out of a site's numbered parts, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """Bytes that captures hold after a run, of how many, and the numbers of the runs that went for it.
+
+    ``held`` is exact from half of the budget on; below, storage shared between runs may count several times.
+    """
+
+    held: int = 0
+    budget: int = DEFAULT_BUDGET
+    evicted: tuple[int, ...] = ()
 
 
 @dataclass
@@ -48,7 +60,7 @@ class Captures:
 
     Pieces are references to what the model computed, not copies, unless ``overwritten`` names the
     site: one where the model was seen to write into the tensor later. ``lent``: what processes of
-    some machines are reading; see :mod:`flexmagic.engine.lending`.
+    some machines are reading; see :mod:`flexmagic.engine.lending`. ``room``: as the last run left it.
     """
 
     def __init__(self, budget: int = DEFAULT_BUDGET) -> None:
@@ -58,6 +70,9 @@ class Captures:
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
         self._parts: dict[RunKey, dict[Site, dict[int, Capture]]] = {}
         self._evicted: set[RunKey] = set()
+        self._finished: set[RunKey] = set()
+        self._at_most = 0
+        self.room = Room(0, budget)
         self._contexts: dict[RunKey, dict[str, Any]] = {}
 
     def keep(self, run: RunKey, site: Site, local: torch.Tensor, part: int | None = None) -> None:
@@ -68,6 +83,8 @@ class Captures:
         capture = Capture(piece, piece._version)  # noqa: SLF001
         if part is None:
             self._runs.setdefault(run, {})[site] = capture
+            if run in self._finished:
+                self._at_most += piece.untyped_storage().nbytes()
         else:
             self._parts.setdefault(run, {}).setdefault(site, {})[part] = capture
 
@@ -92,10 +109,18 @@ class Captures:
         for site in [s for s, capture in kept.items() if not capture.intact]:
             self.overwritten.add(site)
             del kept[site]
-        while self.nbytes > self.budget and len(self._runs) > 1:
+        self._finished.add(run)
+        self._at_most += _nbytes(kept.values())
+        if self._at_most > self.budget / 2:  # only then it is worth while to look at all that there is
+            self._at_most = self.nbytes
+        held, went = self._at_most, list[int]()
+        while held > self.budget and len(self._runs) > 1:
             oldest = next(iter(self._runs))
             self.drop(oldest)
             self._evicted.add(oldest)
+            went.append(oldest[1])
+            held = self._at_most = self.nbytes
+        self.room = Room(held, self.budget, tuple(dict.fromkeys(went)))
         return kept
 
     def get(self, run: RunKey, site: Site) -> torch.Tensor:
@@ -131,6 +156,7 @@ class Captures:
         """Forget a run, all steps of a generation; or one step, if the key names it."""
         for key in [key for key in self._runs if key[: len(run)] == run]:
             del self._runs[key]
+            self._finished.discard(key)
         whole = run[:2]
         if not any(key[:2] == whole for key in self._runs):
             self._contexts.pop(whole, None)
@@ -138,6 +164,8 @@ class Captures:
     def clear(self) -> None:
         """Forget everything."""
         self._runs.clear()
+        self._finished.clear()
+        self._at_most = 0
         self._parts.clear()
         self._contexts.clear()
         self.overwritten.clear()
@@ -146,12 +174,12 @@ class Captures:
     @property
     def nbytes(self) -> int:
         """Bytes of all pieces, storage shared between sites counted once."""
-        storages = {
-            c.tensor.untyped_storage().data_ptr(): c.tensor.untyped_storage().nbytes()
-            for captures in self._runs.values()
-            for c in captures.values()
-        }
-        return sum(storages.values())
+        return _nbytes(capture for captures in self._runs.values() for capture in captures.values())
+
+
+def _nbytes(captures: Iterable[Capture]) -> int:
+    storages = (capture.tensor.untyped_storage() for capture in captures)
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 def _name(run: RunKey) -> str:

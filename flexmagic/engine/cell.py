@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import io
 import time
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import cloudpickle
@@ -18,12 +17,14 @@ from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.agreement import agree, numbers_of_all
 from flexmagic.engine.code import HookSource, failure, shifted
+from flexmagic.engine.draws import seed_model
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.generation import Step
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
 from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.prints import Prints
 from flexmagic.engine.runtime import RunPlan, Runtime, mode
+from flexmagic.engine.screen import Bundle, Screen
 from flexmagic.engine.shortcuts import check_stages
 from flexmagic.engine.stage_whole import whole_of
 from flexmagic.engine.tensors import as_bytes, leaves, local_of, replace_leaf
@@ -47,13 +48,14 @@ class Shown(str):
 
 @dataclass(frozen=True)
 class CellAnswer:
-    """What one rank did: its forwards, what it printed, and its last expression's value, packed."""
+    """What one rank did: its forwards, what it printed and displayed, and its last value, packed."""
 
     steps: list[Step]
     printed: str
     value: bytes
     digest: int
     failed: str = ""
+    shown: dict[int, Bundle] = field(default_factory=dict)
 
 
 def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
@@ -69,15 +71,15 @@ def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
         )
     instrument = runtime.instrument(plan, Extent(shared_out=False))
     instrument.at_once = True
-    instrument.prints = Prints()  # what the cell itself prints is told meanwhile
+    instrument.prints = Prints(displays=runtime.displays)  # what the cell itself prints is told meanwhile
     steps = _Steps(runtime, plan, instrument)
-    printed, value, stopped = io.StringIO(), None, ""
+    printed, value, stopped = Screen(), None, ""
     kept = {name: runtime.namespace[name] for name in MADE_BY_US if name in runtime.namespace}
     draws = torch.random.fork_rng(runtime.place.generators)
     try:
         with instrument, _watched(runtime, steps), mode(grad=plan.grad), draws:
-            torch.manual_seed(plan.seed)
-            with Prints(runtime.say).taken(printed):
+            seed_model(plan.seed)
+            with Prints(runtime.say, runtime.displays).taken(printed):
                 value = _evaluated(source, runtime.namespace)
     except RunStopped as stop:
         stopped = stop.reason or OTHER_FAILED
@@ -91,7 +93,7 @@ def run_cell(runtime: Runtime, plan: RunPlan, source: HookSource) -> CellAnswer:
         runtime.namespace.update(kept)
     runtime.captures.remember(plan.key, instrument.context)
     value, digest = _packed(value, source, runtime.place.rank)
-    return CellAnswer(steps.done, printed.getvalue(), value, digest, stopped)
+    return CellAnswer(steps.done, printed.getvalue(), value, digest, stopped, printed.shown)
 
 
 def _evaluated(source: HookSource, namespace: dict[str, Any]) -> Any:

@@ -241,10 +241,10 @@ class _Returns(ast.NodeTransformer):
 
 def _compile(source: HookSource) -> Any:
     parsed = ast.parse(shifted(source), source.filename)
-    end = ast.parse(f"return {LEFT}(x)").body
+    end, line = ast.parse(f"return {LEFT}(x)").body, _last_set(parsed)
     for node in ast.walk(end[0]):
         if isinstance(node, (ast.stmt, ast.expr)):
-            node.lineno = node.end_lineno = _last_set(parsed)
+            node.lineno = node.end_lineno = line
             node.col_offset = node.end_col_offset = -1  # all of the line
     body: list[ast.stmt] = [_Returns().visit(statement) for statement in parsed.body]
     return _compiled(source, (*NAMES, LEFT), [*body, *end])

@@ -207,9 +207,10 @@ def _tokenizer(source: str) -> Any:
 
     try:
         with _quiet():
-            return AutoTokenizer.from_pretrained(source)
+            found = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError, ImportError):
         return None  # a model without a tokenizer still takes token ids
+    return found if len(found) > len(found.all_special_ids) else None  # of a bare configuration: no words
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.distributed import Loaded
+from flexmagic.engine.draws import seed_model
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.inputs import Prepared
@@ -98,7 +99,7 @@ def generate(runtime: Runtime, plan: RunPlan, prepared: Prepared, request: Reque
         torch.compiler.set_stance("force_eager"),
         torch.random.fork_rng(runtime.place.generators),
     ):
-        torch.manual_seed(plan.seed)
+        seed_model(plan.seed)
         handles = (
             root.register_forward_pre_hook(steps.begin, prepend=True, with_kwargs=True),
             root.register_forward_hook(steps.end),

@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from flexmagic.engine.distributed import Loaded
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.groups import Groups
+from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.probe import note
 from flexmagic.engine.surveying import everyone
 from flexmagic.engine.tensors import leaves, like_original, local_of, replace_leaf
@@ -40,6 +41,8 @@ STEP = 2e-3
 CLOSE = 0.01
 """Largest difference between a derivative and its measurement, relative to the gradient's norm."""
 MOST_MEASURED = 64
+COARSE = ("bfloat16", "float16")
+"""Dtypes that are too coarse for a difference of two losses."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,12 @@ def _measured(
     ]
     for site in {found[s].ranks: s for s in sure}.values():  # one on each pipeline stage
         norm, off = _deviation(found[site], local, trial, groups)
+        if off > CLOSE * norm and found[site].dtype in COARSE:
+            msg = (
+                f"Gradients are held against measured derivatives, which the rounding of {found[site].dtype} "
+                'hides: load the model with dtype="float32" to differentiate.'
+            )
+            raise ModelError(msg)
         if off > CLOSE * norm:
             msg = (
                 "The model's own backward is not the derivative of its forward: along the gradient at "
@@ -338,6 +347,7 @@ def _changed(trial: Trial, site: Site, change: Callable[[torch.Tensor], torch.Te
     finally:
         if handle is not None:
             handle.remove()
+        come_to_rest(trial.loaded.model)  # without a backward, fully_shard leaves its outermost unit whole
 
 
 @contextlib.contextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -24,6 +23,7 @@ from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
 from flexmagic.engine.outcome import Edit, Outcome
 from flexmagic.engine.prints import Prints
+from flexmagic.engine.screen import Screen
 from flexmagic.engine.site_value import SiteValue, gradient_at
 from flexmagic.engine.tensors import check_result, checksum, leaves, like_original, local_of, replace_leaf
 from flexmagic.engine.tree import modules_of
@@ -309,7 +309,7 @@ class Instrument:
         names = {"module": module, "rank": self.exchange.rank, **self._condition_names(site)}
         names |= self._lasting.names(local=hook.source.local, differentiable=known)
         names = {name: names[name] for name in NAMES if name != "x"}
-        printed = io.StringIO()
+        printed = Screen()
         try:
             window = self._window(hook, site, x, cut=cut)
             if window is None:
@@ -319,7 +319,7 @@ class Instrument:
                 return None
             part = window.cut(x)
             before = part._version  # noqa: SLF001 - torch's documented counter
-            with self.prints.taken(printed), self._draws(hook, site):
+            with self.prints.taken(printed), self._draws(hook, site), self.outcome.timing(hook.source.name):
                 result = hook.call({"x": part, **names})
             check_result(result, part.shape, part.dtype, part.device)
         except RunStopped:  # all ranks end here, in what a trace had them do together
@@ -328,8 +328,7 @@ class Instrument:
             self.outcome.failures.append(self._failure(hook, site, error))
             return None
         finally:
-            if printed.getvalue():
-                self.outcome.printed.append((str(site), hook.source.name, printed.getvalue()))
+            self.outcome.note(str(site), hook.source.name, printed)
         edited = result is not part or part._version != before  # noqa: SLF001
         if edited and not window.everything:
             if not (result is part and window.is_view):
@@ -345,7 +344,7 @@ class Instrument:
 
         ``site``: that of another pipeline stage at which it is.
         """
-        printed, where = io.StringIO(), "" if site is None else str(site)
+        printed, where = Screen(), "" if site is None else str(site)
         self._visits[site] += site is not None
         try:
             with self.prints.taken(printed), self._draws(hook, site):
@@ -355,8 +354,7 @@ class Instrument:
         except BaseException as error:  # noqa: BLE001 - as in a hook's body
             self.outcome.failures.append(self._failure(hook, site, error))
         finally:
-            if printed.getvalue():
-                self.outcome.printed.append((where, hook.source.name, printed.getvalue()))
+            self.outcome.note(where, hook.source.name, printed)
 
     def _failure(self, hook: ActiveHook, site: Site | None, error: BaseException) -> RankFailure:
         """An exception as data; it lets go of its frames, which hold tensors."""

@@ -116,7 +116,8 @@ def prefix_of(
     """Run a forward and keep what its layers return; the same layers on all ranks, which call it together.
 
     ``overwritten``: sites that the model was seen to write into, which torch's counter of versions does not
-    always tell. ``known``: what was kept before, which is returned if it is of this key and of the same parameters.
+    always tell. ``known``: what was kept before, which is returned if it is of this key and the same
+    parameters.
 
     Kept are those of the first list of modules that run once each, one after the other, and hand on to the
     next all that they return, of which each rank has its own rows, and that the model does not overwrite.

@@ -16,9 +16,10 @@ from torch import nn
 from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import agree, form_of, form_of_input
 from flexmagic.engine.box import Boxes
-from flexmagic.engine.captures import Captures, RunKey
+from flexmagic.engine.captures import Captures, Room, RunKey
 from flexmagic.engine.code import HookSource, build
 from flexmagic.engine.distributed import Loaded
+from flexmagic.engine.draws import seed_model
 from flexmagic.engine.exchange import Exchange, RunEnds, RunStopped
 from flexmagic.engine.gradients import Gradients, own_gradients, survey_gradients
 from flexmagic.engine.groups import Groups, Place
@@ -33,7 +34,7 @@ from flexmagic.engine.outcome import Outcome
 from flexmagic.engine.outlet import Outlet
 from flexmagic.engine.pipeline import whole_batches
 from flexmagic.engine.prefix import Prefix
-from flexmagic.engine.prints import Prints, Say
+from flexmagic.engine.prints import Displays, Prints, Say, nowhere
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.progress import Tell
 from flexmagic.engine.rows import copies_of_a_row, extent_of, share
@@ -99,6 +100,7 @@ class RunReply:
     extent: Extent
     error: str = ""
     loss: float | None = None
+    room: Room = field(default_factory=Room)
 
 
 @dataclass
@@ -111,7 +113,8 @@ class Runtime:
     groups: Groups
     namespace: dict[str, Any]
     tell: Tell = lambda *_: None
-    say: Say = lambda _text: None
+    say: Say = lambda _said: None
+    displays: Displays = nowhere
     captures: Captures = field(default_factory=Captures)
     kept: Kept = field(default_factory=Kept)
     spent: Spent = field(default_factory=Spent)
@@ -249,7 +252,7 @@ class Runtime:
             capture_at=dict(plan.capture_at),
             lasting=replace(self.lasting[plan.owner], training=plan.backward is not None),
         )  # fmt: skip
-        instrument.prints = Prints(self.say)
+        instrument.prints = Prints(self.say, self.displays)
         if plan.trace is not None:
             active.append(self._trace_hook(plan.trace, instrument))
         return instrument
@@ -282,7 +285,7 @@ class Runtime:
         assert self.loaded is not None  # the client has a model
         attached = shortened(self.loaded, instrument, self.rules, plan.short, self.forms)
         with attached, mode(grad=plan.grad), torch.random.fork_rng(self.place.generators):
-            torch.manual_seed(plan.seed)
+            seed_model(plan.seed)
             try:
                 with traced(instrument, self.model):
                     if plan.backward is None:
@@ -306,7 +309,7 @@ class Runtime:
         local = {s: (tuple(c.tensor.shape), dtype_name(c.tensor.dtype)) for s, c in kept.items()}
         nbytes = sum(c.nbytes for c in kept.values())
         passed, extent = time.perf_counter() - started, instrument.exchange.extent
-        return RunReply(instrument.outcome, local, nbytes, passed, extent, error, loss)
+        return RunReply(instrument.outcome, local, nbytes, passed, extent, error, loss, self.captures.room)
 
     def _differentiate(
         self, plan: RunPlan, arguments: dict[str, Any], instrument: Instrument, prepared: Prepared

@@ -20,7 +20,7 @@ import torch
 from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.code import build_script
-from flexmagic.engine.draws import draw_from
+from flexmagic.engine.draws import draw_from, seed_model
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.inputs import Prepared
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
@@ -257,7 +257,7 @@ def _forward(shared: _Shared, hook: SweepHook) -> RunReply:
     runtime, plan, instrument = shared.runtime, shared.plan, shared.instrument
     error, started = "", time.perf_counter()
     with instrument, mode(grad=False), torch.random.fork_rng(runtime.place.generators):
-        torch.manual_seed(plan.seed)
+        seed_model(plan.seed)
         try:
             with _traced(instrument, hook):
                 shared.run(hook)

@@ -20,7 +20,7 @@ from flexmagic.engine.groups import Groups, Meeting, Place
 from flexmagic.engine.inputs import Prepared, prepare
 from flexmagic.engine.lending import Lent
 from flexmagic.engine.outlet import Offer
-from flexmagic.engine.prints import Say
+from flexmagic.engine.prints import Displays, Say, nowhere
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.private_groups import GroupSpec
 from flexmagic.engine.progress import Tell
@@ -62,19 +62,21 @@ def join(  # noqa: PLR0917 - the places of one call that is sent as a tuple
     meeting: Meeting,
     others: Sequence[GroupSpec] = (),
     tell: Tell = lambda *_: None,
-    say: Say = lambda _text: None,
+    say: Say = lambda _said: None,
+    displays: Displays = nowhere,
 ) -> Seat:
     """Make this process a rank: choose its device, connect the groups, keep the namespace.
 
     ``others``: the groups of ranks that are there already, which all make again at the same time.
-    ``tell`` carries how far a call is to whoever waits for it, ``say`` what its code has printed.
+    ``tell`` carries how far a call is to whoever waits for it, ``say`` what its code has printed; what
+    it displays is sent there by ``displays``.
     """
     torch.set_num_threads(1)
     device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
     place = Place(rank, world_size, device)
-    Slot.runtime = Runtime(Groups(place, meeting, others), namespace, tell, say)
+    Slot.runtime = Runtime(Groups(place, meeting, others), namespace, tell, say, displays)
     namespace.setdefault("torch", torch)
     namespace.update(rank=rank, world_size=world_size, device=device)
     joined = seat()

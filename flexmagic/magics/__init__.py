@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flexmagic.magics.causes import CauseMagics
 from flexmagic.magics.cell_form import TRANSFORMS
 from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
-    CompareMagics, PanelMagics, RecipeMagics, LearnedMagics,
+    CompareMagics, PanelMagics, RecipeMagics, LearnedMagics, CauseMagics,
     CellsMagics, ConfigMagics, TracebackMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""

@@ -10,7 +10,8 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.client.cell_run import ByRank
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import parse
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -96,7 +97,8 @@ class CellsMagics(DeskMagics):
         return None
 
     def _run(self, cell: str, first_line: int) -> Any:
-        with waiting(self._desk.shell, "Running", quiet=1.0) as status:
+        cancel = self._desk.session.cancel
+        with waiting(self._desk.shell, "Running", quiet=1.0, cancel=cancel) as status:
             made = self._desk.session.run_cell(cell, progress=status.tick, first_line=first_line)
         if isinstance(made.value, ByRank) and hasattr(self._desk.shell, "kernel"):
             from flexmagic.view.rank_tabs import show

@@ -9,8 +9,9 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import bytes_of, parse
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.restart import kernel_name
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from flexmagic.client.table import Table
@@ -94,7 +95,10 @@ class ClusterMagics(DeskMagics):
         self._refuse_second()
         from flexmagic.client.session import Session
 
-        self._desk.take(Session.attach(args.name, hooks=args.hooks, kernel=kernel_name(self._desk.shell)))
+        kernel = kernel_name(self._desk.shell)
+        with waiting(self._desk.shell, "Attaching, after what other notebooks are running") as status:
+            self._desk.take(Session.attach(args.name, hooks=args.hooks, kernel=kernel))
+            status.done(f"Attached to {self._desk.session.cluster_name}")
         return self._desk.session.status()
 
     def _refuse_second(self) -> None:

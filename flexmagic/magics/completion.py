@@ -10,7 +10,18 @@ from IPython.core.completer import CompletionContext, SimpleCompletion, SimpleMa
 
 from flexmagic.layout.patterns import split_list
 from flexmagic.layout.sites import PORTS
-from flexmagic.magics.options import GROUP, HOOK, PARAMETER, SITE, Typing, arguments, options, typing
+from flexmagic.magics.options import (
+    CLUSTER,
+    GROUP,
+    HOOK,
+    LOSS,
+    PARAMETER,
+    SITE,
+    Typing,
+    arguments,
+    options,
+    typing,
+)
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -81,6 +92,10 @@ class Completion:
             return []
         found = [word for word in now.option.words if word.startswith(now.typed)]
         kinds, known = now.option.kind.split(), self._known
+        if CLUSTER in kinds:
+            from flexmagic.client.running_clusters import running
+
+            found += [name for name in running() if name.startswith(now.typed)]
         if known is None:
             return found
         if SITE in kinds:
@@ -91,6 +106,8 @@ class Completion:
             found += [_quoted(name) for name in known.hooks if name.startswith(now.typed)]
         if GROUP in kinds:
             found += [_quoted(name) for name in known.groups if name.startswith(now.typed)]
+        if LOSS in kinds:
+            found += [name for name in self._desk.session.losses if name.startswith(now.typed)]
         return found
 
     def _member(self, magic: str, rest: str, before: str) -> SimpleMatcherResult:

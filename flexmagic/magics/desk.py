@@ -5,31 +5,24 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from IPython.core.magic import Magics
-from IPython.display import display
 
 from flexmagic.errors import ClusterError, FlexError, StuckError, UserCodeError
 from flexmagic.magics.arguments import bytes_of
+from flexmagic.magics.attending import Attending
 from flexmagic.magics.settings import FlexMagic
+from flexmagic.magics.status_line import TICK, waiting
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from flexmagic.client.session import Session
-    from flexmagic.client.waiting import Waited
     from flexmagic.magics.cells import EngineCells
-    from flexmagic.view.cancel import CancelButton
-
-
-TICK, OFFER = 0.2, 1.0
-"""Seconds between two looks at the clock in a status line, and after which it can be cancelled."""
 
 
 class Helper(Protocol):
@@ -82,6 +75,7 @@ class Desk:
             alone=settings.alone_limit,
             captures=bytes_of(settings.captures) if settings.captures else None,
         )
+        session.attend(Attending(self.shell, session.cancel))
         self._session = session
 
     def expect(self, what: str, begin: Callable[[], Session]) -> None:
@@ -119,6 +113,10 @@ class Desk:
                 if not ran:  # what ran is quoted in the message
                     error.typed = f"{name} {line}".strip()
                 raise
+            except KeyboardInterrupt as error:
+                if said := str(error):  # it says where the ranks were, not how we waited for them
+                    vars(error)["_render_traceback_"] = lambda: [f"KeyboardInterrupt: {said}"]
+                raise
 
         return call
 
@@ -150,108 +148,3 @@ class DeskMagics(Magics):
         for kind, sign in (("line", "%"), ("cell", "%%")):
             for name, call in self.magics[kind].items():
                 self.magics[kind][name] = desk.quoting(f"{sign}{name}", call)
-
-
-def in_notebook(shell: InteractiveShell) -> bool:
-    """Whether a cell of a notebook is running, whose front end can change what it shows.
-
-    A console, or a program that runs a notebook without one, only adds to what is there.
-    """
-    kernel = getattr(shell, "kernel", None)
-    return kernel is not None and "cellId" in (kernel.get_parent().get("metadata") or {})
-
-
-class StatusLine:
-    """One line that says what is being waited for, rewritten in place where that is possible.
-
-    Once that takes longer, with a button that calls ``cancel``, where a button can work.
-    """
-
-    def __init__(
-        self,
-        shell: InteractiveShell,
-        text: str,
-        *,
-        quiet: float = 0.0,
-        cancel: Callable[[], None] | None = None,
-    ) -> None:
-        self._shell, self._cancel = shell, cancel
-        self._button: CancelButton | None = None
-        self._started = time.perf_counter()
-        self._last = 0.0
-        self._text = text
-        self._handle: Any = None
-        self._in_notebook = in_notebook(shell)
-        self._in_terminal = not hasattr(shell, "kernel") and sys.stdout.isatty()
-        self._quiet = quiet
-        if not quiet:
-            self._show(f"{text} …")
-
-    def say(self, text: str) -> None:
-        """Replace the line."""
-        self._offer()
-        if text != self._text:
-            self._text = text
-            self._show(f"{text} …")
-
-    def tick(self, waited: Waited | None = None) -> None:
-        """Show how long it has taken by now and how far it is, a few times a second; not in a plain log."""
-        self._offer()
-        passed = time.perf_counter() - self._started
-        if passed > self._quiet and passed - self._last > TICK and (self._in_notebook or self._in_terminal):
-            self._last = passed
-            far = f"{passed:.1f} s" if waited is None else replace(waited, seconds=passed)
-            self._show(f"{self._text} … {far}")
-
-    def done(self, text: str) -> None:
-        """The last word: what has been reached, and in how long; nothing if nothing was said before."""
-        if time.perf_counter() - self._started < self._quiet:
-            return
-        self._show(f"{text} ({time.perf_counter() - self._started:.1f} s)")
-        if self._in_terminal:
-            sys.stdout.write("\n")
-
-    def close(self) -> None:
-        """There is nothing to be waited for any more, so nothing to cancel."""
-        if self._button is not None:
-            self._button.close()
-
-    def _offer(self) -> None:
-        """Show the button, once, when it is time."""
-        if self._cancel is None or not self._in_notebook or time.perf_counter() - self._started < OFFER:
-            return
-        from flexmagic.view.cancel import cancel_button
-
-        cancel, self._cancel = self._cancel, None
-        self._button = cancel_button(self._shell, cancel)
-
-    def _show(self, line: str) -> None:
-        if self._in_terminal:
-            sys.stdout.write(f"\r\x1b[2K{line}")
-            sys.stdout.flush()
-        elif not self._in_notebook:
-            print(line)
-        else:
-            plain = {"text/plain": line}
-            if self._handle is None:
-                self._handle = display(plain, raw=True, display_id=True)
-            else:
-                self._handle.update(plain, raw=True)
-
-
-@contextlib.contextmanager
-def waiting(
-    shell: InteractiveShell, text: str, *, quiet: float = 0.0, cancel: Callable[[], None] | None = None
-) -> Iterator[StatusLine]:
-    """A status line for the length of a block; an error ends the line before it is shown.
-
-    ``quiet``: seconds in which nothing is said, for what is usually over by then. ``cancel``: ends it.
-    """
-    line = StatusLine(shell, text, quiet=quiet, cancel=cancel)
-    try:
-        yield line
-    except BaseException:
-        line.done(f"{text}: not done")
-        raise
-    finally:
-        line.close()

@@ -64,6 +64,7 @@ def telling(say: Callable[[str], None], stream: Stream | None = None) -> Callabl
         if stream is not None:
             stream.grow(waited.tokens)
         text, done, total = waited.ranks.get(0, ("", 0, 0))
-        say(f"Generating {done}/{total}: {visible(text, 400)}" if total else "Generating")
+        far = ", ".join(filter(None, [f"{done}/{total}", waited.pace]))
+        say(f"Generating {far}: {visible(text, 400)}" if total else "Generating")
 
     return progress

@@ -9,7 +9,8 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import parse, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from argparse import Namespace

@@ -10,11 +10,11 @@ from typing import Any, cast
 from flexmagic.layout.patterns import split_list
 from flexmagic.magics.cluster import ACTIONS
 
-SITE, PARAMETER, HOOK, GROUP = "site", "parameter", "hook", "group"
+SITE, PARAMETER, HOOK, GROUP, LOSS, CLUSTER = "site", "parameter", "hook", "group", "loss", "cluster"
 """Kinds of names that a notebook's session or machine knows."""
 
 _KINDS = {
-    "sites": SITE, "SITE": SITE, "parameters": PARAMETER, "group": GROUP,
+    "sites": SITE, "SITE": SITE, "parameters": PARAMETER, "group": GROUP, "backward": LOSS,
     **dict.fromkeys(("enable", "disable", "complement", "remove"), f"{HOOK} {GROUP}"),
     **dict.fromkeys(("only", "without"), f"{HOOK} {GROUP}"),
     **dict.fromkeys(("undo", "diff", "edit"), HOOK),
@@ -58,6 +58,8 @@ def options(magic: Any) -> list[Option]:
 def _option(action: Action) -> Option:
     takes = {None: 1, "?": 1, ZERO_OR_MORE: -1, ONE_OR_MORE: -1}.get(cast("str | None", action.nargs), 0)
     kind = _KINDS.get(action.dest) or _KINDS.get(str(action.metavar), "")
+    if action.dest == "name" and not action.option_strings:
+        kind = CLUSTER
     return Option(tuple(action.option_strings), takes, kind, _WORDS.get(action.dest, ()))
 
 

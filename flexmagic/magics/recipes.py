@@ -8,9 +8,10 @@ from IPython.core.magic import line_magic, magics_class, needs_local_scope, no_v
 from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
-from flexmagic.magics.arguments import expanded, parse, texts, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.arguments import bytes_of, expanded, parse, texts, unquoted
+from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.inputs import inputs_of, value_of
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -80,6 +81,8 @@ class RecipeMagics(DeskMagics):
     @argument("--tokens", nargs="+", default=[], metavar="NAME=TEXT", help='such as "right= Mary"')
     @argument("--site", default="resid_pre", metavar="NAME", help="what is patched: attn_out, attn.z, …")
     @argument("--noise", action="store_true", help="put corrupt values into the clean prompt")
+    @argument("--step", type=float, default=1.0, metavar="X", help="so much of the way to the other value")
+    @argument("--memory", metavar="SIZE", help="that patched prompts may take together on a rank, as 4GB")
     @argument("--layers", metavar="EXPR", help="these layers only, such as range(2)")
     @argument("--positions", metavar="EXPR", help='groups of positions by name, such as {"names": [2, 4]}')
     @needs_local_scope
@@ -106,13 +109,15 @@ class RecipeMagics(DeskMagics):
             name: None if text is None else value_of(self.shell, f"--{name}", text)
             for name, text in (("layers", args.layers), ("positions", args.positions))
         }
+        if args.memory is not None:
+            options["memory"] = bytes_of(unquoted(args.memory))
         return done(
             self._desk,
             f"Patching {args.site}",
             lambda progress: patching(
                 self._desk.session, prompts[0], prompts[1], unquoted(args.metric),
                 site=args.site, denoising=not args.noise, tokens=tokens_of(args.tokens),
-                progress=progress, **options,
+                step=args.step, progress=progress, **options,
             ),
         )  # fmt: skip
 

@@ -8,17 +8,19 @@ from typing import TYPE_CHECKING, Any
 from IPython.core.magic import line_cell_magic, magics_class, needs_local_scope, no_var_expand
 from IPython.core.magic_arguments import argument, magic_arguments
 
+from flexmagic.client.pace import Counted
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
-from flexmagic.magics.desk import DeskMagics, in_notebook, waiting
+from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.generating import SAMPLING, check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
+from flexmagic.magics.status_line import StatusLine, in_notebook, waiting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flexmagic.client.generation import Generation
     from flexmagic.client.run import Run
+    from flexmagic.client.waiting import Progress
     from flexmagic.view.stream import Stream
 
 
@@ -133,8 +135,20 @@ class RunMagics(DeskMagics):
             return self._cell(args, cell)
         check(args)
         inputs = inputs_of(self.shell, args, "%flexrun")
-        make = self._run if args.generate is None else self._generate
-        runs = [make(args, inputs, self._options(args, args.seed + n)) for n in range(args.repeat)]
+        generates = args.generate is not None
+        what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
+        runs: list[Run] = []
+        with waiting(self._desk.shell, what, quiet=quiet, cancel=self._desk.session.cancel) as status:
+            counted = Counted(status.tick, "runs", args.repeat)
+            for counted.done in range(args.repeat):
+                options = self._options(args, args.seed + counted.done)
+                heard = status.tick if args.repeat == 1 else counted.heard
+                runs.append(
+                    self._generate(args, inputs, options, status)
+                    if generates
+                    else self._run(args, inputs, options, heard)
+                )
+            status.done(repr(runs[0]) if args.repeat == 1 else f"{args.repeat} runs")
         return runs[0] if args.repeat == 1 else runs
 
     def _cell(self, args: Any, cell: str) -> Any:
@@ -170,32 +184,26 @@ class RunMagics(DeskMagics):
             },
         }
 
-    def _run(self, args: Any, inputs: Any, options: dict[str, Any]) -> Run:
-        with waiting(self._desk.shell, "Running", quiet=1.0, cancel=self._desk.session.cancel) as status:
-            run = self._desk.session.run(
-                inputs,
-                backward=None if args.backward is None else unquoted(args.backward),
-                grad=args.grad,
-                stop_at=None if args.stop_at is None else unquoted(args.stop_at),
-                progress=status.tick,
-                **options,
-            )
-            status.done(repr(run))
-        return run
+    def _run(self, args: Any, inputs: Any, options: dict[str, Any], progress: Progress | None) -> Run:
+        return self._desk.session.run(
+            inputs,
+            backward=None if args.backward is None else unquoted(args.backward),
+            grad=args.grad,
+            stop_at=None if args.stop_at is None else unquoted(args.stop_at),
+            progress=progress,
+            **options,
+        )
 
-    def _generate(self, args: Any, inputs: Any, options: dict[str, Any]) -> Generation:
-        """Show the text in the status line as it comes, and the run at the end."""
-        with waiting(self._desk.shell, "Generating", cancel=self._desk.session.cancel) as status:
-            stream = self._stream(args)
-            try:
-                run = self._desk.session.generate(
-                    inputs, args.generate, progress=telling(status.say, stream), **options, **sampling(args)
-                )
-            finally:
-                if stream is not None:
-                    stream.end()
-            status.done(repr(run))
-        return run
+    def _generate(self, args: Any, inputs: Any, options: dict[str, Any], status: StatusLine) -> Run:
+        """Show the text in the status line as it comes."""
+        stream = self._stream(args)
+        try:
+            return self._desk.session.generate(
+                inputs, args.generate, progress=telling(status.now, stream), **options, **sampling(args)
+            )
+        finally:
+            if stream is not None:
+                stream.end()
 
     def _stream(self, args: Any) -> Stream | None:
         """The view in which the text appears, where one was asked for and can be."""

@@ -9,9 +9,10 @@ from IPython.core.magic_arguments import argument, magic_arguments
 
 from flexmagic.errors import InputError
 from flexmagic.magics.arguments import expanded, names, parse, sites, unquoted
-from flexmagic.magics.desk import DeskMagics, waiting
+from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.generating import check_generating, generating, sampling, telling
 from flexmagic.magics.inputs import inputs_of, value_of
+from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +116,7 @@ class TraceMagics(DeskMagics):
         what, quiet = ("Generating", 0.0) if generates else ("Running", 1.0)
         made: Run | Sweep
         with waiting(self._desk.shell, what, quiet=quiet, cancel=self._desk.session.cancel) as status:
-            progress = telling(status.say) if generates else status.tick
+            progress = telling(status.now) if generates else status.tick
             if over:
                 made = self._desk.session.sweep(inputs, cell, over, progress=progress, **options)
             else:

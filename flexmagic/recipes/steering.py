@@ -125,6 +125,8 @@ def steering(
         raise InputError(
             f"{site} has heads; steer where the residual stream is, such as blocks.0.resid_post."
         )
+    if site.endswith("resid_mid"):
+        raise InputError(f"At {site} only the MLP would see the direction; the same at attn_out is for all.")
     for name in tokens or {}:
         if not name.isidentifier() or name in {*HOOK_NAMES, "logits", "torch"}:
             raise InputError(f"A token cannot be named {name!r}: choose another word, such as happy.")

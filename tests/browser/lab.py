@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import nbformat
 from chromium import ARTEFACTS, MISSING, ROOT, Browser, find_browser, wait_for
+from selenium.webdriver.common.action_chains import ActionChains
 from tensor_canvas import TensorCanvas
 
 if TYPE_CHECKING:
@@ -269,6 +270,44 @@ class Notebook:
         )
         self.browser.js("arguments[0].scrollIntoView({block: 'start'})", cell)
         return cell
+
+    def edit(self, number: int, source: str, cursor: int | None = None) -> None:
+        """Put text into a cell and the cursor into it, at its end or at an offset, as a click does."""
+        at = len(source) if cursor is None else cursor
+        line, column = source[:at].count("\n"), at - (source.rfind("\n", 0, at) + 1)
+        self.area(number)
+        self.browser.js(
+            f"{_PANEL} panel.content.activeCellIndex = arguments[0]; panel.content.deselectAll();"
+            "const cell = panel.content.activeCell; cell.model.sharedModel.setSource(arguments[1]);"
+            "panel.content.mode = 'edit'; cell.editor.focus();"
+            "cell.editor.setCursorPosition({line: arguments[2], column: arguments[3]})",
+            number,
+            source,
+            line,
+            column,
+        )
+
+    def press(self, *keys: str) -> None:
+        """Press keys together, where the cursor is."""
+        chain = ActionChains(self.browser.driver)
+        for key in keys[:-1]:
+            chain.key_down(key)
+        chain.send_keys(keys[-1])
+        for key in keys[:-1]:
+            chain.key_up(key)
+        chain.perform()
+
+    def source(self, number: int) -> str:
+        """Return the text of a cell."""
+        return str(
+            self.browser.js(
+                f"{_PANEL} return panel.content.widgets[arguments[0]].model.sharedModel.source", number
+            )
+        )
+
+    def tool(self, name: str) -> None:
+        """Press a button of the notebook's toolbar: ``interrupt``, ``restart`` …"""
+        self.browser.one(f"[data-jp-item-name='{name}'] jp-button").click()
 
     def save(self) -> None:
         """Save the notebook to its file."""

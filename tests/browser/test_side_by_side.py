@@ -66,7 +66,7 @@ panel
     """
 import threading
 from flexmagic.client.waiting import Waited
-from flexmagic.magics.desk import waiting
+from flexmagic.magics.status_line import waiting
 cancelled = threading.Event()
 with waiting(get_ipython(), "Working", quiet=0.5, cancel=cancelled.set) as line:
     while not cancelled.wait(0.05):

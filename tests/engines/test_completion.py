@@ -26,6 +26,7 @@ def test_names_are_offered_and_nothing_else(desk, loaded):  # noqa: F811
     loaded._cluster.client[:].execute("of_the_engines = 'text'", block=True)
     typed(desk, "%%flexhook model.norm --name damp --group Alpha\nctx['saved'] = 1")
     typed(desk, "%%flexhook lm_head --name other")
+    typed(desk, "%%flexloss gap\nlogits.sum()")
     typed(desk, f'run = %flexrun "{PROMPT}"')
     for text, some, none in [
         ("%%flexhook model.la|", {"model.layers"}, {"model.norm"}),
@@ -38,6 +39,8 @@ def test_names_are_offered_and_nothing_else(desk, loaded):  # noqa: F811
         ("%flexhook --group A|", {"Alpha"}, set()),
         ("%%flexweights model.norm.we|", {"model.norm.weight"}, set()),
         ("%flexcluster st|", {"start", "status", "stop"}, {"attach"}),
+        ("%flexcluster attach |", {loaded.cluster_name, "default"}, {"attach"}),
+        ("%flexrun 'text' --backward ga|", {"gap"}, {"damp"}),
         ("%%flexhook model.layers.0.mlp --name q\nx.me|", {"mean", "median"}, {"abs"}),
         ("%%flexhook model.layers.0.mlp --name q\ny = module.down|", {"down_proj"}, {"up_proj"}),
         ("%%flexhook model.layers.*.mlp\nmodule.down_proj.wei|", {"weight"}, set()),

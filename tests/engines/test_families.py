@@ -4,11 +4,11 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from flexmagic import ModelError, Session
+from flexmagic import InputError, ModelError, Session
 from flexmagic.engine.probe import observe
 
 from .conftest import MODEL, PROMPT, relative
-from .matrix.models import SMALL, made
+from .matrix.models import CHECKPOINTS, SMALL, made
 
 pytestmark = pytest.mark.engines
 
@@ -69,6 +69,21 @@ def test_a_model_without_a_plan_for_tensor_parallelism_is_refused(session, tmp_p
         session.load(tmp_path)
 
 
+def test_gradients_of_one_unit_of_fully_shard_and_no_words_without_a_tokenizer(session, tmp_path):
+    folder = made(AutoModelForCausalLM, *CHECKPOINTS["GPT-2"], tmp_path)
+    session.load(folder, fsdp=2, attn="eager")
+    site, loss = "transformer.h.0:grad_output", "logits[:, -1, 5].sum()"
+    run = session.run(IDS, backward=loss, capture=site)
+    one, kept = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager").eval(), []
+    handle = one.transformer.h[0].register_forward_hook(lambda _m, _a, out: kept.append(out))
+    logits = one(IDS, use_cache=False).logits
+    handle.remove()
+    (want,) = torch.autograd.grad(logits[:, -1, 5].sum(), kept)
+    assert relative(run[site].torch(), want) <= 1e-5
+    with pytest.raises(InputError, match="no tokenizer"):
+        session.run("any text")
+
+
 def test_bfloat16_keeps_its_bits(session):
     session.load(MODEL, dtype="bfloat16")
     run = session.run(PROMPT, capture="model.layers.1.mlp.up_proj")
@@ -79,6 +94,8 @@ def test_bfloat16_keeps_its_bits(session):
     assert activation.numpy().dtype == "float32"
     assert torch.equal(torch.from_numpy(activation.numpy()), whole.float())
     assert torch.equal(torch.from_numpy(activation[0, 3:7, ::5]), whole[0, 3:7, ::5].float())
+    with pytest.raises(ModelError, match='dtype="float32"'):
+        session.run(PROMPT, backward="logits[0, -1, 5]")
 
 
 def test_four_ranks_hold_a_quarter_each(one_process, ids):

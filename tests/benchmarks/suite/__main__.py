@@ -47,7 +47,7 @@ def main() -> int:
 
 def parts(report: Report, folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], None]]:
     """What measures each row; (a) and (b) are one."""
-    from suite import cuda, forward, grid, growth, memory, notebook, per_hook, transfer
+    from suite import cuda, forward, grid, growth, hand, memory, notebook, per_hook, transfer
 
     rounds = options.rounds
 
@@ -56,6 +56,10 @@ def parts(report: Report, folder: Path, options: argparse.Namespace) -> dict[str
         forward.forward_rows(report, folder, rounds)
         cuda.cuda_rows(report, folder, rounds)
 
+    def latencies() -> None:
+        hand.hand_rows(report, rounds)
+        notebook.latency_rows(report, rounds)
+
     def grids() -> None:
         slow = options.slow_rounds or rounds
         grid.grid_rows(report, folder, slow)
@@ -63,7 +67,7 @@ def parts(report: Report, folder: Path, options: argparse.Namespace) -> dict[str
 
     return {
         "a": forwards,
-        "c": lambda: notebook.latency_rows(report, rounds),
+        "c": latencies,
         "d": lambda: transfer.transfer_rows(report, rounds, tuple(options.megabytes)),
         "e": grids,
         "f": lambda: notebook.start_rows(report, options.slow_rounds or rounds),

@@ -41,6 +41,9 @@ class Far:
     def gone(self, _lives: Any) -> tuple[int, ...]:
         return ()
 
+    def arriving(self, _what: str, progress: Any) -> Any:
+        return contextlib.nullcontext(progress)
+
     def some(self, requests: dict[int, tuple[str, Any, Any]], _progress: Any = None) -> dict[int, Any]:
         from flexmagic.client.engine_side import packed
 
