@@ -225,12 +225,16 @@ def killed(notebook):
 
 
 def test_a_killed_engine_is_a_hole_in_a_view_that_nobody_touches(notebook, browser):
+    root = lab.TensorCanvas.within(notebook, VIEW).root
+    browser.js("for (const d of arguments[0].querySelectorAll('details')) d.open = true", root)
+    ranks = "return [...arguments[0].querySelectorAll('.fxm-table th[scope=row]')].map((n) => n.textContent)"
+    both = ["whole", "rank 0", "rank 1"]
+    lab.wait_for(lambda: browser.js(ranks, root) == both, message="the table of both ranks")
     view = killed(notebook)
     rows, cols = view.data("cells")
     hole = {view.cell(r, cols - 3)[:3] for r in range(rows)}
     assert hole <= {(186, 186, 186), (110, 110, 110)}
     assert not {view.cell(r, 3)[:3] for r in range(rows)} & hole
-    ranks = "return [...arguments[0].querySelectorAll('.fxm-table th[scope=row]')].map((n) => n.textContent)"
     lab.wait_for(lambda: browser.js(ranks, view.root) == ["whole", "rank 0"], message="the table without it")
     notebook.browser.screenshot("killed_engine", view.root)
 
