@@ -8,7 +8,9 @@ import pytest
 from flexmagic.errors import ClusterError
 from flexmagic.view import protocol
 from flexmagic.view.arrays import ArraySource, info_of
+from flexmagic.view.differ import difference
 from flexmagic.view.picture import Look
+from flexmagic.view.pieces import split
 from flexmagic.view.widget import TensorView
 
 
@@ -112,6 +114,38 @@ def test_an_empty_tensor_is_a_sentence():
     content, buffers = Asked(source(np.zeros((0, 3)))).ask(kind="look")
     assert content["empty"] == "This tensor is empty (dim0 has size 0): there is nothing to draw."
     assert buffers == []
+
+
+class OnRanks(ArraySource):
+    """A tensor on ranks that may end."""
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.listeners = []
+
+    def tell_of_endings(self, listener):
+        self.listeners.append(listener)
+
+
+def test_pages_hear_of_ranks_that_end_and_know_whether_they_show_something_of_them():
+    x = noise()
+    mine = OnRanks(x, info_of(x, pieces=split(x.shape, 1, [10, 0, 10]), missing_ranks=(2,)))
+    asked = Asked(mine)
+    assert mine.listeners == []
+    content, _ = asked.ask(kind="look", width=800)
+    assert set(mine.listeners) == {asked.view}
+    assert content["ranks"] == [0, 1]
+    mine.listeners[0].ranks_ended((1,))
+    assert asked.answers[-1] == ({"kind": "ended", "ranks": [1]}, [])
+    assert Asked(source(x, pieces=())).ask(kind="look", width=800)[0]["ranks"] is None
+
+
+def test_both_sides_of_a_comparison_are_listened_to():
+    x = noise()
+    a, b = OnRanks(x, info_of(x)), OnRanks(x + 1, info_of(x))
+    asked = Asked(difference(a, b))
+    asked.ask(kind="look", width=800)
+    assert set(a.listeners) == set(b.listeners) == {asked.view}
 
 
 def test_no_trait_holds_data():

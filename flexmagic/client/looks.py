@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flexmagic.client.derived import Derived
     from flexmagic.client.masking import MaskedActivation
     from flexmagic.layout.layout import Layout
-    from flexmagic.view.source import Change, Share
+    from flexmagic.view.source import Change, Listener, Share
 
 
 class Looks:
@@ -64,6 +64,10 @@ class Looks:
             raise InputError(msg)
 
         return held(self._calls, self._origin, self.layout, rank)
+
+    def tell_of_endings(self, listener: Listener) -> None:
+        """Let a view know when ranks of its session end; it is forgotten when nothing else holds it."""
+        self._calls.ranks.endings.tell(listener)
 
     def masked(self, where: Any) -> MaskedActivation:
         """The same activation with some elements masked: shown as masked, and in no statistic.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.control import Control
+from flexmagic.client.endings import Endings
 from flexmagic.client.mail import Answer, Mail
 from flexmagic.errors import ClusterError, EngineError
 
@@ -27,6 +28,7 @@ class Ranks:
         self.cluster = cluster
         self.engines = cluster.members
         self.control = Control(cluster, self.engines)
+        self.endings = Endings(cluster, self.engines)
         self.seats: list[Seat | None] = []
         self.lives = [0] * len(self.engines)
         self._mail = Mail(lambda: cluster.client)

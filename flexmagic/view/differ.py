@@ -25,14 +25,14 @@ from flexmagic.view.reduce import (
     same_bits,
     subtract,
 )
-from flexmagic.view.source import Change, Comparable, Info
+from flexmagic.view.source import Change, Comparable, Info, Mortal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
-    from flexmagic.view.source import Index, Overview, Source, Stats
+    from flexmagic.view.source import Index, Listener, Overview, Source, Stats
 
 TILE = 1 << 20
 """Elements of each tensor that are in memory at a time."""
@@ -184,6 +184,12 @@ class Difference:
             origin = start, int(col_edges[0])
             parts.append(reduce_overview(band, local, col_edges - col_edges[0], origin, masked))
         return replace(merge_overviews(parts), row_edges=row_edges, col_edges=col_edges)
+
+    def tell_of_endings(self, listener: Listener) -> None:
+        """Let a view know when ranks end that hold either."""
+        for source in (self.a, self.b):
+            if isinstance(source, Mortal):
+                source.tell_of_endings(listener)
 
     def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
         """Return B's labels."""

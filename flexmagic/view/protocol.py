@@ -9,6 +9,8 @@ answer repeats, so that several views share one widget and late answers are told
 * ``check``: ``layer`` and ``step``; answered by ``check``, warnings of replicas that differ.
 * ``table``: ``layer``, ``step`` and ``part``; answered by ``table``, statistics and histograms by rank.
 * Any of them may be answered by ``error`` with a sentence.
+
+One message comes unasked, to all views: ``ended`` with ``ranks`` whose engines have just ended.
 """
 
 from __future__ import annotations
@@ -154,8 +156,19 @@ def describe(sheet: Sheet, layers: int = 1, steps: int = 1) -> Message:
         "facets": facets,
         "first": sheet.first,
         "count": sheet.count,
+        "ranks": _ranks(sheet),
         "panes": [_describe_pane(pane) for pane in sheet.panes],
     }
+
+
+def _ranks(sheet: Sheet) -> list[int] | None:
+    """Return the ranks whose end would change what is shown; None where that is not known."""
+    infos = [pane.picture.info for pane in sheet.panes]
+    if not all(info.pieces for info in infos):
+        return None
+    return sorted(
+        {piece.rank for info in infos for piece in info.pieces if piece.rank not in info.missing_ranks}
+    )
 
 
 def buffers(sheet: Sheet) -> list[bytes]:

@@ -247,6 +247,23 @@ class ByRank(Protocol):
         ...
 
 
+class Listener(Protocol):
+    """Who wants to know that ranks have ended."""
+
+    def ranks_ended(self, ranks: tuple[int, ...]) -> None:
+        """Hear of ranks whose engines have just ended; on a thread of its own."""
+        ...
+
+
+@runtime_checkable
+class Mortal(Protocol):
+    """A :class:`Source` that lies on processes which may end."""
+
+    def tell_of_endings(self, listener: Listener) -> None:
+        """Let ``listener`` know, for as long as it lives, when some of them end."""
+        ...
+
+
 @dataclass(frozen=True)
 class Change:
     """How two tensors A and B of the same shape differ, added up over disjoint pieces.

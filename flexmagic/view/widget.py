@@ -1,8 +1,8 @@
 """The live view: an anywidget canvas that asks, and Python that answers with what is looked at.
 
 Data travel as binary buffers of custom messages, never as synced traits, so a saved notebook holds
-none of it. Nothing is sent unless a browser asked: a widget to which a running cell publishes
-would stop answering until that cell ends.
+none of it. Nothing is sent unless a browser asked, except that ranks have ended: a widget to which a
+running cell publishes would stop answering until that cell ends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from flexmagic.view.family import Family
 from flexmagic.view.growing import GrowingText
 from flexmagic.view.picture import ALONE
 from flexmagic.view.sheet import compose_sheet
-from flexmagic.view.source import ByRank
+from flexmagic.view.source import ByRank, Mortal
 from flexmagic.view.table import disagreements, rank_table
 from flexmagic.view.words import visible
 
@@ -109,6 +109,11 @@ class TensorView(anywidget.AnyWidget):
             content, buffers = self._apology(f"{type(error).__name__}: {error}"), []
         self.send(head | content, buffers)
 
+    def ranks_ended(self, ranks: tuple[int, ...]) -> None:
+        """Tell the pages that show this view, which look again if they show something of these ranks."""
+        self.send({"kind": "ended", "ranks": list(ranks)})
+        answer_where_asked(self)
+
     def _apology(self, text: str) -> protocol.Message:
         title = visible(self._family.layers[self._start[0]])
         return {"kind": "error", "title": title, "text": visible(text, 2000)}
@@ -138,6 +143,7 @@ class TensorView(anywidget.AnyWidget):
     def _look(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
         place, part = self._chosen(question)
         whole = self._family.at(*place)
+        self._hear_of(whole)
         source = whole if part is None else self._part(place, part)
         info = source.info
         content = {
@@ -157,12 +163,18 @@ class TensorView(anywidget.AnyWidget):
             return content, []
         layers, steps = self._family.beside(*place)
         sheet = compose_sheet(source, protocol.read_look(question), layers, steps)
+        for pane in sheet.panes:
+            self._hear_of(pane.source)
         stats = self._stats_of(place, part, source)
         content |= protocol.describe(sheet, len(layers), len(steps)) | protocol.about(info, source, stats)
         view = str(question.get("view"))
         self._shown[view] = (int(question.get("id") or 0), sheet)
         _keep_last(self._shown, view)
         return content, protocol.buffers(sheet)
+
+    def _hear_of(self, source: Source) -> None:
+        if isinstance(source, Mortal):
+            source.tell_of_endings(self)
 
     def _chosen(self, question: protocol.Message) -> tuple[Place, int | None]:
         """Return the layer and step that a question is about, and the rank if it is about one rank's own."""

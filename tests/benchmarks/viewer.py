@@ -9,7 +9,9 @@
   when it is zoomed, and what a saved notebook gets;
 * of a smaller array, in turn within one run: seconds to make the view in Python, and from there to the
   first paint in headless Chromium, and the bytes of the page, of each tool; and the ratio of the sums;
-* how long the page takes from the arrival of a zoomed tile until it is painted.
+* how long the page takes from the arrival of a zoomed tile until it is painted;
+* in a real JupyterLab: seconds from the end of an engine until an open view that nobody touches shows
+  the hole, and until the session knew of the end.
 """
 
 from __future__ import annotations
@@ -46,6 +48,29 @@ class Large(torch.nn.Module):
         return DTensor.from_local(part + 0 * x.sum(), mesh, [Shard(1)])
 model = Large()
 """
+LOST = [
+    """import torch
+from flexmagic import Session
+session = Session.start(2, oversubscribe=True)
+session.load_cell('''CELL''')
+run = session.run({"x": torch.zeros(2)})""",
+    'run[":output"]',
+    """import os, signal, threading, time
+class Heard:
+    def ranks_ended(self, ranks):
+        self.at = time.time()
+heard, pid = Heard(), session._calls.ranks.seats[1].pid
+session._calls.ranks.endings.tell(heard)
+os.kill(pid, signal.SIGKILL)
+killed = time.time()""",
+    "print(killed, heard.at)",
+    "session.stop()",
+]
+"""A notebook whose second engine is killed: the view is in its second cell, the times in its fourth."""
+NOTICED = 3.0
+"""Seconds from an engine's end within which an open view is to show the hole."""
+ZOOMED = 100
+"""Milliseconds from a tile's arrival within which it is to be painted."""
 LIMIT = 180
 """Seconds that a page gets to be painted."""
 DRAWN = """(function drawn(root) {
@@ -237,7 +262,49 @@ def zoom(browser: Any) -> None:
     browser.js("arguments[0].focus()", canvas)
     canvas.send_keys("+")
     browser.js_async("while (window.took.length < 2) await new Promise((f) => setTimeout(f, 5));")
-    print(f"    zoomed: {browser.js('return window.took.at(-1)'):.0f} ms from a tile's arrival to its paint")
+    took = browser.js("return window.took.at(-1)")
+    print(
+        f"    zoomed: {took:.0f} ms from a tile's arrival to its paint: {held(took, ZOOMED)} (limit {ZOOMED})"
+    )
+
+
+def held(figure: float, limit: float) -> str:
+    """Say whether a figure is within its limit."""
+    return "pass" if figure <= limit else "FAIL"
+
+
+def lost(repeat: int) -> None:
+    """Print how soon an open view shows that an engine was killed."""
+    import lab
+
+    browser, server = lab.Browser(), lab.LabServer()
+    watch = (
+        "window.holed = null; const root = arguments[0]; const look = () => {"
+        "const text = root.querySelector('.fxm-notes').textContent;"
+        "if (text.includes('cannot answer')) window.holed = Date.now(); else requestAnimationFrame(look);"
+        "}; look();"
+    )
+    print(f"an engine is killed under an open view, {repeat} times")
+    try:
+        for _ in range(repeat):
+            cells = [cell.replace("CELL", CELL.format(rows=64, cols=512)) for cell in LOST]
+            notebook = lab.Notebook(server, browser).open(server.write("lost.ipynb", cells))
+            for cell in range(2):
+                notebook.run(cell, timeout=LIMIT)
+            view = lab.TensorCanvas.within(notebook, 1)
+            browser.js(watch, view.root)
+            notebook.run(2)
+            seen = lab.wait_for(lambda: browser.js("return window.holed"), LIMIT, "the hole") / 1000
+            killed, known = map(float, notebook.run(3)[0]["text"].split())
+            print(
+                f"  seen {seen - killed:.2f} s after the end, {seen - known:.2f} s after the session knew: "
+                f"{held(seen - killed, NOTICED)} (limit {NOTICED:g} s)"
+            )
+            notebook.run(4)
+            notebook.shut_down()
+    finally:
+        server.close()
+        browser.close()
 
 
 def main() -> None:
@@ -249,11 +316,13 @@ def main() -> None:
     parser.add_argument("--large", type=int, nargs=2, default=(4096, 16384), metavar=("ROWS", "COLS"))
     parser.add_argument("--small", type=int, nargs=2, default=(1024, 4096), metavar=("ROWS", "COLS"))
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--lost", type=int, default=3, metavar="TIMES", help="how often an engine is killed")
     parser.add_argument("--peers", type=Path, help="a virtual environment that has plotly and treescope")
     options = parser.parse_args()
     sys.stdout.reconfigure(line_buffering=True)
     large(options.ranks, *options.large)
     beside(*options.small, options.repeat, options.peers)
+    lost(options.lost)
 
 
 if __name__ == "__main__":

@@ -56,14 +56,23 @@ class TensorCanvas:
 
     def pixel(self, x: float, y: float) -> tuple[int, ...]:
         """Return the RGBA of a pixel of the canvas, given in CSS pixels."""
+        return self._read(x, y, 1, 1)[0]
+
+    def pixels(self, x: float, y: float, width: float, height: float) -> list[tuple[int, ...]]:
+        """Return the RGBA of all pixels in a box of the canvas, given in CSS pixels."""
+        ratio = float(self.browser.js("return devicePixelRatio || 1"))
+        return self._read(x, y, max(int(width * ratio), 1), max(int(height * ratio), 1))
+
+    def _read(self, x: float, y: float, wide: int, tall: int) -> list[tuple[int, ...]]:
         script = (
-            "const [canvas, x, y] = arguments; const d = devicePixelRatio || 1;"
-            "const copy = document.createElement('canvas'); copy.width = copy.height = 1;"
+            "const [canvas, x, y, wide, tall] = arguments; const d = devicePixelRatio || 1;"
+            "const copy = document.createElement('canvas'); copy.width = wide; copy.height = tall;"
             "const context = copy.getContext('2d', {willReadFrequently: true});"
             "context.drawImage(canvas, -Math.floor(x * d), -Math.floor(y * d));"
-            "return [...context.getImageData(0, 0, 1, 1).data]"
+            "return [...context.getImageData(0, 0, wide, tall).data]"
         )
-        return tuple(self.browser.js(script, self.canvas, x, y))
+        flat = self.browser.js(script, self.canvas, x, y, wide, tall)
+        return [tuple(flat[i : i + 4]) for i in range(0, len(flat), 4)]
 
     def cell(self, row: int, col: int) -> tuple[int, ...]:
         """Return the RGBA of the centre of a cell."""

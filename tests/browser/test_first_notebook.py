@@ -17,7 +17,7 @@ WIDE = 6
 VIEW = 7
 """The cell that shows the activation."""
 
-pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.engines, pytest.mark.timeout(300)]
 
 
 @pytest.fixture(scope="module")

@@ -49,6 +49,10 @@ show(Flaky(np.ones((3, 4))));
 show(ArraySource(np.array(3.25)));
 show(ArraySource(np.zeros((0, 3))));
 """
+FAMILY = """
+show(activation(0), {"full": lambda: activation(0), "empty": lambda: ArraySource(np.zeros((0, 3), "float32")),
+     "number": lambda: ArraySource(np.array(3.25))}, "full");
+"""
 BUSY = "print('started'); time.sleep(60)"
 LATE = "show(activation(1)); time.sleep(60)"
 
@@ -70,8 +74,8 @@ def colors_of(plane, mode="linear"):
 def notebook(server, browser):
     browser.forget()
     opened = lab.Notebook(server, browser)
-    opened.open(server.write("live.ipynb", [SETUP, SHOW, SHOW, OVERVIEW, OTHERS, BUSY, LATE]))
-    for cell in range(5):
+    opened.open(server.write("live.ipynb", [SETUP, SHOW, SHOW, OVERVIEW, OTHERS, FAMILY, BUSY, LATE]))
+    for cell in range(6):
         opened.run(cell)
     return opened
 
@@ -108,6 +112,7 @@ def test_header_says_what_is_known(view):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_everything_is_painted_however_the_first_answers_fall(notebook):
     for turn in range(6):
         notebook.run(2)
@@ -266,6 +271,26 @@ def test_a_number_and_an_empty_tensor_have_no_map(notebook):
     assert "This tensor is empty (dim0 has size 0)" in shown
 
 
+def test_from_what_cannot_be_drawn_one_comes_back_by_keyboard(notebook, browser):
+    view = lab.TensorCanvas.within(notebook, 5)
+    layers = "select[data-name='layer']"
+    browser.js("arguments[0].focus()", browser.all(layers, view.root)[0])
+    for key, shown in (
+        (Keys.ARROW_DOWN, lambda: "This tensor is empty (dim0 has size 0)" in view.text("status")),
+        (Keys.ARROW_DOWN, lambda: view.text("number").startswith("3.25")),
+        (Keys.ARROW_UP, lambda: "This tensor is empty" in view.text("status")),
+        (Keys.ARROW_UP, view.canvas.is_displayed),
+    ):
+        browser.press(key)
+        lab.wait_for(shown, message="the next one")
+        assert browser.all(layers, view.root)[0].is_displayed()
+        assert browser.js("return document.activeElement.dataset.name") == "layer"
+        if key == Keys.ARROW_DOWN:
+            assert not view.canvas.is_displayed()
+    assert view.text("site") == "model.layers.0.mlp:output"
+    assert f"= {values(0)[0, 4, 9]!s} " in view.hover(4, 9)
+
+
 def test_dark_theme_is_readable(notebook, view):
     def contrast(element):
         script = (
@@ -300,17 +325,17 @@ def test_dark_theme_is_readable(notebook, view):
 
 
 def test_a_view_answers_while_a_cell_runs_even_the_one_that_made_it(notebook, view):
-    notebook.start(5)
-    notebook.wait_output(5, "started")
+    notebook.start(6)
+    notebook.wait_output(6, "started")
     view.choose("layer", "layer 2")
     assert view.text("site") == "model.layers.2.mlp:output"
-    assert not notebook.executed(5)
+    assert not notebook.executed(6)
     view.choose("layer", "layer 3")
     notebook.interrupt()
-    notebook.start(6)
-    late = lab.TensorCanvas.within(notebook, 6)
+    notebook.start(7)
+    late = lab.TensorCanvas.within(notebook, 7)
     assert late.text("site") == "model.layers.1.mlp:output"
-    assert not notebook.executed(6)
+    assert not notebook.executed(7)
     notebook.interrupt()
 
 

@@ -41,6 +41,7 @@ def picture(browser):
     )
 
 
+@pytest.mark.slow
 def test_the_converted_page_shows_picture_and_header_offline(saved, browser, tmp_path):
     subprocess.run(
         [sys.executable, "-m", "nbconvert", "--to", "html", "--output-dir", str(tmp_path), str(saved)],

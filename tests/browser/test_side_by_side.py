@@ -1,5 +1,6 @@
 """Facets, comparisons, tables by rank, grids, coloured text and lines in a real JupyterLab."""
 
+import json
 import re
 
 import lab
@@ -62,7 +63,18 @@ panel.sites.value = "m.0.mlp:output"
 panel
 """,
     "import time; print('started'); time.sleep(60)",
+    """
+import threading
+from flexmagic.client.waiting import Waited
+from flexmagic.magics.status_line import waiting
+cancelled = threading.Event()
+with waiting(get_ipython(), "Working", quiet=0.5, cancel=cancelled.set) as line:
+    while not cancelled.wait(0.05):
+        line.tick(Waited(0.0, {}))
+print("it was cancelled")
+""",
 ]
+BUSY, CANCEL = 9, 10
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +82,7 @@ def notebook(server, browser):
     browser.forget()
     opened = lab.Notebook(server, browser)
     opened.open(server.write("side_by_side.ipynb", CELLS))
-    for cell in range(len(CELLS) - 1):
+    for cell in range(BUSY):
         opened.run(cell)
     return opened
 
@@ -180,14 +192,30 @@ def test_lines_are_read_by_pointer_and_keyboard(notebook):
 
 
 def test_a_panel_answers_while_a_cell_runs(notebook):
-    notebook.start(9)
-    notebook.wait_output(9, "started")
+    notebook.start(BUSY)
+    notebook.wait_output(BUSY, "started")
     area = notebook.area(7)
     assert "asked 1" in area.text
     next(b for b in notebook.browser.all("button", area) if b.text == "Refresh").click()
     lab.wait_for(lambda: "asked 2" in notebook.area(7).text, message="the panel's answer")
-    assert not notebook.executed(9)
+    assert not notebook.executed(BUSY)
     notebook.interrupt()
+
+
+def test_a_click_on_cancel_ends_what_a_cell_waits_for_and_the_button_goes(notebook, browser):
+    notebook.start(CANCEL)
+
+    def buttons():
+        return browser.all("button.jupyter-button", notebook.area(CANCEL))
+
+    lab.wait_for(buttons, 60, "the button")
+    assert not notebook.executed(CANCEL)
+    buttons()[0].click()
+    lab.wait_for(lambda: notebook.executed(CANCEL), 30, "the cell to end")
+    notebook.check(CANCEL)
+    notebook.wait_output(CANCEL, "it was cancelled", 10)
+    lab.wait_for(lambda: not buttons(), 10, "the button to go")
+    assert "widget-view" not in json.dumps(notebook.outputs(CANCEL))
 
 
 def test_a_panel_puts_a_hooks_cell_below_itself(notebook):

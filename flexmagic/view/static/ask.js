@@ -23,7 +23,7 @@ const clamp = (x, low, high) => Math.min(Math.max(x, low), high);
 
 /** Ask Python one question of each kind at a time; of those that pile up only the last is sent. */
 class Asker {
-  constructor(model, answered, late) {
+  constructor(model, answered, late, ended) {
     this.model = model;
     this.view = Math.random().toString(36).slice(2) + Date.now().toString(36);
     this.count = 0;
@@ -31,6 +31,7 @@ class Asker {
     this.heard = false;
     this.answered = answered;
     this.late = late;
+    this.ended = ended;
     this.open = { look: {}, probe: {}, table: {}, check: {} };
     this.receive = this.receive.bind(this);
     model.on("msg:custom", this.receive);
@@ -61,13 +62,14 @@ class Asker {
     this.model.send({ ...question, kind, view: this.view, id: slot.id });
   }
   receive(message, buffers) {
+    if (message.kind === "ended") return this.ended(message.ranks); // nobody asked, and it is for all views
     const slot = message.view === this.view ? this.open[message.asked] : undefined;
-    if (!slot || message.id !== slot.id) return; // another view's, or too late
+    if (!slot || message.id !== slot.id) return undefined; // another view's, or too late
     clearTimeout(slot.timer);
     this.heard = true;
     slot.id = 0;
     if (slot.next) this.send(message.asked);
-    this.answered(message, buffers);
+    return this.answered(message, buffers);
   }
   close() {
     this.model.off("msg:custom", this.receive);

@@ -16,18 +16,19 @@ class Painter {
     this.palette = palette;
     this.window = { rows: [...picture.window.rows], cols: [...picture.window.cols] };
     const [rows, cols] = picture.cells;
-    const image = new ImageData(cols, rows);
-    new Uint32Array(image.data.buffer).set(
-      Uint32Array.from(codes, (code) => new DataView(palette.buffer, palette.byteOffset).getUint32(4 * code, true)));
+    const image = new ImageData(cols, rows), pixels = new Uint32Array(image.data.buffer);
+    const colors = new Uint32Array(palette.slice().buffer), clipped = [], marks = [];
+    // A plain loop: there are up to a million cells, and a redraw waits for it.
+    for (let i = 0; i < codes.length; i++) {
+      const code = codes[i];
+      pixels[i] = colors[code];
+      if (code === UNDER || code === OVER) clipped.push(i);
+      else if (code >= NAN && code <= NEGINF) marks.push(i);
+    }
     this.bitmap = document.createElement("canvas");
     this.bitmap.width = cols;
     this.bitmap.height = rows;
     this.bitmap.getContext("2d").putImageData(image, 0, 0);
-    const clipped = [], marks = [];
-    codes.forEach((code, i) => {
-      if (code === UNDER || code === OVER) clipped.push(i);
-      else if (code >= NAN && code <= NEGINF) marks.push(i);
-    });
     this.marked = [...(clipped.length <= FEW_CLIPPED ? clipped : []), ...marks].slice(0, MOST_MARKS);
     this.codes = codes;
     this.veiled = this.stretches(codes, cols);

@@ -9,7 +9,7 @@ class View {
     this.panes = [];
     this.active = 0;
     this.build();
-    this.asker = new Asker(model, (m, b) => this.answered(m, b), (kind) => this.late(kind));
+    this.asker = new Asker(model, (m, b) => this.answered(m, b), (kind) => this.late(kind), (ranks) => this.ended(ranks));
     this.resized = new ResizeObserver(() => this.room() !== this.asked && this.look());
     this.resized.observe(el);
     this.themed = new MutationObserver(() => this.paint());
@@ -94,6 +94,11 @@ class View {
     this.asked = width;
     this.asker.ask("look", { ...this.state, width: width > 0 ? width : 800 });
   }
+  /** Ranks have ended: look again, if this shows something of theirs or is not known yet to show nothing. */
+  ended(ranks) {
+    const shown = this.message?.ranks;
+    if (!shown || this.asker.waits("look") || ranks.some((rank) => shown.includes(rank))) this.look();
+  }
   late(kind) {
     if (kind !== "look") return;
     if (!this.picture && this.twin.find().length) return; // the static picture stands in
@@ -121,11 +126,16 @@ class View {
     if (message.growing) this.growing = setTimeout(() => this.look(), GROWING_MS);
     this.header(message);
     const nothing = message.empty ?? null;
-    this.body.hidden = nothing !== null;
+    this.body.classList.toggle("fxm-nothing", nothing !== null);
     if (nothing !== null) {
       this.status.textContent = nothing;
+      this.controls(message); // the way back to what can be drawn
+      this.message = null;
+      this.root.dataset.look = String(message.id);
+      this.body.hidden = !this.choices.children.length;
       return undefined;
     }
+    this.body.hidden = false;
     this.take(message, buffers);
     return undefined;
   }
@@ -149,7 +159,7 @@ class View {
         (shown[along][0] === 0 && shown[along][1] === this.picture.extent[n] ? null : shown[along]));
       Object.assign(this.state, { layer, step, part, rows, cols, fixed, facet, first, row_window, col_window });
     }
-    this.controls();
+    this.controls(message);
     this.colorBar();
     this.caption.replaceChildren(...message.caption.map((text) => make("p", {}, text)));
     this.bar.classList.toggle("fxm-single", this.picture.number !== null);
@@ -187,8 +197,8 @@ class View {
     this.stats.replaceChildren(...message.stats.map(([name, text]) =>
       make("span", { class: marked.has(name) && text !== "0" ? "fxm-odd" : null }, make("span", {}, `${name} `), text)));
   }
-  controls() {
-    const p = this.message;
+  /** Bring the controls to what an answer says, which has no `panes` where there is nothing to draw. */
+  controls(p) {
     const signature = JSON.stringify([p.layers, p.steps, p.parts, p.dims, p.rows, p.cols, p.exact, p.facet]);
     if (signature !== this.signature) {
       this.signature = signature;
@@ -207,6 +217,7 @@ class View {
     set("layer", p.layer);
     set("step", p.step);
     set("part", p.part);
+    if (!p.panes) return;
     set("facet", p.facet);
     this.pages.hidden = p.count <= p.panes.length;
     this.pageText.textContent = ` ${p.first}–${p.first + p.panes.length - 1} of ${p.count} `;
@@ -225,7 +236,7 @@ class View {
       if (texts.length < 2) continue;
       nodes.push(select(name, name, texts.map((text, i) => [i, text]), (v) => this.change({ [name]: Number(v) })));
     }
-    const { form } = p.panes[0], map = form === "map";
+    const form = p.panes?.[0].form, map = form === "map";
     if (p.dims.length > 1 && map) {
       nodes.push(select("rows", "rows", dims, (v) => this.turn("rows", Number(v))),
         select("cols", "columns", dims, (v) => this.turn("cols", Number(v))));
@@ -233,6 +244,7 @@ class View {
     if (p.parts.length > 1) {
       nodes.push(select("part", "show", p.parts, (v) => this.change({ part: Number(v) })));
     }
+    if (!p.panes) return nodes;
     if (p.facets.length > 1) {
       nodes.push(select("facet", "side by side", p.facets, (v) => this.change({ facet: Number(v), first: 0 }, false)));
     }
@@ -244,6 +256,7 @@ class View {
         onchange: (e) => this.fix(d, clamp(Math.trunc(Number(e.target.value)) || 0, 0, last)),
       }), ` of ${last + 1}`));
     }
+    if (p.panes[0].number !== null) return nodes;
     const named = { extremum: "signed extremum", mean: "mean", rms: "rms" };
     const reducers = p.exact ? [["1:1", "none (1:1)"]] : p.reducers.map((r) => [r, named[r]]);
     const reducer = select("reducer", "overview by", reducers, (v) => this.change({ reducer: v }, false));
