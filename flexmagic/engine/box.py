@@ -64,14 +64,18 @@ class Boxes:
             raise HookError(
                 "A condition is code, too, and a guest's code runs in a box only. Leave out --when."
             )
+        self._start()  # it takes seconds, and may be there when the hook first runs
         return lambda names: self._of(source.owner).call(source, names)
+
+    def _start(self) -> _Template:
+        if self._template is None or self._template.ended:
+            self._template = _Template()
+        return self._template
 
     def _of(self, owner: str) -> Box:
         box = self._boxes.get(owner)
         if box is None or box.ended:
-            if self._template is None or self._template.ended:
-                self._template = _Template()
-            box = self._boxes[owner] = Box(self._template, self.room)
+            box = self._boxes[owner] = Box(self._start(), self.room)
         return box
 
     def end(self, owner: str | None = None) -> None:
@@ -98,8 +102,7 @@ class _Template:
                 stderr=subprocess.DEVNULL, cwd="/", env=ENVIRONMENT, start_new_session=True,
             )  # fmt: skip
         self._link.settimeout(START)
-        if self._link.recv(64) != b"ready":
-            raise BoxedError("RuntimeError", "no box could be made: its template ended at once")
+        self._ready = False
 
     @property
     def ended(self) -> bool:
@@ -107,6 +110,10 @@ class _Template:
 
     def copied(self, link: socket.socket, memory: int, room: Room) -> int:
         """A new box that answers on a socket and sees some memory; its process id."""
+        if not self._ready:
+            if self._link.recv(64) != b"ready":
+                raise BoxedError("RuntimeError", "no box could be made: its template ended at once")
+            self._ready = True
         socket.send_fds(self._link, [json.dumps(asdict(room)).encode()], [link.fileno(), memory])
         return int(self._link.recv(64))
 
