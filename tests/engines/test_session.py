@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import numpy as np
 import psutil
@@ -212,4 +213,7 @@ def test_each_rank_says_how_far_its_loading_is(session):
     what, done, total = next(iter(told[-1].ranks.values()))
     assert what == "loading weights"
     assert 0 < done <= total
-    assert "loading weights, rank" in str(told[-1])
+    assert any(len(waited.ranks) == 2 for waited in told)
+    assert "loading weights, " in str(told[-1])
+    apart = replace(told[-1], ranks={0: (what, 1, total), 1: (what, 2, total)})
+    assert f"rank 0 1/{total}, rank 1 2/{total}" in str(apart)
