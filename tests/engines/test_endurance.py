@@ -41,6 +41,7 @@ NOISE = 6144
 @pytest.mark.parametrize(
     "cycles", [20, pytest.param(200, marks=[pytest.mark.full, pytest.mark.timeout(1800)])]
 )
+@pytest.mark.slow
 def test_nothing_grows_over_many_cuts_and_rebuilds(session, tmp_path, cycles):
     session.load(MODEL, tp=2)
     before = output(session)

@@ -98,6 +98,7 @@ def test_bfloat16_keeps_its_bits(session):
         session.run(PROMPT, backward="logits[0, -1, 5]")
 
 
+@pytest.mark.slow
 def test_four_ranks_hold_a_quarter_each(one_process, ids):
     with Session.start(4, oversubscribe=True) as four:
         four.load(MODEL, tp=4)

@@ -201,6 +201,7 @@ def test_a_rank_that_is_silent_for_a_while_is_waited_for(session):
     assert torch.equal(output(session), before)
 
 
+@pytest.mark.slow
 def test_a_rank_that_stays_silent_is_ended_and_comes_back_by_itself_unless_told_otherwise():
     with Session.start(2, oversubscribe=True) as session:
         session.load(MODEL, tp=2)

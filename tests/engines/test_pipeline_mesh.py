@@ -103,6 +103,7 @@ def check_gradients(session, whole, ids):
     return {str(s): r.refused for s, r in rules.items() if r.refused}
 
 
+@pytest.mark.slow
 def test_gradients_traces_and_stops_over_stages_of_shards_equal_one_process(crossed, whole):
     ids = rows(5, 7)
     assert not check_gradients(crossed, whole, ids)

@@ -80,6 +80,7 @@ def test_survivors_keep_their_captures_and_lost_parts_are_named(cluster):
     assert gates.info.missing_ranks == (1,)
 
 
+@pytest.mark.slow
 def test_a_new_rank_0_knows_what_the_session_left_with_the_old_one(cluster):
     cluster.load(MODEL, tp=2)
     cluster.hook("model.layers.1.mlp", "x *= 0.5", name="half")
@@ -89,6 +90,7 @@ def test_a_new_rank_0_knows_what_the_session_left_with_the_old_one(cluster):
     assert cluster.recover().replaced == ()
 
 
+@pytest.mark.slow
 def test_edits_of_parameters_are_named_as_lost(cluster):
     cluster.load(MODEL, tp=2)
     view = cluster._cluster.client[:]
@@ -151,6 +153,7 @@ def nanny_of(session, rank):
     return next(child for child in engine.children() if "ipyparallel.engine.nanny" in child.cmdline())
 
 
+@pytest.mark.slow
 def test_an_engine_whose_nanny_is_dead_too_is_noticed_and_replaced(cluster):
     cluster.load(MODEL, tp=2)
     before = cluster.run(PROMPT).logits.torch()
@@ -160,6 +163,7 @@ def test_an_engine_whose_nanny_is_dead_too_is_noticed_and_replaced(cluster):
     assert torch.equal(cluster.run(PROMPT).logits.torch(), before)
 
 
+@pytest.mark.slow
 def test_an_engine_without_a_nanny_that_does_not_come_back_is_ended_and_replaced(cluster):
     cluster.load(MODEL, tp=2)
     before = cluster.run(PROMPT).logits.torch()

@@ -332,6 +332,7 @@ def test_after_unwrap_nothing_is_left(session):
 
 
 @pytest.mark.parametrize("dims", [{"tp": 2, "dp": 2}])
+@pytest.mark.slow
 def test_on_four_ranks(one_process, dims):
     with Session.start(4, oversubscribe=True) as four:
         four.load(MODEL, attn="eager", **dims)
