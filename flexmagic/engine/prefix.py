@@ -20,6 +20,7 @@ from flexmagic.engine.agreement import numbers_of_all
 from flexmagic.engine.groups import Groups
 from flexmagic.engine.origin import versions_of
 from flexmagic.engine.rows import NoRows, rows_dim
+from flexmagic.engine.shortcuts import replaced
 from flexmagic.engine.tensors import leaves, replace_leaf
 from flexmagic.engine.tree import modules_of
 from flexmagic.layout.rule import Rule
@@ -79,19 +80,15 @@ class Prefix:
 
         ``aside``: whether what runs now is not the forward, but a module called by itself, which does run.
         """
-        modules, before = modules_of(model), dict[nn.Module, Any]()
-        try:
-            for path in paths:
-                module = modules[path]
-                before[module] = module.__dict__.get("forward")
-                output = repeated(self.outputs[path], path, rules, count)
-                module.__dict__["forward"] = _returning(output, module.forward, aside)
+        modules = modules_of(model)
+        instead = {
+            modules[path]: _returning(
+                repeated(self.outputs[path], path, rules, count), modules[path].forward, aside
+            )
+            for path in paths
+        }
+        with replaced(instead):
             yield
-        finally:
-            for module, forward in before.items():
-                del module.__dict__["forward"]
-                if forward is not None:
-                    module.__dict__["forward"] = forward
 
 
 def layers(model: nn.Module) -> list[str]:

@@ -134,18 +134,25 @@ def passing_by(
     model: nn.Module, skips: Sequence[tuple[Skip, Any]], rules: Mapping[Site, Rule], instrument: Instrument
 ) -> Iterator[None]:
     """Let modules not run, for the length of a block; ``skips``: with the form of what each returns."""
-    modules, before = modules_of(model), dict[nn.Module, Any]()
+    modules = modules_of(model)
+    instead = {modules[skip.path]: _passing(skip, form, rules, instrument) for skip, form in skips}
+    with replaced(instead):
+        yield
+
+
+@contextlib.contextmanager
+def replaced(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+    """Let modules have other forwards, for the length of a block."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
     try:
-        for skip, form in skips:
-            module = modules[skip.path]
-            before[module] = module.__dict__.get("forward")
-            module.__dict__["forward"] = _passing(skip, form, rules, instrument)
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
         yield
     finally:
-        for module, forward in before.items():
-            del module.__dict__["forward"]
-            if forward is not None:  # tensor parallelism of some libraries puts its own there
-                module.__dict__["forward"] = forward
+        for module, own in before.items():
+            module.__dict__.pop("forward", None)
+            if own is not None:  # tensor parallelism of some libraries puts its own there
+                module.__dict__["forward"] = own
 
 
 def _passing(skip: Skip, form: Any, rules: Mapping[Site, Rule], instrument: Instrument) -> Callable[..., Any]:

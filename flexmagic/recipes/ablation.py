@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from flexmagic.errors import InputError, SiteError
 from flexmagic.recipes.aside import batches, encoded
+from flexmagic.recipes.effects import Effects
 from flexmagic.recipes.named import Named
 from flexmagic.recipes.places import depth, place, token_of
 
@@ -56,29 +57,16 @@ for at, site in enumerate(sites):
 
 
 @dataclass(frozen=True, eq=False)
-class Ablation:
+class Ablation(Effects):
     """What a metric is without each part of the model: ``effect`` is that minus the whole model's.
 
     ``effect`` and ``metric``: ``[layer, head]``, ``[layer, neuron]`` or ``[layer]``. ``whole``: the metric
     of the whole model. ``how``: what took the part's place.
     """
 
-    effect: Named
-    metric: Named
     whole: float
     how: str
     site: str
-
-    def rows(self) -> list[dict[str, Any]]:
-        """One dict for each part with its effect and metric: what a data frame takes."""
-        return [
-            {**row, "metric": value}
-            for row, value in zip(self.effect.rows(), self.metric.values.ravel().tolist(), strict=True)
-        ]
-
-    def largest(self, count: int = 5) -> list[dict[str, Any]]:
-        """The parts with the largest effects of either sign, first the largest."""
-        return sorted(self.rows(), key=lambda row: -abs(row["effect"]))[:count]
 
     def grid(self) -> Shown:
         """Layers by heads or neurons; layers as rows where there are neither."""
@@ -86,9 +74,6 @@ class Ablation:
         if len(shown.dims) == 1:
             shown = replace(shown, values=shown.values[:, None], dims=(*shown.dims, self.site))
         return shown.grid(f"{self.how} ablation of {self.site}: change of the metric")
-
-    def _ipython_display_(self) -> None:
-        self.grid()._ipython_display_()
 
     def __repr__(self) -> str:
         """How it was done, and where the effect was largest."""
