@@ -103,6 +103,11 @@ def _add_workshop(commands: argparse._SubParsersAction[_Parser]) -> None:
         help="run the code of guests' hooks in the engines, not in boxes",
     )
     serve.set_defaults(call=_call_workshop)
+    close = actions.add_parser(
+        "close", help="end a workshop for good whose gateway has stopped", allow_abbrev=False
+    )
+    close.add_argument("--profile", metavar="P", help="the running cluster's id or profile")
+    close.set_defaults(call=_call_workshop_close)
 
 
 def _call_workshop(args: argparse.Namespace) -> None:
@@ -112,6 +117,12 @@ def _call_workshop(args: argparse.Namespace) -> None:
         profile=args.profile, guests=args.guests, limits=args.limits, host=args.host, port=args.port,
         trusted=args.trust_guests, together=args.together, log=args.log, every=args.every,
     )  # fmt: skip
+
+
+def _call_workshop_close(args: argparse.Namespace) -> None:
+    from flexmagic.cli.workshop import close
+
+    close(profile=args.profile)
 
 
 def _call_doctor(_args: argparse.Namespace) -> None:

@@ -1,4 +1,4 @@
-"""`flexmagic workshop serve`: a gateway to a running cluster, until it is interrupted."""
+"""`flexmagic workshop serve`: a gateway to a running cluster, until it is interrupted; `close` ends it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def serve(
     try:
         signal.signal(signal.SIGTERM, lambda *_: ended.set())
         print(announcement(server), flush=True)
-        print("Interrupt to close.", flush=True)
+        print("Interrupt to stop: started again, it goes on with its guests.", flush=True)
         said = ""
         while not ended.wait(every):
             now = str(server.workshop.status())
@@ -39,5 +39,16 @@ def serve(
     except KeyboardInterrupt:
         pass
     finally:
-        server.close()
-    print("The workshop is closed. The engines and the model are as they were.", flush=True)
+        server.close(for_good=False)
+    print(
+        "The gateway has stopped. `flexmagic workshop serve` goes on with its guests; "
+        "`flexmagic workshop close` ends the workshop for good.",
+        flush=True,
+    )
+
+
+def close(*, profile: str | None) -> None:
+    """End a workshop for good whose gateway has stopped."""
+    from flexmagic.workshop.opening import end_workshop
+
+    print(end_workshop(profile), flush=True)

@@ -43,6 +43,7 @@ class Calls:
         self.groups = Regroup(self.ranks, self.waiting)
         self.mend: Callable[[], str] | None = None
         self.mends = True
+        self.renewed: Callable[[Sequence[int]], None] = lambda _ranks: None
         self.unreachable: set[str] = set()
         self._turns = cluster.turns
 
@@ -85,6 +86,8 @@ class Calls:
         :class:`KeyboardInterrupt`, all ranks being ready again, if the user interrupts.
         """
         self.ranks.refuse_if_ended(requests)
+        if replaced := self.ranks.replaced():
+            self.renewed(replaced)
         with self._turns.turn(self.waiting.for_turn(progress)):
             try:
                 replies = self._answers(requests, progress)

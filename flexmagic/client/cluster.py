@@ -351,7 +351,8 @@ class Cluster:
 
     def _remove_connection_files(self) -> None:
         security = self._security
-        for path in [*security.glob(f"*{self.name}*.json"), security / f"{self.name}.turn"]:
+        more = [security / f"{self.name}{end}" for end in (".turn", "-workshop.lock")]
+        for path in [*security.glob(f"*{self.name}*.json"), *more]:
             path.unlink(missing_ok=True)
 
     @property

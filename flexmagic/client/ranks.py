@@ -31,6 +31,8 @@ class Ranks:
         self.endings = Endings(cluster, self.engines)
         self.seats: list[Seat | None] = []
         self.lives = [0] * len(self.engines)
+        self._ended: set[int] = set()
+        self.endings.tell(self)
         self._mail = Mail(lambda: cluster.client)
 
     @property
@@ -86,6 +88,17 @@ class Ranks:
         """Note that engines were replaced: what runs left on them until now is gone."""
         for rank in ranks:
             self.lives[rank] += 1
+            self._ended.discard(rank)
+
+    def ranks_ended(self, ranks: tuple[int, ...]) -> None:
+        """Hear that engines have ended, at any time and from any thread."""
+        self._ended.update(ranks)
+
+    def replaced(self) -> list[int]:
+        """The ranks whose engine somebody else has replaced since this was last asked; asks nobody."""
+        found = sorted(self._ended - set(self.ended())) if self._ended else []
+        self.renew(found)
+        return found
 
     def gone(self, lives: Sequence[int]) -> tuple[int, ...]:
         """The ranks that no longer hold what they held when :attr:`lives` was this."""

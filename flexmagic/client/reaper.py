@@ -82,13 +82,14 @@ def family_of(pids: Collection[int]) -> list[psutil.Process]:
 
 
 def reap(path: Path, processes: list[psutil.Process]) -> None:
-    """End processes and their children, first by asking; then remove the cluster's file."""
+    """End processes and their children, first by asking; then remove the cluster's files."""
     family = family_of({process.pid for process in processes})
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += [process, *process.children(recursive=True)]
     end(family)
-    path.unlink(missing_ok=True)
+    for left in (path, *path.parent.glob(f"{path.stem.removeprefix('cluster-')}-workshop.*")):
+        left.unlink(missing_ok=True)
 
 
 def end(family: list[psutil.Process]) -> None:

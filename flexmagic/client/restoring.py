@@ -35,12 +35,20 @@ class Recovered:
 
 
 class Restoring:
-    """Recovers one session's cluster."""
+    """Recovers one session's cluster. ``settle``: leaves with new engines what is known of the session."""
 
     def __init__(self, calls: Calls, cluster: Cluster, hooks: HookBook) -> None:
         self._calls = calls
         self._cluster = cluster
         self._hooks = hooks
+        self.settle: Callable[[], None] = lambda: None
+        calls.renewed = self._replaced_by_others
+
+    def _replaced_by_others(self, ranks: Sequence[int]) -> None:
+        """Give engines that another notebook has started again what they must know of this one."""
+        self._calls.ranks.seats = [*self._calls.groups.everywhere(engine_side.seat)]
+        self.define(ranks)
+        self.settle()
 
     def recover(self, model: Model | None, say: Say, *, force: bool) -> Recovered:
         """Do what is needed, nothing if nothing is wrong; ``force``: make the groups again anyway.

@@ -65,6 +65,7 @@ class Session(Work, Cells):
         self._loading = Loading(self._calls)
         self.runs = Runs(lambda: self._world, self._calls, lambda: self.model)
         self._restoring = Restoring(self._calls, cluster, self.hooks)
+        self._restoring.settle = self._resettle
         self._running = Running(self._calls, self._id, self.hooks, note=self.runs.note)
         self._settle: Callable[[Recovered], None] | None = None
         _OPEN.add(self)
@@ -301,12 +302,15 @@ class Session(Work, Cells):
                 lost = "What an earlier notebook left (hooks, runs) was known to rank 0 alone and is lost."
                 recovered = replace(recovered, lines=(*recovered.lines, lost))
         if recovered.replaced:
-            self._world.keep(OWNER, Owner())  # rank 0 may be another one now
-            for hook in self.hooks:
-                self._note_hook(hook.name, hook)
-            if len(self.modules):
-                self.modules.restore()
+            self._restoring.settle()
         return recovered
+
+    def _resettle(self) -> None:
+        self._world.keep(OWNER, Owner())  # rank 0 may be another one now
+        for hook in self.hooks:
+            self._note_hook(hook.name, hook)
+        if len(self.modules):
+            self.modules.restore()
 
     def _mend(self) -> str:
         """Recover by itself, and say so."""

@@ -7,6 +7,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from flexmagic.client.calls import Calls
@@ -20,18 +21,23 @@ from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.session import Session
 from flexmagic.client.work import Work
+from flexmagic.client.world import HOOK, LAST, RUN, Runs, World
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.declared import Declared
 from flexmagic.engine.limits import Limits
-from flexmagic.errors import ClusterError, EngineError, FlexError
+from flexmagic.errors import ClusterError, EngineError, FlexError, ModelError
 
 T = TypeVar("T")
+
+Versions = list[dict[str, int]]
+"""How often each parameter was written into, of each rank."""
 
 
 class Host:
     """A connection to a running cluster for others to work on: it takes over nothing of anybody's.
 
-    Whoever else uses the cluster goes first. Raises :class:`ClusterError` if there is none.
+    Whoever else uses the cluster goes first. ``again``: called when engines were replaced, by whomever, to
+    give them what tenants have. Raises :class:`ClusterError` if there is no cluster.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -41,6 +47,12 @@ class Host:
         self.calls: Calls = self.session._calls  # noqa: SLF001
         self._turn = cluster.turns.turn
         self._owner, self._numbers = uuid.uuid4().hex, itertools.count(1)
+        self.again: Callable[[], None] = lambda: None
+        self.session._restoring.settle = self._settle  # noqa: SLF001 - as above
+        self.session._running.printer = lambda _text: None  # noqa: SLF001 - who is to know is told otherwise
+
+    def _settle(self) -> None:
+        self.again()
 
     def key(self) -> tuple[str, int]:
         """What is kept of a forward of several tenants for as long as it takes."""
@@ -50,6 +62,11 @@ class Host:
     def model(self) -> Model:
         """The loaded model; raises :class:`ModelError` if there is none."""
         return self.session.model
+
+    @property
+    def folder(self) -> Path:
+        """Where the cluster's connection files are, which only its owner can read."""
+        return self.session._cluster._security  # noqa: SLF001 - as attach()
 
     def no_boxes(self) -> str:
         """Why some engine can make no box for code that it does not trust; ``""`` if all can."""
@@ -64,10 +81,16 @@ class Host:
         waiting = self.calls.waiting
         waiting.limits = replace(waiting.limits, run=seconds)
 
-    def watched(self, work: Callable[[], T]) -> tuple[T | BaseException, list[str]]:
-        """Do something while nobody else can: what it returns or raises, and which weights it wrote into."""
+    def watched(
+        self, work: Callable[[], T], before_it: Callable[[Versions], None] = lambda _versions: None
+    ) -> tuple[T | BaseException, list[str]]:
+        """Do something while nobody else can: what it returns or raises, and which weights it wrote into.
+
+        ``before_it``: hears how often each parameter of each rank was written into until then.
+        """
         with self._turn():
-            before = self.calls.all("weight_versions")
+            before, lives = self.calls.all("weight_versions"), list(self.calls.lives)
+            before_it(before)
             found: T | BaseException
             try:
                 found = work()
@@ -76,13 +99,32 @@ class Host:
                     raise
                 found = error
             after = self.calls.all("weight_versions")
-        changed = {n for b, a in zip(before, after, strict=True) for n in b | a if b.get(n) != a.get(n)}
+        gone = self.calls.gone(lives)  # a part that was loaded again counts anew
+        kept = [(b, a) for rank, (b, a) in enumerate(zip(before, after, strict=True)) if rank not in gone]
+        changed = {n for b, a in kept for n in b | a if b.get(n) != a.get(n)}
         return found, sorted(changed)
 
-    def weights(self) -> tuple[list[dict[str, int]], list[dict[str, tuple[int, int]]]]:
+    def weights(self) -> tuple[Versions, list[dict[str, tuple[int, int]]]]:
         """Of each rank: how often each parameter was written into, and exact sums over its bits."""
         with self._turn():
             return self.calls.all("weight_versions"), self.calls.all("weight_sums")
+
+    def put_back(self, names: Sequence[str]) -> None:
+        """Give parameters the bits again that they were loaded with, the owner's edits made once more.
+
+        For as long as it takes, engines hold the model twice. Raises :class:`ModelError` if it was not loaded
+        from files, else what loading raises.
+        """
+        with self._turn():
+            origin, _ = self.calls.one(0, "origin")
+            if origin is None or origin.spec is None:
+                raise ModelError("the model was made in a cell, so that there is nothing to put back from")
+            self.calls.one(0, "check_model", origin.spec)
+            try:
+                self.calls.all("load_model", origin.spec)
+                self.calls.all("put_back", list(names))
+            finally:
+                self.calls.all("drop_built")
 
     def close(self) -> None:
         """Let go of the cluster, which stays."""
@@ -92,21 +134,44 @@ class Host:
 class Tenant(Work):
     """One person's hooks and runs on a :class:`Host`. ``say``: hears what the hooks print, and notes.
 
-    ``boxed``: whether code in hooks runs walled in, see :mod:`flexmagic.engine.box`.
+    ``boxed``: whether code in hooks runs walled in, see :mod:`flexmagic.engine.box`. ``owner``: of a world
+    that another process made, whose hooks and :attr:`found` runs are these then.
     """
 
     def __init__(
-        self, host: Host, say: Callable[[str], None] = lambda _text: None, *, boxed: bool = True
+        self,
+        host: Host,
+        say: Callable[[str], None] = lambda _text: None,
+        *,
+        boxed: bool = True,
+        owner: str = "",
     ) -> None:
         self._host = host
         self._calls = host.calls
-        self.owner = uuid.uuid4().hex
+        self.owner = owner or uuid.uuid4().hex
+        self._world = World(self._calls, self.owner)
+        self._runs = Runs(lambda: self._world, self._calls, lambda: self.model)
+        self._last = 0
+        self.found: dict[int, Run] = {}
         self.hooks = HookBook(self.owner, self._send, self._forget, lambda: self.model)
         self.hooks.boxed = boxed
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self.owner, host.session)
-        self._running = Running(self._calls, self.owner, self.hooks, printer=say)
+        if owner:
+            self._find()
+        self.hooks.on_change = self._note_hook
+        self._running = Running(self._calls, self.owner, self.hooks, printer=say, first=self._last + 1)
         self.cancel = self._calls.waiting.cancel
+
+    def _find(self) -> None:
+        """Take over what an earlier process left of this world."""
+        left = self._world.all()
+        for name, value in left.items():
+            if name.startswith(HOOK):
+                self.hooks.receive(value)
+            elif name.startswith(RUN):
+                self.found[int(name.removeprefix(RUN))] = self._runs.made(value)
+        self._last = max([left.get(LAST, 0), *self.found])
 
     @property
     def model(self) -> Model:
@@ -133,16 +198,33 @@ class Tenant(Work):
         """A number that none of this tenant's runs has."""
         return self._running.number()
 
-    def again(self) -> None:
-        """Send all versions of all hooks once more, for engines that were replaced."""
+    def note(self, run: Run) -> None:
+        """Leave with the engines what is known of a run, for a process that comes after this one."""
+        self._last = max(self._last, run.number)
+        self._runs.note(run)
+
+    def again(self, runs: Sequence[Run] = ()) -> None:
+        """Send all versions of all hooks once more, and note all, for engines that were replaced."""
         for hook in self.hooks:
             for version in hook.history:
                 self._calls.all("define_hook", version.source)
+            self._note_hook(hook.name, hook)
+        for run in runs:
+            self.note(run)
 
     def release(self, run: Run) -> None:
         """Free a run's captures on the engines; those of one that is gone are gone already."""
         with contextlib.suppress(FlexError):
             run.release()
+        self._world.drop(f"{RUN}{run.number}")
+        if run.number == self._last:  # no other run may ever have its number
+            self._world.keep(LAST, run.number)
+
+    def _note_hook(self, name: str, hook: Hook | None) -> None:
+        if hook is None:
+            self._world.drop(f"{HOOK}{name}")
+        else:
+            self._world.keep(f"{HOOK}{name}", hook.known)
 
     def leave(self, runs: Sequence[Run]) -> None:
         """Leave nothing on the engines."""
@@ -151,6 +233,7 @@ class Tenant(Work):
         for hook in list(self.hooks):
             with contextlib.suppress(FlexError):
                 hook.remove()
+        self._world.drop(LAST)
         with contextlib.suppress(FlexError):
             self._calls.all("end_box", self.owner)
 

@@ -20,6 +20,9 @@ from flexmagic.errors import FlexError, SiteError
 
 OWNER, HOOK, RUN = "owner", "hook/", "run/"
 
+LAST = "last"
+"""Where the number of a run is left that is gone and was the last."""
+
 MOST = 200
 """How many runs of a session are noted; the oldest goes first."""
 
@@ -80,6 +83,13 @@ class World:
             raise SiteError(msg)
         return cloudpickle.loads(raw)
 
+    def all(self) -> dict[str, Any]:
+        """Everything that was left, by name, oldest first."""
+        import cloudpickle
+
+        kept: dict[str, bytes] = self._calls.one(0, "all_kept", self.owner)
+        return {name: cloudpickle.loads(raw) for name, raw in kept.items()}
+
 
 def worlds(calls: Calls) -> dict[str, Owner]:
     """All sessions that left something, the latest last."""
@@ -108,7 +118,11 @@ class Runs:
 
     def __getitem__(self, number: int) -> Run:
         """A run; raises :class:`SiteError` if the engines hold none of that number."""
-        kind, known = self._world().get(f"{RUN}{number}")
+        return self.made(self._world().get(f"{RUN}{number}"))
+
+    def made(self, noted: tuple[str, dict[str, Any]]) -> Run:
+        """A run of what was noted of it."""
+        kind, known = noted
         made = {"Run": Run, "Generation": Generation}[kind]
         model = self._model()
         run: Run = made(calls=self._calls, rules=model.rules, standing_for=model.standing_for, **known)

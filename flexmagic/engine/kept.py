@@ -26,6 +26,10 @@ class Kept:
         """The names of an owner's values, oldest first."""
         return list(self._values.get(owner, {}))
 
+    def all(self, owner: str) -> dict[str, bytes]:
+        """An owner's values by name, oldest first."""
+        return dict(self._values.get(owner, {}))
+
     def owners(self) -> list[str]:
         """All owners, in the order in which they came."""
         return list(self._values)

@@ -364,6 +364,12 @@ def kept_names(runtime: Runtime, owner: str) -> list[str]:
 
 
 @verb
+def all_kept(runtime: Runtime, owner: str) -> dict[str, bytes]:
+    """All that a session left, by name, oldest first."""
+    return runtime.kept.all(owner)
+
+
+@verb
 def owners(runtime: Runtime) -> list[str]:
     """The sessions that left something, in the order in which they came."""
     return runtime.kept.owners()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -39,11 +39,12 @@ class WeightEdit:
 class WeightEdits:
     """The edits of one model on one rank, with what this rank's parts were before each.
 
-    ``made``: what they were, parameters and code as text.
+    ``made``: what they were, parameters and code as text; ``given``: as they came.
     """
 
     before: dict[int, dict[str, torch.Tensor]] = field(default_factory=dict)
     made: dict[int, tuple[tuple[str, ...], str]] = field(default_factory=dict)
+    given: dict[int, WeightEdit] = field(default_factory=dict)
 
     def apply(self, edit: WeightEdit, model: nn.Module, groups: Groups, namespace: dict[str, Any]) -> int:
         """Run the code on every parameter and write this rank's parts, on all ranks or on none.
@@ -52,31 +53,10 @@ class WeightEdits:
 
         Raises :class:`HookError` on all ranks alike if it fails on any, or leaves other values there.
         """
-        come_to_rest(model)
-        call = build(edit.source, namespace)
-        pieces: dict[str, torch.Tensor] = {}
-        sums: dict[str, tuple[int, int]] = {}
-        failures: list[RankFailure] = []
-        for name, layout in edit.layouts.items():
-            with held(model, name) as local:
-                if local is None or layout.blocks[groups.place.rank] is None:
-                    continue
-                exchange = Exchange(groups.own, groups.place.rank)
-                whole = local.clone() if layout.replicated else exchange.joined(layout, local)
-            try:
-                new = _edited(call, whole, name, model, groups.place.rank, edit.seed)
-            except BaseException as error:  # noqa: BLE001 - the user's code may raise anything; it becomes data
-                found = failure(groups.place.rank, error, edit.source.filename, site=name, source=edit.source)
-                failures.append(found)
-                error.__traceback__ = None
-                continue
-            own = split(layout, groups.place.rank, new)
-            assert own is not None  # this rank has a part
-            pieces[name], sums[name] = own, checksum(new)
-        _agree(everyone(groups, (failures, sums)), edit)
+        pieces = _parts(edit, model, groups, namespace)
         number = max(self.before, default=0) + 1
         kept = self.before.setdefault(number, {})
-        self.made[number] = tuple(edit.layouts), edit.source.text.strip()
+        self.made[number], self.given[number] = (tuple(edit.layouts), edit.source.text.strip()), edit
         for name, own in pieces.items():
             with held(model, name, write=True) as local:
                 assert local is not None  # it was there before
@@ -84,10 +64,27 @@ class WeightEdits:
                 local.copy_(own)
         return number
 
+    def again(
+        self, names: Collection[str], model: nn.Module, groups: Groups, namespace: dict[str, Any]
+    ) -> None:
+        """Make the edits of some parameters once more, which have the values that they were loaded with.
+
+        All ranks call it together; raises :class:`HookError` as :meth:`apply` does.
+        """
+        for number in sorted(self.given):
+            edit = self.given[number]
+            layouts = {name: layout for name, layout in edit.layouts.items() if name in names}
+            parts = _parts(replace(edit, layouts=layouts), model, groups, namespace) if layouts else {}
+            for name, own in parts.items():
+                with held(model, name, write=True) as local:
+                    assert local is not None  # it was there before
+                    local.copy_(own)
+
     def undo(self, number: int, model: nn.Module) -> None:
         """Put the parts back that an edit wrote; all ranks call it together."""
         come_to_rest(model)
         self.made.pop(number, None)
+        self.given.pop(number, None)
         for name, before in self.before.pop(number, {}).items():
             with held(model, name, write=True) as local:
                 if local is not None:
@@ -126,6 +123,35 @@ def held(model: nn.Module, name: str, *, write: bool = False) -> Iterator[torch.
         raise ModelError(msg)
     with unit_gathered(model, name, write=write), gathered(found), torch.no_grad():
         yield local_part(parameters_of(model)[name])
+
+
+def _parts(
+    edit: WeightEdit, model: nn.Module, groups: Groups, namespace: dict[str, Any]
+) -> dict[str, torch.Tensor]:
+    """What an edit makes of this rank's parts of its parameters; the same errors on all ranks."""
+    come_to_rest(model)
+    call = build(edit.source, namespace)
+    pieces: dict[str, torch.Tensor] = {}
+    sums: dict[str, tuple[int, int]] = {}
+    failures: list[RankFailure] = []
+    for name, layout in edit.layouts.items():
+        with held(model, name) as local:
+            if local is None or layout.blocks[groups.place.rank] is None:
+                continue
+            exchange = Exchange(groups.own, groups.place.rank)
+            whole = local.clone() if layout.replicated else exchange.joined(layout, local)
+        try:
+            new = _edited(call, whole, name, model, groups.place.rank, edit.seed)
+        except BaseException as error:  # noqa: BLE001 - the user's code may raise anything; it becomes data
+            found = failure(groups.place.rank, error, edit.source.filename, site=name, source=edit.source)
+            failures.append(found)
+            error.__traceback__ = None
+            continue
+        own = split(layout, groups.place.rank, new)
+        assert own is not None  # this rank has a part
+        pieces[name], sums[name] = own, checksum(new)
+    _agree(everyone(groups, (failures, sums)), edit)
+    return pieces
 
 
 def _edited(  # noqa: PLR0917 - what one call of the user's code is given

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
+
 from flexmagic.engine.distributed import local_part
 from flexmagic.engine.origin import versions_of
 from flexmagic.engine.private import come_to_rest
@@ -21,3 +25,20 @@ def weight_sums(runtime: Runtime) -> dict[str, tuple[int, int]]:
     """Exact sums over the bits of each of this rank's parameters, which see what the counters do not."""
     come_to_rest(runtime.model)
     return {name: checksum(local_part(p)) for name, p in runtime.model.named_parameters()}
+
+
+@verb
+def put_back(runtime: Runtime, names: Sequence[str]) -> None:
+    """Give parameters the bits again that they had when they were loaded, and on top what edits made of them.
+
+    They come from the model that was just loaded beside the one in use; all ranks call it together.
+    """
+    assert runtime.built is not None  # just loaded
+    (fresh, _), runtime.built = runtime.built, None
+    come_to_rest(runtime.model)
+    loaded = dict(fresh.model.named_parameters())
+    with torch.no_grad():
+        for name, parameter in runtime.model.named_parameters():
+            if name in names:
+                local_part(parameter).copy_(local_part(loaded[name]))
+    runtime.edits.again(names, runtime.model, runtime.groups, runtime.namespace)

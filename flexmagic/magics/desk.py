@@ -15,6 +15,7 @@ from IPython.core.magic import Magics
 from flexmagic.errors import ClusterError, FlexError, StuckError, UserCodeError
 from flexmagic.magics.arguments import bytes_of
 from flexmagic.magics.attending import Attending
+from flexmagic.magics.restart import kernel_name
 from flexmagic.magics.settings import FlexMagic
 from flexmagic.magics.status_line import TICK, waiting
 
@@ -82,6 +83,22 @@ class Desk:
         )
         session.attend(Attending(self.shell, session.cancel))
         self._session = session
+        self._reopen(session)
+
+    def _reopen(self, session: Session) -> None:
+        """Go on with the workshop that was open in this notebook before its kernel restarted, if one was."""
+        kernel = kernel_name(self.shell)
+        if not kernel or self.workshop is not None:
+            return
+        from flexmagic.workshop.opening import announcement, left_by, open_workshop
+
+        if left_by(session, kernel):
+            try:
+                self.workshop = open_workshop(session.cluster_name, kernel=kernel)
+            except FlexError as error:
+                print(f"The workshop of before the restart could not be opened again: {error}")
+            else:
+                print(announcement(self.workshop))
 
     def take_guest(self, guest: Guest) -> None:
         """Make a place in a workshop the notebook's session, which refuses what is its owner's."""

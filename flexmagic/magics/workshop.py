@@ -10,6 +10,7 @@ from IPython.core.magic_arguments import argument, magic_arguments
 from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import parse, unquoted
 from flexmagic.magics.desk import DeskMagics
+from flexmagic.magics.restart import kernel_name
 from flexmagic.magics.status_line import waiting
 
 if TYPE_CHECKING:
@@ -78,6 +79,7 @@ class WorkshopMagics(DeskMagics):
                 self._desk.session.cluster_name, guests=args.guests, limits=unquoted(args.limits),
                 host=args.host, port=args.port, trusted=args.trust_guests, together=args.together,
                 journal=None if args.log is None else unquoted(args.log),
+                kernel=kernel_name(self._desk.shell),
             )  # fmt: skip
             status.done("The workshop is open")
         print(announcement(server))

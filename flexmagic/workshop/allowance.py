@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -107,6 +107,16 @@ class Use:
     def allowance(self) -> Allowance:
         """What it may be now."""
         return self._allowance()
+
+    @property
+    def known(self) -> dict[str, float]:
+        """What was taken in all, for a gateway that comes after this one; its minute begins anew."""
+        return {"done": self.done, "seconds": round(self.seconds, 3), "bytes_moved": self.bytes_moved}
+
+    def recall(self, known: Mapping[str, float]) -> None:
+        """Go on counting from what was taken before."""
+        self.done, self.seconds = int(known["done"]), known["seconds"]
+        self.bytes_moved = int(known["bytes_moved"])
 
     def request(self) -> None:
         """Another request; raises :class:`OverLimitError`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import ssl
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from flexmagic.errors import ClusterError
@@ -13,12 +14,38 @@ DAYS = 30
 """How long a certificate is good for; a workshop is shorter."""
 
 
-def make(folder: Path) -> tuple[ssl.SSLContext, str]:
-    """A server's TLS context with a new self-signed certificate, and its SHA-256 fingerprint in hex.
+@dataclass(frozen=True)
+class Certificate:
+    """A certificate and its private key, both as PEM."""
 
-    Made by the ``openssl`` command. Raises :class:`ClusterError` without it.
+    certificate: str
+    key: str
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the certificate, in hex."""
+        return hashlib.sha256(ssl.PEM_cert_to_DER_cert(self.certificate)).hexdigest()
+
+    def context(self, folder: Path) -> ssl.SSLContext:
+        """A server's TLS context; ``folder``: which only its owner can read, for as long as this takes."""
+        paths = folder / "certificate.pem", folder / "key.pem"
+        for path, text in zip(paths, (self.certificate, self.key), strict=True):
+            path.touch(0o600)
+            path.write_text(text, encoding="ascii")
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.load_cert_chain(*paths)
+        for path in paths:
+            path.unlink()
+        return context
+
+
+def make(folder: Path) -> Certificate:
+    """A new self-signed certificate, made by the ``openssl`` command in a folder of its owner alone.
+
+    Raises :class:`ClusterError` without that command.
     """
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    key, certificate = folder / "new-key.pem", folder / "new-certificate.pem"
     command = [
         "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
         "-days", str(DAYS), "-subj", "/CN=flexmagic", "-keyout", str(key), "-out", str(certificate),
@@ -30,9 +57,4 @@ def make(folder: Path) -> tuple[ssl.SSLContext, str]:
             "A workshop beyond this machine needs TLS, and no certificate could be made with the "
             f"`openssl` command: {error}. Install openssl, or leave --host out."
         ) from None
-    key.chmod(0o600)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_cert_chain(certificate, key)
-    der = ssl.PEM_cert_to_DER_cert(certificate.read_text(encoding="ascii"))
-    return context, hashlib.sha256(der).hexdigest()
+    return Certificate(certificate.read_text(encoding="ascii"), key.read_text(encoding="ascii"))

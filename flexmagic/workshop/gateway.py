@@ -6,11 +6,12 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from flexmagic.client.table import Table, size_text
-from flexmagic.client.tenant import Host, Tenant
+from flexmagic.client.tenant import Host
 from flexmagic.errors import EngineError, FlexError, InputError, ModelError
 from flexmagic.workshop import answers
 from flexmagic.workshop import requests as asked
@@ -19,8 +20,10 @@ from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.desk import Desk, Job
 from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.journal import Journal
+from flexmagic.workshop.memory import Memory
 from flexmagic.workshop.running import Runner, RunResult
 from flexmagic.workshop.weights_watch import WeightsWatch
+from flexmagic.workshop.worlds import Worlds
 
 GUESTS = 30
 """How many guests there may be, if it is not said."""
@@ -31,6 +34,11 @@ IDLE_MINUTES = 120.0
 REFUSALS = 200
 """Refusals that the log notes in a minute."""
 
+MENDED = "Note: an engine had ended and was started again with your hooks; this was done after that.\n"
+NOT_MENDED = "An engine of the workshop has ended, and its owner has to start it again."
+ENDED_TWICE = "An engine ended, was started again, and ended again in this, which is not tried once more."
+"""What guests are told of engines that end."""
+
 KEPT_JOBS = 4
 """How many finished runs of a guest can still be asked for by their tickets."""
 
@@ -40,7 +48,8 @@ class Workshop:
 
     ``trusted``: the code of guests' hooks runs in the engines with all that these can do, not in boxes.
     ``together``: how many guests' runs may share one forward, 1 for none. ``open_to_all``: one key lets
-    anybody in; else every place has its own token. Raises :class:`ClusterError` or :class:`ModelError`.
+    anybody in; else every place has its own token. What a gateway of the same cluster left that has ended is
+    gone on with: guests, their worlds, limits and log. Raises :class:`ClusterError` or :class:`ModelError`.
     """
 
     def __init__(
@@ -56,30 +65,54 @@ class Workshop:
         idle_minutes: float = IDLE_MINUTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.allowance = allowance or Allowance()
-        self.trusted, self.together, self.idle_minutes = trusted, together, idle_minutes
+        self.together, self.idle_minutes = together, idle_minutes
         self._clock = clock
         self._host = Host(cluster)
+        self.name = self._host.session.cluster_name
+        self.memory = Memory(self._host.folder, self.name)
         try:
+            before = self.memory.take()
             _ = self._host.model
             self._weights = WeightsWatch(self._host)
             self.no_boxes = self._host.no_boxes()
         except BaseException:
+            self.memory.let_go()
             self._host.close()
             raise
-        self.name = self._host.session.cluster_name
-        self.journal = Journal(journal or Path.cwd() / f"{self.name}-workshop.jsonl")
-        self.guests = Guests(guests, self._guest, clock, open_to_all=open_to_all)
+        self.allowance = allowance or Allowance(**before.get("allowance", {}))
+        self.trusted = trusted or before.get("trusted", False)
+        known = before.get("journal") or Path.cwd() / f"{self.name}-workshop.jsonl"
+        self.journal = Journal(journal or Path(known))
+        self.guests = Guests(guests, self._guest, clock, open_to_all=before.get("open", open_to_all))
+        self._worlds = Worlds(self._host, self.guests, trusted=self.trusted)
         self._runner = Runner(self._host, self._weights, self._alarm)
         self._refusals = Window(clock)
         self._tickets = itertools.count(1)
-        self.alarm = ""
+        self.alarm = before.get("alarm", "")
         self._desk = Desk(self._do, self._runner.mates, lambda: self.together, self._look_after)
+        self.goes_on = bool(before)
+        if before:
+            self._recall(before)
+        self.memory.facts = self._facts
         self._desk.start()
-        self.journal.note("owner", "open", model=str(self._host.model), trusted=trusted)
+        self.memory.save()
+        what = "open again" if before else "open"
+        self.journal.note("owner", what, model=str(self._host.model), trusted=self.trusted)
 
     def _guest(self, name: str, token: str) -> Guest:
         return Guest(name, token, Use(lambda: self.allowance, self._clock), self._clock())
+
+    def _facts(self) -> dict[str, Any]:
+        """What a gateway that comes after this one must know."""
+        own = {"allowance": asdict(self.allowance), "trusted": self.trusted, "alarm": self.alarm}
+        more = {"journal": str(self.journal.path), "open": bool(self.guests.key), "paused": self._desk.paused}
+        return {**own, **more, **self.guests.known}
+
+    def _recall(self, before: dict[str, Any]) -> None:
+        """Be the workshop of before: its guests, what the engines hold of theirs, paused or not."""
+        self.guests.recall(before)
+        self._desk.pause(paused=before["paused"])
+        self._worlds.find()
 
     @property
     def code(self) -> bool:
@@ -100,6 +133,7 @@ class Workshop:
     def join(self, secret: str, name: str) -> dict[str, Any]:
         """Let a guest in or back; see :meth:`Guests.join`."""
         guest, seat, token = self.guests.join(secret, name)
+        self.memory.save()
         notice, guest.notice = guest.notice, ""
         self.journal.note(guest.name, "join", new=bool(token))
         return {
@@ -171,19 +205,37 @@ class Workshop:
     # the worker
 
     def _do(self, jobs: list[Job]) -> None:
-        """Do one thing, or several runs at once; whatever happens, every job has an answer after it."""
+        """Do one thing, or several runs at once; whatever happens, every job has an answer after it.
+
+        What an engine that ended has kept from being done is done once more, each by itself.
+        """
         try:
+            self._try(jobs)
+        except EngineError as error:
+            mended = self._mended(error)
             for job in jobs:
-                if job.guest.tenant is None:
-                    job.guest.tenant = Tenant(self._host, job.guest.said.append, boxed=not self.trusted)
+                if not mended:
+                    self._fail([job], EngineError(NOT_MENDED))
+                    continue
+                job.guest.said.append(MENDED)
+                try:
+                    self._try([job])
+                except EngineError as second:
+                    self._fail([job], EngineError(ENDED_TWICE if self._mended(second) else NOT_MENDED))
+
+    def _try(self, jobs: list[Job]) -> None:
+        """Give each job its answer; raises :class:`EngineError` where an engine has ended."""
+        try:
+            if any([self._worlds.enter(job.guest) for job in jobs]):  # noqa: C419 - all are to enter
+                self.memory.save()
             if jobs[0].is_run:
                 for result in self._runner.run(jobs, self.allowance):
                     self._finish(result)
             else:
                 job = jobs[0]
                 job.done.set_result(answers.answer(job.guest, job.kind, job.request, code=self.code))
-        except EngineError as error:
-            self._fail(jobs, self._mended(error))
+        except EngineError:
+            raise
         except FlexError as error:
             self._fail(jobs, error)
         except KeyboardInterrupt:
@@ -213,48 +265,45 @@ class Workshop:
                 job.guest.last_error = str(error).partition("\n")[0][:120]
                 job.done.set_exception(error)
 
-    def _mended(self, error: EngineError) -> FlexError:
-        """Start an engine again that has ended; what the guest is told."""
+    def _mended(self, error: EngineError) -> bool:
+        """Start an engine again that has ended; whether that could be done."""
         self.journal.note("gateway", "engine ended", error=str(error)[:200])
         try:
             self._host.session.recover()
-            for guest in self.guests:
-                if guest.tenant is not None:
-                    guest.tenant.again()
         except Exception as worse:  # noqa: BLE001 - whatever it was, the worker must live
             self.journal.note("gateway", "not recovered", error=str(worse)[:200])
-            return EngineError("An engine of the workshop has ended, and its owner has to start it again.")
+            return False
         self.journal.note("gateway", "recovered")
-        return EngineError(
-            "An engine had ended and was started again; your hooks are as they were. Run again."
-        )
+        return True
 
-    def _alarm(self, who: list[str], parameters: list[str]) -> None:
-        """Weights were changed while guests' runs were made: nothing more runs until the owner says so."""
-        self._desk.pause(paused=True)
-        named = ", ".join(parameters[:3]) + (" …" if len(parameters) > 3 else "")
-        self.alarm = (
-            f"Weights changed in a run of {', '.join(who)}: {named}. Load the model again, then resume."
-        )
+    def _alarm(self, who: list[str], parameters: list[str]) -> str:
+        """Weights were changed while guests' runs were made; what was done about it.
+
+        They are put back from where they were loaded. Where that cannot be, nothing more runs until the
+        owner says so.
+        """
         self.journal.note("gateway", "weights changed", guests=who, parameters=parameters[:50])
+        named = ", ".join(parameters[:3]) + (" …" if len(parameters) > 3 else "")
+        self.alarm = f"Weights changed in a run of {', '.join(who)}: {named}."
+        why_not = self._weights.put_back(parameters)
+        if not why_not:
+            self.alarm += " They were put back, bit for bit, and the workshop goes on."
+            self.journal.note("gateway", "weights put back", parameters=parameters[:50])
+            return f"{named}: put back, bit for bit, and the workshop goes on."
+        self._desk.pause(paused=True)
+        self.alarm += f" They are as they are now: {why_not}. Load the model again, then resume."
+        self.journal.note("gateway", "weights not put back", reason=why_not)
+        return "the workshop is paused."
 
     def _look_after(self) -> None:
-        """Drop worlds that nobody has asked anything of for long."""
+        """Drop worlds that nobody has asked anything of for long, and write down what there is to know."""
         for guest in self.guests:
             if guest.tenant is not None and self._clock() - guest.seen > self.idle_minutes * 60:
-                self._empty(guest)
+                self._worlds.leave(guest)
                 idle = f"{self.idle_minutes:g} minutes"
                 guest.notice = f"Nothing was asked for in {idle}: your hooks and runs were dropped."
                 self.journal.note(guest.name, "idle world dropped")
-
-    def _empty(self, guest: Guest) -> None:
-        tenant, guest.tenant = guest.tenant, None
-        runs = list(guest.runs.values())
-        guest.runs.clear()
-        guest.looked.clear()
-        if tenant is not None:
-            with contextlib.suppress(FlexError):
-                tenant.leave(runs)
+        self.memory.save()
 
     # what the owner does
 
@@ -282,6 +331,7 @@ class Workshop:
     def pause(self) -> None:
         """Begin no more runs."""
         self._desk.pause(paused=True)
+        self.memory.save()
         self.journal.note("owner", "pause")
 
     def resume(self) -> None:
@@ -289,14 +339,19 @@ class Workshop:
         if self.alarm:
             self._desk.errand(self._settle).result()
         self._desk.pause(paused=False)
+        self.memory.save()
         self.journal.note("owner", "resume")
 
     def check_weights(self) -> list[str]:
         """Look at all weights now; names those that changed unseen since the last time."""
         found: list[str] = []
-        self._desk.errand(lambda: found.extend(self._weights.look())).result()
-        if found:
-            self._alarm(["guests"], found)
+
+        def look() -> None:
+            found.extend(self._weights.look())
+            if found:
+                self._alarm(["guests"], found)
+
+        self._desk.errand(look).result()
         return found
 
     def _settle(self) -> None:
@@ -310,22 +365,33 @@ class Workshop:
         guest = self.guests.out(name)
         for job in self._desk.drop(guest):
             job.done.set_exception(InputError("You were asked to leave this workshop."))
-        self._desk.errand(lambda: self._empty(guest))
+        self.memory.save()
+        self._desk.errand(lambda: self._worlds.leave(guest))
         self.journal.note("owner", "drop", guest=name)
 
     def limit(self, text: str) -> Allowance:
         """Change what guests may take, from now on; raises :class:`InputError`."""
         self.allowance = self.allowance.changed(text)
+        self.memory.save()
         self.journal.note("owner", "limits", limits=str(self.allowance))
         return self.allowance
 
-    def close(self) -> None:
-        """Send all guests away and leave nothing of theirs on the engines, which stay."""
+    def close(self, *, for_good: bool = True) -> None:
+        """Send all guests away and leave nothing of theirs on the engines, which stay.
+
+        Not ``for_good``: only stop, so that a gateway that is opened later goes on with all of it.
+        """
         self._desk.close()
-        for guest in self.guests:
-            self._empty(guest)
+        for guest in self.guests if for_good else ():
+            self._worlds.leave(guest)
         with contextlib.suppress(FlexError, ModelError):
             changed = self._weights.look()
-            self.journal.note("owner", "close", weights="unchanged" if not changed else changed[:50])
+            what = "close" if for_good else "stop"
+            self.journal.note("owner", what, weights="unchanged" if not changed else changed[:50])
         self.journal.close()
         self._host.close()
+        if for_good:
+            self.memory.forget()
+        else:
+            self.memory.save()
+            self.memory.let_go()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -17,7 +18,7 @@ from flexmagic.workshop.frames import put
 from flexmagic.workshop.guest_hooks import GuestHook, GuestHooks, table_of
 from flexmagic.workshop.guest_known import GuestKnown
 from flexmagic.workshop.guest_run import GuestRun
-from flexmagic.workshop.link import Link
+from flexmagic.workshop.link import Link, StartedAgainError
 
 if TYPE_CHECKING:
     from flexmagic.client.waiting import Progress
@@ -71,6 +72,7 @@ class Guest:
         self.known = GuestKnown(lambda: self.model.paths, self.hooks)
         self._cancelled = False
         self.printer: Callable[[str], None] = print
+        link.say = self._say
 
     @classmethod
     def join(cls, address: str, name: str = "") -> Self:
@@ -188,7 +190,13 @@ class Guest:
 
     def _made(self, inputs: Any, progress: Progress | None, **fields: Any) -> GuestRun:
         self._cancelled = False
-        said, _ = self._link.ask("run", inputs=_inputs(inputs), **fields)
+        while True:
+            try:
+                return self._waited(self._link.ask("run", inputs=_inputs(inputs), **fields)[0], progress)
+            except StartedAgainError:  # the run went with the gateway that had it, and is asked for anew
+                self._check_cancelled()
+
+    def _waited(self, said: dict[str, Any], progress: Progress | None) -> GuestRun:
         ticket = said["ticket"]
         try:
             while said["state"] != "done":
@@ -197,13 +205,17 @@ class Guest:
                     progress(_Turn(said))  # type: ignore[arg-type]  # all that is done with it is to show it
                 said, _ = self._link.ask("wait", ticket=ticket)
         except KeyboardInterrupt:
-            self._link.ask("cancel", ticket=ticket)
+            with contextlib.suppress(StartedAgainError):
+                self._link.ask("cancel", ticket=ticket)
             raise
         if said["said"]:
             self.printer(said["said"])
         for number in said["gone"]:
             self.printer(f"Note: run {number} was let go: you may hold so much and no more.")
         return GuestRun(self._link, said)
+
+    def _say(self, text: str) -> None:
+        self.printer(text)
 
     def _check_cancelled(self) -> None:
         if self._cancelled:

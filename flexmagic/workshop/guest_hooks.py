@@ -44,7 +44,7 @@ class GuestHooks:
 
     def switch(self, action: str, *names: str) -> dict[str, Any]:
         """Have the gateway do something to hooks by name; raises what it refuses with."""
-        return self._link.ask("switch", action=action, names=list(names))[0]
+        return self._link.ask("switch", once=action == "undo", action=action, names=list(names))[0]
 
     def enable(self, *names: str) -> None:
         """Let hooks or groups act, all of them without a name."""

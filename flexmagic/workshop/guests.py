@@ -27,11 +27,18 @@ class RefusedError(ClusterError):
     """Whoever asks may not: a wrong token, a place that is taken, a request that came before."""
 
 
+class FormerSeatError(RefusedError):
+    """A seat of before the gateway was started again: its notebook may take the place once more."""
+
+
 @dataclass(eq=False)
 class Guest:
     """One person: the token of the place, the seat of the notebook that sits there, and a world of its own.
 
-    ``number``: of the last request that was heard. ``seen``: when, by the gateway's clock.
+    ``token``: its hash. ``number``: of the last request that was heard. ``seen``: when, by the gateway's
+    clock. ``former``: the hash of the seat that it had before the gateway was started again. ``world``: what
+    its tenant's hooks and runs are known by on the engines, empty before there is one; ``held``: how many of
+    them there were when the gateway ended.
     """
 
     name: str
@@ -39,7 +46,10 @@ class Guest:
     use: Use
     seen: float
     seat: str = ""
+    former: str = ""
     number: int = 0
+    world: str = ""
+    held: int = 0
     tenant: Tenant | None = None
     runs: OrderedDict[int, Run] = field(default_factory=OrderedDict)
     looked: OrderedDict[tuple[Any, ...], Activation] = field(default_factory=OrderedDict)
@@ -48,6 +58,20 @@ class Guest:
     notice: str = ""
     errors: int = 0
     last_error: str = ""
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What outlives the gateway, as plain values, without anything that lets anybody in."""
+        seat = hashed(self.seat) if self.seat else self.former
+        held = self.held if self.tenant is None else len(self.tenant.hooks) + len(self.runs)
+        facts = {"name": self.name, "token": self.token, "seat": seat, "world": self.world, "held": held}
+        return {**facts, "use": self.use.known, "notice": self.notice, "errors": self.errors}
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Be the guest again of which this was known."""
+        self.former, self.world, self.held = known["seat"], known["world"], known["held"]
+        self.notice, self.errors = known["notice"], known["errors"]
+        self.use.recall(known["use"])
 
 
 def hashed(secret: str) -> str:
@@ -70,11 +94,33 @@ class Guests:
         self._guests: dict[str, Guest] = {}
         self._out: set[str] = set()
         self.key = secrets.token_urlsafe(18) if open_to_all else ""
+        self._keys = [hashed(self.key)] if open_to_all else []
         self.tokens: dict[str, str] = {}
         if not open_to_all:
             for n in range(1, most + 1):
                 self.tokens[f"guest{n}"] = token = secrets.token_urlsafe(18)
                 self._guests[f"guest{n}"] = make(f"guest{n}", hashed(token))
+
+    @property
+    def known(self) -> dict[str, Any]:
+        """What outlives the gateway, as plain values: hashes of all tokens, and each guest."""
+        with self._lock:
+            guests = [guest.known for guest in self._guests.values()]
+            return {"most": self._most, "keys": self._keys, "out": sorted(self._out), "guests": guests}
+
+    def recall(self, known: dict[str, Any]) -> None:
+        """Know the guests again that an earlier gateway had, whose tokens let them in as before.
+
+        The key of before lets in new ones too; tokens that were handed out are not known in clear.
+        """
+        with self._lock:
+            self._most, self._out = max(self._most, known["most"]), set(known["out"])
+            self._keys += known["keys"]
+            if known["guests"] and not known["keys"]:
+                self.tokens, self._guests = {}, {}
+            for one in known["guests"]:
+                self._guests[one["name"]] = guest = self._make(one["name"], one["token"])
+                guest.recall(one)
 
     def join(self, secret: str, name: str) -> tuple[Guest, str, str]:
         """Take a place by the key or by its token: the guest, its seat and, of a new place, its token.
@@ -87,13 +133,14 @@ class Guests:
             if known in self._out:
                 raise RefusedError("You were asked to leave this workshop.")
             guest = next((g for g in self._guests.values() if hmac.compare_digest(g.token, known)), None)
-            if guest is None and self.key and hmac.compare_digest(hashed(self.key), known):
+            if guest is None and any(hmac.compare_digest(key, known) for key in self._keys):
                 guest, token = self._new(name)
             if guest is None:
                 raise RefusedError(
                     "This workshop does not know that token. Ask its owner for the line to join."
                 )
             guest.seat, guest.number, guest.seen = secrets.token_urlsafe(18), 0, self._clock()
+            guest.former = ""
             return guest, guest.seat, token
 
     def _new(self, name: str) -> tuple[Guest, str]:
@@ -114,6 +161,8 @@ class Guests:
                 if guest.seat and hmac.compare_digest(guest.seat, seat):
                     guest.seen = self._clock()
                     return guest
+            if any(g.former and hmac.compare_digest(g.former, hashed(seat)) for g in self._guests.values()):
+                raise FormerSeatError("The gateway was started again: take your place once more.")
         raise RefusedError(
             "This notebook has no place in the workshop: another one took it with the same token, "
             "or the workshop was opened anew. Type %flexcluster join again."

@@ -1,4 +1,7 @@
-"""A guest's connection to a gateway: one request after the other, and the same place after any break."""
+"""A guest's connection to a gateway: one request after the other, and the same place after any break.
+
+A gateway that is gone is waited for, for as long as its owner may need to start it again.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import hmac
 import http.client
 import ssl
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from flexmagic import errors
@@ -21,6 +25,33 @@ LONGEST = 96 << 20
 
 TIMEOUT = 120.0
 """Seconds within which an answer comes or the connection counts as broken."""
+
+
+OF_ONE_GATEWAY = ("wait", "cancel")
+"""Requests about a run under way, which ends with the gateway."""
+
+PATIENCE = 120.0
+"""Seconds for which a gateway that has ended is waited for."""
+
+EVERY = 0.3
+"""Seconds between two tries to reach it."""
+
+SOON = 1.0
+"""Seconds after which it is said that it is waited for."""
+
+
+class StartedAgainError(ClusterError):
+    """The gateway was started again while something was asked that is not asked twice by itself."""
+
+
+class _AwayError(ClusterError):
+    """Nobody answers. ``heard``: whether the gateway may have heard the request before it ended."""
+
+    heard = True
+
+
+class _FormerSeatError(ClusterError):
+    """The gateway knows the place, but was started again since it was taken."""
 
 
 class _Known(http.client.HTTPSConnection):
@@ -45,15 +76,21 @@ class _Known(http.client.HTTPSConnection):
 
 
 class Link:
-    """A place in a workshop. ``facts``: what the gateway said at joining."""
+    """A place in a workshop. ``facts``: what the gateway said at joining; ``say``: tells the guest of breaks.
+
+    ``patience``: seconds for which a gateway that has ended is waited for.
+    """
 
     def __init__(self, address: Address, name: str = "") -> None:
         self._address = address
         self._lock = threading.Lock()
         self._connection: http.client.HTTPConnection | None = None
         self._number = 0
+        self._broken = False
         self._name = name or _user()
         self.facts: dict[str, Any] = {}
+        self.say: Callable[[str], None] = print
+        self.patience = PATIENCE
         self.join()
 
     @property
@@ -65,22 +102,67 @@ class Link:
     def join(self) -> None:
         """Take the place, for the first time or again; raises :class:`ClusterError`."""
         with self._lock:
-            raw = pack({"version": VERSION, "token": self.address.token, "name": self._name})
-            header, _ = self._sent("/join", raw, {})
-            had = self.facts.get("token", "")
-            self.facts = {**header, "token": header.get("token") or had}
-            self._number = 0
+            self._join()
+
+    def _join(self) -> None:
+        raw = pack({"version": VERSION, "token": self.address.token, "name": self._name})
+        header, _ = self._sent("/join", raw, {})
+        had = self.facts.get("token", "")
+        self.facts = {**header, "token": header.get("token") or had}
+        self._number = 0
 
     def ask(
-        self, kind: str, frames: list[bytes] | None = None, **fields: Any
+        self, kind: str, frames: list[bytes] | None = None, *, once: bool = False, **fields: Any
     ) -> tuple[dict[str, Any], list[bytes]]:
-        """One request; its answer's header and frames. Raises what the gateway refuses with."""
+        """One request; its answer's header and frames. Raises what the gateway refuses with.
+
+        A gateway that has ended is waited for, and asked again when it is back; not ``once``, if it may have
+        heard it already, or knows it no more: :class:`StartedAgainError`.
+        """
         with self._lock:
-            self._number += 1
-            raw = pack({"version": VERSION, "number": self._number, "kind": kind, **fields}, frames or [])
-            return self._sent("/ask", raw, {"Authorization": f"Bearer {self.facts['seat']}"})
+            heard = False
+            while True:
+                self._number += 1
+                raw = pack({"version": VERSION, "number": self._number, "kind": kind, **fields}, frames or [])
+                try:
+                    return self._sent("/ask", raw, {"Authorization": f"Bearer {self.facts['seat']}"})
+                except _AwayError as error:
+                    heard = heard or error.heard
+                    self._wait(error)
+                except _FormerSeatError:
+                    self._join()
+                    self._back()
+                if kind in OF_ONE_GATEWAY or (once and heard):
+                    raise StartedAgainError(
+                        "The workshop's gateway was started again while you asked this. Look whether it was "
+                        "done (%flexhook), and ask again if not."
+                    )
+
+    def _wait(self, error: _AwayError) -> None:
+        """Wait for a gateway that has ended, and take the place again; raises if it stays away."""
+        began, said = time.monotonic(), False
+        while (waited := time.monotonic() - began) < self.patience:
+            if waited > SOON and not said:
+                said = True
+                self.say(
+                    f"The workshop does not answer. It is waited for, up to {self.patience:.0f} s; "
+                    "interrupt to wait no longer."
+                )
+            try:
+                self._join()
+            except _AwayError:
+                time.sleep(EVERY)
+            else:
+                self._back()
+                return
+        raise ClusterError(str(error))
+
+    def _back(self) -> None:
+        notice = self.facts.get("notice") or "hooks and runs are as they were"
+        self.say(f"The workshop's gateway was started again. You are {self.facts['guest']}: {notice}.")
 
     def _sent(self, path: str, raw: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], list[bytes]]:
+        self._broken = False
         try:
             body = self._exchanged(path, raw, {"Content-Type": "application/x-flexmagic", **headers})
         except FlexError:
@@ -88,11 +170,14 @@ class Link:
             raise
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            raise ClusterError(
+            away = (ClusterError if isinstance(error, TimeoutError) else _AwayError)(
                 f"The workshop at {self._address.host}:{self._address.port} does not answer "
                 f"({type(error).__name__}). "
                 "Try again; a workshop that was opened anew has a new line for you to join."
-            ) from None
+            )
+            if isinstance(away, _AwayError):
+                away.heard = self._broken or not isinstance(error, ConnectionRefusedError)
+            raise away from None
         except BaseException:
             self.close()  # an answer that was not read would be taken for the next one's
             raise
@@ -113,6 +198,7 @@ class Link:
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             if old is None:
                 raise
+            self._broken = True
             self.close()
             return self._exchanged(path, raw, headers)
 
@@ -130,6 +216,8 @@ class Link:
 
 
 def _error(header: Mapping[str, Any]) -> FlexError:
+    if header.get("again") is True:
+        return _FormerSeatError(str(header.get("message", "")))
     kind = getattr(errors, str(header["error"]), FlexError)
     simple = isinstance(kind, type) and issubclass(kind, FlexError) and kind is not errors.StuckError
     return (kind if simple else FlexError)(str(header.get("message", "")))

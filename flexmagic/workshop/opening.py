@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from flexmagic.errors import ClusterError
 from flexmagic.workshop.address import LOOPBACK
 from flexmagic.workshop.allowance import Allowance
 from flexmagic.workshop.gateway import GUESTS, Workshop
+from flexmagic.workshop.memory import Memory
 from flexmagic.workshop.serving import Server
+
+if TYPE_CHECKING:
+    from flexmagic.client.session import Session
 
 
 def open_workshop(
@@ -20,29 +26,70 @@ def open_workshop(
     trusted: bool = False,
     together: int = 8,
     journal: str | Path | None = None,
+    kernel: str = "",
 ) -> Server:
     """Let guests work on a running cluster's model; ``close()`` ends it.
 
     ``cluster``: its id or profile, or the only one there is. Beyond this machine (``host``) every guest
-    has a token, and all is TLS. ``limits``: as :meth:`Allowance.changed` reads them. Raises
+    has a token, and all is TLS. ``limits``: as :meth:`Allowance.changed` reads them. ``kernel``: of the
+    notebook that opens it, see :class:`Memory`. A workshop whose gateway has ended is gone on with. Raises
     :class:`ClusterError`, :class:`ModelError` or :class:`InputError`.
     """
-    allowance = Allowance().changed(limits)
+    allowance = Allowance().changed(limits) if limits else None
     workshop = Workshop(
         cluster, guests=guests, allowance=allowance, trusted=trusted, together=together,
         open_to_all=host in LOOPBACK, journal=None if journal is None else Path(journal),
     )  # fmt: skip
     try:
+        workshop.memory.kernel = kernel
         return Server(workshop, host, port)
     except BaseException:
-        workshop.close()
+        workshop.close(for_good=not workshop.goes_on)
         raise
+
+
+def end_workshop(cluster: str | None) -> str:
+    """Close a workshop for good whose gateway has ended; what became of it, in a line.
+
+    Raises :class:`ClusterError` if there is none, or if its gateway is at work.
+    """
+    workshop = Workshop(cluster)
+    workshop.close()
+    if not workshop.goes_on:
+        raise ClusterError(f"No workshop was left on {workshop.name}.")
+    return f"The workshop on {workshop.name} is closed. The engines and the model are as they were."
+
+
+def left_by(session: Session, kernel: str) -> bool:
+    """Whether an earlier process of a kernel left a workshop on a session's cluster."""
+    folder = session._cluster._security  # noqa: SLF001 - where the cluster's own files are
+    return Memory(folder, session.cluster_name).left_by(kernel)
 
 
 def announcement(server: Server) -> str:
     """The line or lines for the guests, and what they may do, as text."""
     lines = [f"{name}: {line}" if name else line for name, line in server.lines.items()]
-    head = "For the guests:" if len(lines) == 1 else "For each guest, and nobody else:"
     workshop = server.workshop
+    head = [*_of_before(server), *([_head(server)] if lines else [])]
     more = [workshop.rules, f"Limits of each: {workshop.allowance}", f"Log: {workshop.journal.path}"]
-    return "\n".join([head, *lines, "", *more])
+    return "\n".join([*head, *lines, "", *more])
+
+
+def _head(server: Server) -> str:
+    if not server.workshop.guests.key:
+        return "For each guest, and nobody else:"
+    return "For guests who are new:" if server.workshop.goes_on else "For the guests:"
+
+
+def _of_before(server: Server) -> list[str]:
+    """What is to be said of a workshop that goes on."""
+    if not server.workshop.goes_on:
+        return []
+    known = sum(1 for guest in server.workshop.guests if guest.former)
+    said = f"The workshop goes on: {known} guests are known, and their lines of before let them in."
+    if server.moved:
+        said += (
+            f" Its port was taken by something else: they type their lines again with port {server.port}, "
+            "or the workshop is stopped and opened again once that port is free."
+        )
+    return [said]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.hooks import sites_at
@@ -28,10 +29,7 @@ if TYPE_CHECKING:
 HELD = 50
 """How many runs of a guest the engines hold at most."""
 
-CHANGED = (
-    "The model's weights changed while this run was made, so its result is not to be trusted; "
-    "the workshop is paused."
-)
+CHANGED = "The model's weights changed while this run was made, so its result is not to be trusted; "
 
 
 @dataclass
@@ -47,10 +45,10 @@ class RunResult:
 
 
 class Runner:
-    """Makes runs. ``alarm`` hears whose run changed which parameters."""
+    """Makes runs. ``alarm`` hears whose run changed which parameters, and says what was done about it."""
 
     def __init__(
-        self, host: Host, weights: WeightsWatch, alarm: Callable[[list[str], list[str]], None]
+        self, host: Host, weights: WeightsWatch, alarm: Callable[[list[str], list[str]], str]
     ) -> None:
         self._host, self._weights, self._alarm = host, weights, alarm
         self._fills: dict[str, bool] = {}
@@ -131,7 +129,7 @@ class Runner:
         began = time.perf_counter()
         if len(group) > 1:
             found, changed = self._host.watched(
-                lambda: run_together(self._host, [_wish(r.job) for r in group])
+                lambda: run_together(self._host, [_wish(r.job) for r in group]), self._weights.before_run
             )
             runs = found if isinstance(found, list) else None
             if changed:
@@ -144,7 +142,7 @@ class Runner:
                 return
         for result in group:
             began = time.perf_counter()
-            made, changed = self._host.watched(lambda job=result.job: _made(job))  # type: ignore[misc]  # bound now
+            made, changed = self._host.watched(partial(_made, result.job), self._weights.before_run)
             result.seconds = time.perf_counter() - began
             if changed:
                 self._changed([result], changed)
@@ -156,14 +154,15 @@ class Runner:
                 self._keep(result, made)  # type: ignore[arg-type]  # what is left is a run
 
     def _changed(self, group: list[RunResult], parameters: list[str]) -> None:
-        self._alarm([result.job.guest.name for result in group], parameters)
+        done = self._alarm([result.job.guest.name for result in group], parameters)
         for result in group:
-            result.error = FlexError(CHANGED)
+            result.error = FlexError(CHANGED + done)
 
     def _keep(self, result: RunResult, run: Run) -> None:
         """Let the guest have a run, and let go of older ones where it holds too much."""
         guest = result.job.guest
         guest.runs[run.number] = run
+        answers.tenant_of(guest).note(run)
         held = {number: bytes_of(one) for number, one in guest.runs.items()}
         most = guest.use.allowance.captured
         gone = []

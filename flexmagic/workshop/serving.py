@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import ssl
 import tempfile
 import threading
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from flexmagic.workshop.address import LOOPBACK, Address
 from flexmagic.workshop.desk import Job
 from flexmagic.workshop.frames import HEADER, VERSION, MalformedError, pack, unpack
 from flexmagic.workshop.gateway import Workshop
-from flexmagic.workshop.guests import Guest, RefusedError
+from flexmagic.workshop.guests import FormerSeatError, Guest, RefusedError
 
 STRANGER, GUEST = 4096, 16 << 20
 """Bytes of the longest request of somebody who has no seat, and of a guest."""
@@ -154,32 +156,56 @@ def _same_version(given: dict[str, Any]) -> None:
 
 
 def error_header(error: FlexError) -> dict[str, Any]:
-    """An error as it travels: its class's name and its message."""
+    """An error as it travels: its class's name and its message, and whether to join ``again`` helps."""
     known = next(c for c in type(error).__mro__ if c.__module__ == "flexmagic.errors")
-    return {"error": known.__name__, "message": str(error)[:4000]}
+    again = {"again": True} if isinstance(error, FormerSeatError) else {}
+    return {"error": known.__name__, "message": str(error)[:4000], **again}
+
+
+def _listening(host: str, port: int, before: int) -> list[socket.socket]:
+    """Sockets at a port, or without one at that of before if it is free, else at any."""
+    wished = [port] if port else [before, 0] if before else [0]
+    for one in wished:
+        try:
+            return tornado.netutil.bind_sockets(one, host.strip("[]"))
+        except OSError as error:
+            if one == wished[-1]:
+                raise ClusterError(f"The workshop cannot listen at {host}:{one}: {error}") from None
+    raise AssertionError  # there is always a last one
 
 
 class Server:
     """A workshop's web server, in a thread of its own until :meth:`close`.
 
     ``host``: loopback, or an address that others reach; then it speaks TLS, under a certificate of its own.
-    Raises :class:`ClusterError` for one that cannot be listened at.
+    A workshop that is gone on with is where it was, under its certificate; ``moved``: unless its port was
+    taken. Raises :class:`ClusterError` for an address that cannot be listened at.
     """
 
     def __init__(self, workshop: Workshop, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.workshop, self.host = workshop, host
+        self.workshop = workshop
+        before = workshop.memory.door
+        if host != LOOPBACK[0] and before.get("host", host) != host:
+            raise ClusterError(
+                f"The workshop that goes on here is at {before['host']}, not at {host}. Close it for good "
+                "before you open another: %flexworkshop close, or `flexmagic workshop close`."
+            )
+        self.host = host = before.get("host", host)
         self._folder = tempfile.TemporaryDirectory(prefix="flexmagic-")
         context: ssl.SSLContext | None = None
-        self._print = ""
+        self._print, door = "", dict[str, Any](host=host)
         if host not in LOOPBACK:
             if workshop.guests.key:
                 raise ClusterError("Beyond this machine every guest needs a token of their own.")
-            context, self._print = certificate.make(Path(self._folder.name))
-        try:
-            self._sockets = tornado.netutil.bind_sockets(port, host.strip("[]"))
-        except OSError as error:
-            raise ClusterError(f"The workshop cannot listen at {host}:{port}: {error}") from None
+            folder = Path(self._folder.name)
+            of_it = certificate.Certificate(**before["tls"]) if before else certificate.make(folder)
+            context, self._print = of_it.context(folder), of_it.fingerprint
+            door["tls"] = asdict(of_it)
+        self._sockets = _listening(host, port, before.get("port", 0))
         self.port: int = self._sockets[0].getsockname()[1]
+        self.moved = bool(before) and self.port != before["port"]
+        workshop.memory.door = {**door, "port": self.port}
+        workshop.memory.save()
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         started = threading.Event()
@@ -216,10 +242,10 @@ class Server:
         server.stop()
         await server.close_all_connections()
 
-    def close(self) -> None:
-        """Hear no more, and close the workshop."""
+    def close(self, *, for_good: bool = True) -> None:
+        """Hear no more, and close the workshop; not ``for_good``, so that it can be gone on with."""
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
-        self.workshop.close()
+        self.workshop.close(for_good=for_good)
         with contextlib.suppress(OSError):
             self._folder.cleanup()

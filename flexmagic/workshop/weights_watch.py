@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from flexmagic.errors import FlexError
+
 if TYPE_CHECKING:
-    from flexmagic.client.tenant import Host
+    from flexmagic.client.tenant import Host, Versions
 
 Sums = list[dict[str, tuple[int, int]]]
 
@@ -23,8 +25,27 @@ class WeightsWatch:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._versions, self._sums = host.weights()
+        self._expected = self._sums
         self._runs = 0
         self.checks = 0
+
+    def before_run(self, versions: Versions) -> None:
+        """Take the sums anew if somebody else has written into weights since: the owner."""
+        if versions != self._versions:
+            self.look()
+
+    def put_back(self, names: list[str]) -> str:
+        """Load changed parameters again; ``""`` if all weights then have their sums again, else why not.
+
+        Raises nothing: what goes wrong is a reason.
+        """
+        wanted = self._expected
+        try:
+            self._host.put_back(names)
+            self._versions, self._sums = self._host.weights()
+        except FlexError as error:
+            return str(error).partition("\n")[0]
+        return "" if self._sums == wanted else "what was loaded again differs from what was there before"
 
     def after_runs(self, count: int) -> list[str]:
         """Count runs, and look at the weights when it is time; names parameters that changed unseen."""
@@ -40,6 +61,7 @@ class WeightsWatch:
         versions, sums = self._host.weights()
         before, self._sums = self._sums, sums
         same, self._versions = versions == self._versions, versions
+        self._expected = before if same else sums
         if not same:
             return []
         return sorted({n for b, a in zip(before, sums, strict=True) for n in a if b.get(n) != a[n]})

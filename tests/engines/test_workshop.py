@@ -11,7 +11,7 @@ import torch
 
 from flexmagic.engine.box_walls import available
 from flexmagic.engine.declared import Declared
-from flexmagic.errors import ClusterError, FlexError, HookError, InputError, SiteError
+from flexmagic.errors import ClusterError, FlexError, HookError, InputError, ModelError, SiteError
 from flexmagic.workshop.address import Address
 from flexmagic.workshop.frames import VERSION, pack, unpack
 from flexmagic.workshop.gateway import Workshop
@@ -255,27 +255,45 @@ def test_code_of_guests_runs_in_boxes(three, one_process, edited, ids):
     assert relative(ann.run(PROMPT).logits.torch(), truth) < 1e-5
 
 
-def test_weights_that_change_in_a_run_are_named_and_stop_the_workshop(loaded, tmp_path):
+def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
+    weight = "model.layers.1.mlp.down_proj.weight"
     server = Server(Workshop(loaded.cluster_name, trusted=True, journal=tmp_path / "log.jsonl"))
+    edit = loaded.model.edit(weight, "x[0] *= 3")
+    before = loaded.model.parameter(weight)
     try:
         ann = Guest.join(address(server), "ann")
-        ann.hook(SITE, "module.down_proj.weight.mul_(1.0)", name="bad")
-        with pytest.raises(FlexError, match="weights changed while this run"):
+        truth = ann.run(PROMPT).logits.numpy()
+        ann.hook(SITE, "module.down_proj.weight.mul_(1.5)", name="bad")
+        with pytest.raises(
+            FlexError, match=f"changed while this run.*{weight}: put back, bit for bit"
+        ):
             ann.run(PROMPT)
         assert "ann" in server.workshop.alarm
-        assert "model.layers.1.mlp.down_proj.weight" in server.workshop.alarm
+        assert weight in server.workshop.alarm
+        assert torch.equal(loaded.model.parameter(weight), before), "as the owner had edited it"
+        ann.hook(SITE, "module.down_proj.weight.data.mul_(2)", name="bad")
+        ann.run(PROMPT)
+        assert not torch.equal(loaded.model.parameter(weight), before), "torch's counter does not see it"
+        assert weight in server.workshop.check_weights()
+        assert torch.equal(loaded.model.parameter(weight), before)
         ann.hooks["bad"].remove()
+        assert (ann.run(PROMPT).logits.numpy() == truth).all(), "the workshop went on by itself"
+        assert server.workshop._weights.look() == []
+        server.workshop._host.put_back = refuses  # as for a model that was made in a cell
+        ann.hook(SITE, "module.down_proj.weight.mul_(1.0)", name="worse")
+        with pytest.raises(FlexError, match="the workshop is paused"):
+            ann.run(PROMPT)
+        assert "made in a cell" in server.workshop.alarm
+        ann.hooks["worse"].remove()
         server.workshop.resume()
         assert ann.run(PROMPT).number
-        assert server.workshop._weights.look() == []
-        ann.hook(SITE, "module.down_proj.weight.data.mul_(2)", name="worse")
-        ann.run(PROMPT)
-        assert "model.layers.1.mlp.down_proj.weight" in server.workshop.check_weights()
-        server.workshop.resume()
-        ann.hook(SITE, "module.down_proj.weight.data.div_(2)", name="worse")
-        ann.run(PROMPT)
     finally:
         server.close()
+        edit.undo()
+
+
+def refuses(_names):
+    raise ModelError("made in a cell")
 
 
 def test_beyond_this_machine_there_is_tls_and_a_token_for_each(loaded, tmp_path):
@@ -293,6 +311,7 @@ def test_beyond_this_machine_there_is_tls_and_a_token_for_each(loaded, tmp_path)
             Link(dataclasses.replace(here, fingerprint=""))
     finally:
         server.close()
+    guest._link.patience = 0.0
     with pytest.raises(ClusterError, match="does not answer"):
         guest.run(PROMPT)
 
