@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 
+from flexmagic.client.waiting import Waited
 from flexmagic.errors import InputError
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.answers import Answer
@@ -24,13 +25,17 @@ IDLE = 1.0
 
 @dataclass(eq=False)
 class Job:
-    """Something that a guest asked for. ``began``: when it was its turn, by the gateway's clock."""
+    """Something that a guest asked for. ``began``: when it was its turn, by the gateway's clock.
+
+    ``waited``: how far a generation is, and its text by now.
+    """
 
     guest: Guest
     kind: str
     request: asked.Request
     ticket: int = 0
     began: float | None = None
+    waited: Waited | None = None
     done: Future[Answer] = field(default_factory=Future)
 
     @property

@@ -180,7 +180,10 @@ class Workshop:
     def progress(self, job: Job) -> dict[str, Any]:
         """Where a run stands: how many turns come before it, and its estimated wait in seconds."""
         if job.began is not None:
-            return {"state": "runs", "place": 0, "wait": 0.0}
+            said = {"state": "runs", "place": 0, "wait": 0.0}
+            if job.waited is not None and job.waited.ranks:
+                said |= {"far": job.waited.ranks.get(0), "tokens": job.waited.tokens, "pace": job.waited.pace}
+            return said
         place, wait = self._desk.place(job)
         return {"state": "paused" if self._desk.paused else "waits", "place": place, "wait": round(wait, 2)}
 

@@ -251,10 +251,29 @@ class Guest:
 
 @dataclass(frozen=True)
 class _Turn:
-    """Where a run stands, as a status line shows it."""
+    """Where a run stands, as a status line shows it; of a generation also its text by now.
+
+    The names are those of :class:`~flexmagic.client.waiting.Waited`.
+    """
 
     said: dict[str, Any]
     seconds: float = 0.0
+
+    @property
+    def ranks(self) -> dict[int, tuple[str, int, int]]:
+        """The text, and how many tokens of how many are there."""
+        far = self.said.get("far")
+        return {0: tuple(far)} if far else {}
+
+    @property
+    def tokens(self) -> list[tuple[str, float | None]]:
+        """The new tokens, and how likely each was."""
+        return [(str(token), likely) for token, likely in self.said.get("tokens", ())]
+
+    @property
+    def pace(self) -> str:
+        """How fast, and where it stands before it begins."""
+        return str(self.said.get("pace", ""))
 
     def __str__(self) -> str:
         where = "it runs"

@@ -196,6 +196,7 @@ def _made(job: Job) -> Run:
     assert isinstance(request, asked.MakeRun)
     options: dict[str, Any] = answers.options_of(request)
     if request.new_tokens is not None:
+        options["progress"] = lambda waited: setattr(job, "waited", waited)
         return tenant.generate(request.inputs, request.new_tokens, **options, **request.sampling)
     return tenant.run(request.inputs, stop_at=request.stop_at, **options)
 

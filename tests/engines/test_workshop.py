@@ -182,6 +182,32 @@ def test_a_guest_comes_back_to_the_same_world(three, server):
         Guest.join(there)
 
 
+def test_guests_generate_what_one_process_does(three, server, one_process, ids):
+    ann, ben, cleo = three
+    ann.hook("model.layers.0.mlp", Declared("zero"), name="mine")
+    with torch.no_grad():
+        truth = one_process.generate(ids, max_new_tokens=12, do_sample=False)[0].tolist()
+    heard = []
+    made, other, plain = at_once(
+        lambda: ben.generate(PROMPT, 12, capture=SITE, progress=heard.append),
+        lambda: ann.generate(PROMPT, 12),
+        lambda: cleo.run(PROMPT, capture=SITE),
+    )
+    assert made.ids[0] == truth
+    assert other.ids[0] != truth, "a hook of one's own acts in each step"
+    assert made.steps == 12
+    assert made.text[0]
+    assert relative(made.step(0)[SITE].torch(), plain[SITE].torch()) < 1e-5
+    assert made.step(3)[SITE].shape[1] == 1
+    sampled = [cleo.generate(PROMPT, 8, seed=5, do_sample=True, temperature=2.0).ids for _ in range(2)]
+    assert sampled[0] == sampled[1]
+    assert sampled[0][0] != truth[: len(sampled[0][0])]
+    assert all(turn.ranks.get(0, ("", 0, 12))[2] == 12 for turn in heard)
+    server.workshop.limit("tokens=20")
+    with pytest.raises(InputError, match="you may have 20 in one run"):
+        ben.generate(PROMPT, 12)
+
+
 def test_what_is_the_owners_is_refused(three, server):
     ann = three[0]
     for ask in (
@@ -264,9 +290,7 @@ def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
         ann = Guest.join(address(server), "ann")
         truth = ann.run(PROMPT).logits.numpy()
         ann.hook(SITE, "module.down_proj.weight.mul_(1.5)", name="bad")
-        with pytest.raises(
-            FlexError, match=f"changed while this run.*{weight}: put back, bit for bit"
-        ):
+        with pytest.raises(FlexError, match=f"changed while this run.*{weight}: put back, bit for bit"):
             ann.run(PROMPT)
         assert "ann" in server.workshop.alarm
         assert weight in server.workshop.alarm

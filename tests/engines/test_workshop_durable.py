@@ -10,6 +10,7 @@ import threading
 
 import pytest
 import torch
+from jupyter_client.manager import start_new_kernel
 
 from flexmagic import Session
 from flexmagic.engine.declared import Declared
@@ -24,7 +25,7 @@ from .test_workshop import at_once
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
 
-SITE = "model.layers.1.mlp"
+SITE, PARTS = "model.layers.1.mlp", "model.layers.1.mlp.act_fn"
 FLEXMAGIC = (
     sys.executable,
     "-c",
@@ -178,7 +179,7 @@ def test_an_engine_that_ends_is_replaced_and_nobody_types_anything(owner, tmp_pa
         ann, ben = joined(line, "ann"), joined(line, "ben")
         ann.hook(SITE, Declared("scale", (0.25,)), name="mine")
         owner.hook(SITE, "x *= 0.25", name="owners")
-        run = ann.run(PROMPT, capture=SITE)
+        run = ann.run(PROMPT, capture=PARTS)
         for rank in (1, 0):
             pid = owner._calls.ranks.seats[rank].pid
             os.kill(pid, signal.SIGKILL)
@@ -187,14 +188,58 @@ def test_an_engine_that_ends_is_replaced_and_nobody_types_anything(owner, tmp_pa
                 assert relative(made.logits.torch(), quarter if guest is ann else plain) < 1e-5
             assert any("started again with your hooks" in text for text in ann.said + ben.said)
             with pytest.raises(FlexError, match=f"rank {rank} held was lost"):
-                run[SITE].numpy()
-            run = ann.run(PROMPT, capture=SITE)
+                run[PARTS].numpy()
+            run = ann.run(PROMPT, capture=PARTS)
+            assert run[PARTS].numpy().any()
             assert relative(owner.run(PROMPT).logits.torch(), quarter) < 1e-5, "the owner's hook is there too"
             assert owner._calls.ranks.seats[rank].pid != pid
         assert server.workshop.alarm == ""
         log = (tmp_path / "log.jsonl").read_text()
         assert log.count('"engine ended"') == 2
     owner.hooks["owners"].remove()
+
+
+def typed(client, cell):
+    """What a kernel prints for a cell; an error there is one here."""
+    said = []
+
+    def hear(message):
+        content = message["content"]
+        said.append(content.get("text", "") or "\n".join(content.get("traceback", [])))
+
+    reply = client.execute_interactive(cell, timeout=120, output_hook=hear)
+    assert reply["content"]["status"] == "ok", "".join(said)
+    return "".join(said)
+
+
+def test_the_owners_notebook_restarts_in_the_middle(owner, tmp_path, truths):
+    attach = f"%load_ext flexmagic\n%flexcluster attach {owner.cluster_name}\n"
+    manager, client = start_new_kernel(kernel_name="python3")
+    try:
+        said = typed(client, f"{attach}%flexworkshop open --log {tmp_path}/log.jsonl --limits tokens=100")
+        ann = joined(re.search(r"%flexcluster join (\S+)", said)[1], "ann")
+        ann.hook(SITE, Declared("scale", (0.25,)), name="mine")
+        run = ann.run(PROMPT, capture=SITE)
+        values = run[SITE].numpy()
+        manager.restart_kernel()
+        result = []
+        waiting = threading.Thread(target=lambda: result.append(ann.run(PROMPT)))
+        waiting.start()
+        client.wait_for_ready(timeout=60)
+        said = typed(client, attach)
+        waiting.join()
+        assert "The workshop goes on: 1 guests are known" in said
+        assert ann.said[-1] == AS_BEFORE
+        assert len(ann.said) <= 2, "and before it, that it is waited for"
+        assert relative(result[0].logits.torch(), truths[1]) < 1e-5
+        assert (run[SITE].numpy() == values).all()
+        with pytest.raises(FlexError, match="you may have 100"):
+            ann.run([PROMPT] * 20)
+        assert "ann" in typed(client, "print(get_ipython().run_line_magic('flexworkshop', ''))")
+        assert "closed" in typed(client, "%flexworkshop close")
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
 
 
 def test_beyond_this_machine_it_has_the_same_certificate_and_tokens(owner, tmp_path):

@@ -58,6 +58,10 @@ def test_a_workshop_as_it_is_typed(shells, loaded, tmp_path):
     patched = typed(guest, f'%flexrun "{PROMPT}" --capture model.layers.2')["model.layers.2"].numpy()
     assert np.array_equal(patched, run["model.layers.1.mlp"].numpy())
     assert guest.complete("%flexhook model.lay")[1]
+    made = typed(guest, f'%flexrun "{PROMPT}" --generate 8 --without damp --without put')
+    truth = typed(owner, f'%flexrun "{PROMPT}" --generate 8')
+    assert made.ids == truth.ids
+    assert made.text == truth.text
     said = str(typed(owner, "%flexworkshop"))
     assert "ann" in said
     for cell in (
