@@ -93,6 +93,7 @@ def _add_workshop(commands: argparse._SubParsersAction[_Parser]) -> None:
     serve.add_argument("--guests", type=int, default=30, metavar="N", help="how many there may be")
     serve.add_argument("--limits", default="", metavar="TEXT", help='such as "runs=20 captured=64MB"')
     serve.add_argument("--host", default="127.0.0.1", help="where to listen; beyond this machine with TLS")
+    serve.add_argument("--hub", action="store_true", help="be a service of JupyterHub, for the hub's users")
     serve.add_argument("--port", type=int, default=0, help="the port (any that is free)")
     serve.add_argument("--together", type=int, default=8, metavar="N", help="runs that may share a forward")
     serve.add_argument("--log", metavar="FILE", help="where the log goes, a JSON line for each run")
@@ -116,6 +117,7 @@ def _call_workshop(args: argparse.Namespace) -> None:
     serve(
         profile=args.profile, guests=args.guests, limits=args.limits, host=args.host, port=args.port,
         trusted=args.trust_guests, together=args.together, log=args.log, every=args.every,
+        hub=args.hub,
     )  # fmt: skip
 
 

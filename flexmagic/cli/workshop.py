@@ -17,13 +17,15 @@ def serve(
     together: int,
     log: str | None,
     every: float,
+    hub: bool,
 ) -> None:
     """Open a workshop, say how to join, and every ``every`` seconds how it is, if that has changed."""
+    from flexmagic.workshop.hub import Hub
     from flexmagic.workshop.opening import announcement, open_workshop
 
     server = open_workshop(
         profile, guests=guests, limits=limits, host=host, port=port, trusted=trusted, together=together,
-        journal=log,
+        journal=log, hub=Hub() if hub else None,
     )  # fmt: skip
     ended = threading.Event()
     try:

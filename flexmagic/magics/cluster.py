@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from IPython.core.magic import line_magic, magics_class
@@ -108,8 +109,10 @@ class ClusterMagics(DeskMagics):
 
     def _join(self, args: Any) -> Table:
         self._refuse_second()
+        from flexmagic.workshop.address import HUB
         from flexmagic.workshop.guest import Guest
 
+        args.name = args.name or os.environ.get(HUB)
         if args.name is None:
             raise InputError(
                 "Join which workshop? Copy the line that its owner sent: %flexcluster join ADDRESS."

@@ -48,8 +48,8 @@ class Workshop:
 
     ``trusted``: the code of guests' hooks runs in the engines with all that these can do, not in boxes.
     ``together``: how many guests' runs may share one forward, 1 for none. ``open_to_all``: one key lets
-    anybody in; else every place has its own token. What a gateway of the same cluster left that has ended is
-    gone on with: guests, their worlds, limits and log. Raises :class:`ClusterError` or :class:`ModelError`.
+    anybody in; else every place has its own token, or ``users`` says whose a token is. What a gateway of the
+    same cluster left that has ended is gone on with. Raises :class:`ClusterError` or :class:`ModelError`.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Workshop:
         trusted: bool = False,
         together: int = 8,
         open_to_all: bool = True,
+        users: Callable[[str], str] | None = None,
         journal: Path | None = None,
         idle_minutes: float = IDLE_MINUTES,
         clock: Callable[[], float] = time.monotonic,
@@ -83,7 +84,8 @@ class Workshop:
         self.trusted = trusted or before.get("trusted", False)
         known = before.get("journal") or Path.cwd() / f"{self.name}-workshop.jsonl"
         self.journal = Journal(journal or Path(known))
-        self.guests = Guests(guests, self._guest, clock, open_to_all=before.get("open", open_to_all))
+        open_now = before.get("open", open_to_all) and users is None
+        self.guests = Guests(guests, self._guest, clock, open_to_all=open_now, users=users)
         self._worlds = Worlds(self._host, self.guests, trusted=self.trusted)
         self._runner = Runner(self._host, self._weights, self._alarm)
         self._refusals = Window(clock)

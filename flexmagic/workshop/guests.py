@@ -83,11 +83,19 @@ class Guests:
     """All guests by name, and the two kinds of token: one key for all, or a place's own for each.
 
     ``open_to_all``: the key lets anybody in who has it, up to ``most``, and gives them a place of their
-    own; else each place has its token from the beginning. What is asked for comes from any thread.
+    own; else each place has its token from the beginning. ``users``: says whose a token is that is none of
+    ours (it may take a while, and raise); who has no place yet is given one under that name. What is asked
+    for comes from any thread.
     """
 
     def __init__(
-        self, most: int, make: Callable[[str, str], Guest], clock: Callable[[], float], *, open_to_all: bool
+        self,
+        most: int,
+        make: Callable[[str, str], Guest],
+        clock: Callable[[], float],
+        *,
+        open_to_all: bool,
+        users: Callable[[str], str] | None = None,
     ) -> None:
         self._most, self._make, self._clock = most, make, clock
         self._lock = threading.Lock()
@@ -96,7 +104,8 @@ class Guests:
         self.key = secrets.token_urlsafe(18) if open_to_all else ""
         self._keys = [hashed(self.key)] if open_to_all else []
         self.tokens: dict[str, str] = {}
-        if not open_to_all:
+        self._users = users
+        if not open_to_all and users is None:
             for n in range(1, most + 1):
                 self.tokens[f"guest{n}"] = token = secrets.token_urlsafe(18)
                 self._guests[f"guest{n}"] = make(f"guest{n}", hashed(token))
@@ -116,7 +125,7 @@ class Guests:
         with self._lock:
             self._most, self._out = max(self._most, known["most"]), set(known["out"])
             self._keys += known["keys"]
-            if known["guests"] and not known["keys"]:
+            if known["guests"] and not known["keys"] and self._users is None:
                 self.tokens, self._guests = {}, {}
             for one in known["guests"]:
                 self._guests[one["name"]] = guest = self._make(one["name"], one["token"])
@@ -127,9 +136,12 @@ class Guests:
 
         Whoever sat there before is refused from now on. Raises :class:`RefusedError`.
         """
+        user = "" if self._users is None else self._users(secret)
         with self._lock:
             token = ""
             known = hashed(secret)
+            if user:
+                self._seat_user(user, known)
             if known in self._out:
                 raise RefusedError("You were asked to leave this workshop.")
             guest = next((g for g in self._guests.values() if hmac.compare_digest(g.token, known)), None)
@@ -142,6 +154,16 @@ class Guests:
             guest.seat, guest.number, guest.seen = secrets.token_urlsafe(18), 0, self._clock()
             guest.former = ""
             return guest, guest.seat, token
+
+    def _seat_user(self, user: str, token: str) -> None:
+        """See that a user has a place, which the token that was just shown opens."""
+        if user in self._out:
+            raise RefusedError("You were asked to leave this workshop.")
+        if user not in self._guests:
+            if len(self._guests) >= self._most:
+                raise RefusedError(f"The workshop is full: it has {self._most} places.")
+            self._guests[user] = self._make(user, token)
+        self._guests[user].token = token
 
     def _new(self, name: str) -> tuple[Guest, str]:
         if len(self._guests) >= self._most:
@@ -182,7 +204,7 @@ class Guests:
             if guest is None:
                 there = ", ".join(self._guests) or "nobody"
                 raise ClusterError(f"There is no guest {name!r}. There are: {there}.")
-            self._out.add(guest.token)
+            self._out.add(guest.token if self._users is None else name)
             guest.seat = ""
             return guest
 

@@ -13,6 +13,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flexmagic import errors
@@ -97,7 +98,7 @@ class Link:
     def address(self) -> Address:
         """What brings this guest back to the same place, from any notebook."""
         at = self._address
-        return Address(at.host, at.port, self.facts.get("token") or at.token, at.fingerprint)
+        return replace(at, token=self.facts.get("token") or at.token)
 
     def join(self) -> None:
         """Take the place, for the first time or again; raises :class:`ClusterError`."""
@@ -193,7 +194,7 @@ class Link:
         """One answer; asked for again where a connection was closed meanwhile, which does nothing twice."""
         old, self._connection = self._connection, self._connection or self._open()
         try:
-            self._connection.request("POST", path, raw, dict(headers))
+            self._connection.request("POST", self._address.prefix + path, raw, dict(headers))
             return self._connection.getresponse().read(LONGEST + 1)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             if old is None:
@@ -206,6 +207,8 @@ class Link:
         host = self._address.host.strip("[]")
         if self._address.fingerprint:
             return _Known(host, self._address.port, self._address.fingerprint)
+        if self._address.secure:
+            return http.client.HTTPSConnection(host, self._address.port, timeout=TIMEOUT)
         return http.client.HTTPConnection(host, self._address.port, timeout=TIMEOUT)
 
     def close(self) -> None:

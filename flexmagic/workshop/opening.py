@@ -9,6 +9,7 @@ from flexmagic.errors import ClusterError
 from flexmagic.workshop.address import LOOPBACK
 from flexmagic.workshop.allowance import Allowance
 from flexmagic.workshop.gateway import GUESTS, Workshop
+from flexmagic.workshop.hub import Hub
 from flexmagic.workshop.memory import Memory
 from flexmagic.workshop.serving import Server
 
@@ -27,22 +28,27 @@ def open_workshop(
     together: int = 8,
     journal: str | Path | None = None,
     kernel: str = "",
+    hub: Hub | None = None,
 ) -> Server:
     """Let guests work on a running cluster's model; ``close()`` ends it.
 
     ``cluster``: its id or profile, or the only one there is. Beyond this machine (``host``) every guest
     has a token, and all is TLS. ``limits``: as :meth:`Allowance.changed` reads them. ``kernel``: of the
-    notebook that opens it, see :class:`Memory`. A workshop whose gateway has ended is gone on with. Raises
+    notebook that opens it, see :class:`Memory`. ``hub``: as a service of which it runs, at the address that
+    the hub has given it; guests are its users. A workshop whose gateway has ended is gone on with. Raises
     :class:`ClusterError`, :class:`ModelError` or :class:`InputError`.
     """
     allowance = Allowance().changed(limits) if limits else None
+    if hub is not None:
+        host, port = hub.host, hub.port
     workshop = Workshop(
         cluster, guests=guests, allowance=allowance, trusted=trusted, together=together,
-        open_to_all=host in LOOPBACK, journal=None if journal is None else Path(journal),
+        open_to_all=host in LOOPBACK and hub is None, journal=None if journal is None else Path(journal),
+        users=None if hub is None else hub.user,
     )  # fmt: skip
     try:
         workshop.memory.kernel = kernel
-        return Server(workshop, host, port)
+        return Server(workshop, host, port, hub=hub)
     except BaseException:
         workshop.close(for_good=not workshop.goes_on)
         raise
@@ -76,6 +82,8 @@ def announcement(server: Server) -> str:
 
 
 def _head(server: Server) -> str:
+    if "" in server.lines and not server.workshop.guests.key:
+        return "For the hub's users:"
     if not server.workshop.guests.key:
         return "For each guest, and nobody else:"
     return "For guests who are new:" if server.workshop.goes_on else "For the guests:"

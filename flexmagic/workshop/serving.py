@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import re
 import socket
 import ssl
 import tempfile
@@ -23,6 +25,7 @@ from flexmagic.workshop.desk import Job
 from flexmagic.workshop.frames import HEADER, VERSION, MalformedError, pack, unpack
 from flexmagic.workshop.gateway import Workshop
 from flexmagic.workshop.guests import FormerSeatError, Guest, RefusedError
+from flexmagic.workshop.hub import Hub
 
 STRANGER, GUEST = 4096, 16 << 20
 """Bytes of the longest request of somebody who has no seat, and of a guest."""
@@ -86,14 +89,15 @@ class _Join(_Door):
     def prepare(self) -> None:
         self._begin(STRANGER)
 
-    def post(self) -> None:
+    async def post(self) -> None:
         try:
             given, _ = unpack(bytes(self.body), longest=STRANGER)
             _same_version(given)
             token, name = given.get("token"), given.get("name")
             if not isinstance(token, str) or not isinstance(name, str) or given.keys() != {"token", "name"}:
                 raise MalformedError("To join takes a token and a name.")
-            self._answer(self.workshop.join(token, name), [])
+            join = functools.partial(self.workshop.join, token, name)  # which may ask a hub
+            self._answer(await asyncio.get_running_loop().run_in_executor(None, join), [])
         except RefusedError as error:
             self._refuse(403, error)
         except FlexError as error:
@@ -179,11 +183,14 @@ class Server:
 
     ``host``: loopback, or an address that others reach; then it speaks TLS, under a certificate of its own.
     A workshop that is gone on with is where it was, under its certificate; ``moved``: unless its port was
-    taken. Raises :class:`ClusterError` for an address that cannot be listened at.
+    taken. ``hub``: behind which it is a service, and hears its own path alone. Raises
+    :class:`ClusterError` for an address that cannot be listened at.
     """
 
-    def __init__(self, workshop: Workshop, host: str = "127.0.0.1", port: int = 0) -> None:
-        self.workshop = workshop
+    def __init__(
+        self, workshop: Workshop, host: str = "127.0.0.1", port: int = 0, *, hub: Hub | None = None
+    ) -> None:
+        self.workshop, self._hub = workshop, hub
         before = workshop.memory.door
         if host != LOOPBACK[0] and before.get("host", host) != host:
             raise ClusterError(
@@ -194,7 +201,7 @@ class Server:
         self._folder = tempfile.TemporaryDirectory(prefix="flexmagic-")
         context: ssl.SSLContext | None = None
         self._print, door = "", dict[str, Any](host=host)
-        if host not in LOOPBACK:
+        if host not in LOOPBACK and hub is None:  # the hub's proxy speaks TLS for its services
             if workshop.guests.key:
                 raise ClusterError("Beyond this machine every guest needs a token of their own.")
             folder = Path(self._folder.name)
@@ -218,6 +225,8 @@ class Server:
     @property
     def lines(self) -> dict[str, str]:
         """What guests type to join: one line for all under ``""``, or one for each guest under the name."""
+        if self._hub is not None:
+            return {"": f"%flexcluster join {self._hub.url}"}
         tokens = {"": self.workshop.guests.key} if self.workshop.guests.key else self.workshop.guests.tokens
         return {
             name: f"%flexcluster join {Address(self.host, self.port, token, self._print)}"
@@ -230,7 +239,9 @@ class Server:
         self._loop.close()
 
     async def _main(self, context: ssl.SSLContext | None, started: threading.Event) -> None:
-        rooms = [(r"/join", _Join, {"workshop": self.workshop}), (r"/ask", _Ask, {"workshop": self.workshop})]
+        given = {"workshop": self.workshop}
+        prefix = "" if self._hub is None else re.escape(self._hub.prefix)
+        rooms = [(f"{prefix}/join", _Join, given), (f"{prefix}/ask", _Ask, given)]
         application = tornado.web.Application(rooms, log_function=lambda _handler: None)
         server = tornado.httpserver.HTTPServer(
             application, ssl_options=context, max_body_size=STRANGER, max_header_size=16 << 10,
