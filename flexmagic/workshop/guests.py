@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.errors import ClusterError
 from flexmagic.workshop.allowance import Use
+from flexmagic.workshop.notices import Board
 
 if TYPE_CHECKING:
     from flexmagic.client.activation import Activation
@@ -35,16 +36,17 @@ class FormerSeatError(RefusedError):
 class Guest:
     """One person: the token of the place, the seat of the notebook that sits there, and a world of its own.
 
-    ``token``: its hash. ``number``: of the last request that was heard. ``seen``: when, by the gateway's
-    clock. ``former``: the hash of the seat that it had before the gateway was started again. ``world``: what
-    its tenant's hooks and runs are known by on the engines, empty before there is one; ``held``: how many of
-    them there were when the gateway ended.
+    ``token``: its hash. ``number``: of the last request that was heard. ``seen``: when it last asked for more
+    than what is on the ``board``, by the gateway's clock. ``former``: the hash of the seat that it had before
+    the gateway was started again. ``world``: what its tenant's hooks and runs are known by on the engines,
+    empty before there is one; ``held``: how many of them there were when the gateway ended.
     """
 
     name: str
     token: str
     use: Use
     seen: float
+    board: Board = field(default_factory=Board)
     seat: str = ""
     former: str = ""
     number: int = 0
@@ -181,7 +183,6 @@ class Guests:
         with self._lock:
             for guest in self._guests.values():
                 if guest.seat and hmac.compare_digest(guest.seat, seat):
-                    guest.seen = self._clock()
                     return guest
             if any(g.former and hmac.compare_digest(g.former, hashed(seat)) for g in self._guests.values()):
                 raise FormerSeatError("The gateway was started again: take your place once more.")

@@ -27,6 +27,9 @@ LONGEST = 96 << 20
 TIMEOUT = 120.0
 """Seconds within which an answer comes or the connection counts as broken."""
 
+GLANCE = 5.0
+"""The same, for what is asked for in the background."""
+
 
 OF_ONE_GATEWAY = ("wait", "cancel")
 """Requests about a run under way, which ends with the gateway."""
@@ -80,6 +83,7 @@ class Link:
     """A place in a workshop. ``facts``: what the gateway said at joining; ``say``: tells the guest of breaks.
 
     ``patience``: seconds for which a gateway that has ended is waited for.
+    ``noticed``: the number of the last thing that its owner has put up, as far as is known here.
     """
 
     def __init__(self, address: Address, name: str = "") -> None:
@@ -92,6 +96,7 @@ class Link:
         self.facts: dict[str, Any] = {}
         self.say: Callable[[str], None] = print
         self.patience = PATIENCE
+        self.noticed = 0
         self.join()
 
     @property
@@ -186,6 +191,8 @@ class Link:
             self.close()
             raise ClusterError("The workshop's answer is longer than any that it may give.")
         header, frames = unpack(body, longest=32 << 20, strict=False)
+        if type(noticed := header.pop("noticed", None)) is int:
+            self.noticed = noticed
         if "error" in header:
             raise _error(header)
         return header, frames
@@ -210,6 +217,36 @@ class Link:
         if self._address.secure:
             return http.client.HTTPSConnection(host, self._address.port, timeout=TIMEOUT)
         return http.client.HTTPConnection(host, self._address.port, timeout=TIMEOUT)
+
+    def glance(self, kind: str, **fields: Any) -> tuple[dict[str, Any], list[bytes]] | None:
+        """A request that holds up nothing: ``None`` while another is under way; else it has a few seconds.
+
+        Raises what the gateway refuses with, or that it does not answer.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._number += 1
+            raw = pack({"version": VERSION, "number": self._number, "kind": kind, **fields})
+            self._connection = self._connection or self._open()
+            self._hurry(GLANCE)
+            answer = self._sent("/ask", raw, {"Authorization": f"Bearer {self.facts['seat']}"})
+            self._hurry(TIMEOUT)
+        except _FormerSeatError:
+            self._join()
+            self._back()
+            return None
+        else:
+            return answer
+        finally:
+            self._lock.release()
+
+    def _hurry(self, seconds: float) -> None:
+        """Have the connection break if an answer takes longer."""
+        if self._connection is not None:
+            self._connection.timeout = seconds
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(seconds)
 
     def close(self) -> None:
         """Break the connection; the place is kept, and the next request connects again."""

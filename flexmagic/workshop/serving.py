@@ -136,6 +136,11 @@ class _Ask(_Door):
         except FlexError as error:
             self._answer(error_header(error), [])
 
+    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> None:
+        """With every answer, the number of the last thing that the owner has put up."""
+        noticed = {} if self.guest is None else {"noticed": self.workshop.board.last}
+        super()._answer({**header, **noticed}, frames, status)
+
     async def _wait(self, job: Job) -> None:
         """A job's answer, or after a while how far it is."""
         coming = asyncio.wrap_future(job.done)
@@ -198,6 +203,7 @@ class Server:
                 "before you open another: %flexworkshop close, or `flexmagic workshop close`."
             )
         self.host = host = before.get("host", host)
+        self.closed = False
         self._folder = tempfile.TemporaryDirectory(prefix="flexmagic-")
         context: ssl.SSLContext | None = None
         self._print, door = "", dict[str, Any](host=host)
@@ -253,8 +259,13 @@ class Server:
         server.stop()
         await server.close_all_connections()
 
+    def __repr__(self) -> str:
+        """Which cluster, and where it listens."""
+        return f"<Workshop on {self.workshop.name} at {self.host}:{self.port}>"
+
     def close(self, *, for_good: bool = True) -> None:
         """Hear no more, and close the workshop; not ``for_good``, so that it can be gone on with."""
+        self.closed = True
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self.workshop.close(for_good=for_good)
