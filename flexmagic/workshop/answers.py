@@ -183,7 +183,8 @@ def _read(guest: Guest, request: asked.Read) -> Answer:
     ]
     guest.use.move(_check_size(found, math.prod(sizes)))
     frames: list[bytes] = []
-    return {"array": put(np.asarray(found.read(request.index)), frames)}, frames
+    values = found[request.index] if request.whole else found.read(request.index)
+    return {"array": put(np.asarray(values), frames)}, frames
 
 
 def _stats(guest: Guest, where: asked.Where) -> Answer:

@@ -72,12 +72,18 @@ class GuestSource:
         return self._moved
 
     def read(self, index: tuple[int | slice, ...]) -> NDArray[Any]:
-        """A slice of the whole, one int or slice per dim."""
+        """A slice of the whole, one int or slice per dim; what an engine that ended has lost is zeros.
+
+        The viewer marks it as a hole.
+        """
+        return self._read(index, whole=False)
+
+    def _read(self, index: tuple[int | slice, ...], *, whole: bool) -> NDArray[Any]:
         said = [
             [*part.indices(size)[:2]] if isinstance(part, slice) else int(part) % size
             for part, size in zip(index, self.shape, strict=True)
         ]
-        header, frames = self._link.ask("read", index=said, **self._where)
+        header, frames = self._link.ask("read", index=said, whole=whole, **self._where)
         self._moved += sum(map(len, frames))
         return take(header["array"], frames)
 
@@ -156,7 +162,7 @@ class GuestActivation(GuestSource):
         """A slice, in requests of a bounded size."""
         sizes = [part.stop - part.start for part in index]
         if not math.prod(sizes) * 8 > AT_ONCE or max(sizes) < 2:
-            return self.read(index)
+            return self._read(index, whole=True)
         dim = next(at for at, size in enumerate(sizes) if size > 1)
         middle = index[dim].start + sizes[dim] // 2
         halves = [slice(index[dim].start, middle), slice(middle, index[dim].stop)]

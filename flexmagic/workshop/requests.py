@@ -97,10 +97,11 @@ class Where:
 
 @dataclass(frozen=True)
 class Read:
-    """A slice of one."""
+    """A slice of one; ``whole``: refused where some of it is lost, else zeros are there."""
 
     where: Where
     index: tuple[int | slice, ...]
+    whole: bool
 
 
 @dataclass(frozen=True)
@@ -296,7 +297,7 @@ def _where(fields: Fields) -> Where:
 
 
 def _read(fields: Fields) -> Read:
-    return Read(_where(fields), fields.index("index"))
+    return Read(_where(fields), fields.index("index"), fields.flag("whole"))
 
 
 def _overview(fields: Fields) -> Overview:

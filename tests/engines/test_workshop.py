@@ -195,7 +195,7 @@ def test_guests_generate_what_one_process_does(three, server, one_process, ids):
     )
     assert made.ids[0] == truth
     assert other.ids[0] != truth, "a hook of one's own acts in each step"
-    assert made.steps == 12
+    assert made.steps == len(truth) - ids.shape[1] > 4
     assert made.text[0]
     assert relative(made.step(0)[SITE].torch(), plain[SITE].torch()) < 1e-5
     assert made.step(3)[SITE].shape[1] == 1

@@ -181,6 +181,7 @@ def test_an_engine_that_ends_is_replaced_and_nobody_types_anything(owner, tmp_pa
         owner.hook(SITE, "x *= 0.25", name="owners")
         run = ann.run(PROMPT, capture=PARTS)
         for rank in (1, 0):
+            ann.said.clear(), ben.said.clear()
             pid = owner._calls.ranks.seats[rank].pid
             os.kill(pid, signal.SIGKILL)
             runs = at_once(*(lambda g=g: (g, g.run(PROMPT)) for g in (ann, ben)))

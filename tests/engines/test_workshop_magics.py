@@ -43,6 +43,8 @@ def test_a_workshop_as_it_is_typed(shells, loaded, tmp_path):
     typed(guest, f"{line} --as ann")
     assert "To come back to this place: %flexcluster join 127.0.0.1:" in typed.said
     plain = typed(guest, f'%flexrun "{PROMPT}"').logits.numpy()
+    made, truth = (typed(shell, f'%flexrun "{PROMPT}" --generate 8') for shell in (guest, owner))
+    assert (made.ids, made.text) == (truth.ids, truth.text)
     typed(guest, '%flexhook model.layers.1.mlp --do "scale 0.25" --token -1 --name damp')
     run = typed(guest, f'run = %flexrun "{PROMPT}" --capture model.layers.*.mlp\nrun')
     typed(owner, '%flexhook model.layers.1.mlp --do "scale 0.25" --token -1 --name damp')
@@ -58,10 +60,6 @@ def test_a_workshop_as_it_is_typed(shells, loaded, tmp_path):
     patched = typed(guest, f'%flexrun "{PROMPT}" --capture model.layers.2')["model.layers.2"].numpy()
     assert np.array_equal(patched, run["model.layers.1.mlp"].numpy())
     assert guest.complete("%flexhook model.lay")[1]
-    made = typed(guest, f'%flexrun "{PROMPT}" --generate 8 --without damp --without put')
-    truth = typed(owner, f'%flexrun "{PROMPT}" --generate 8')
-    assert made.ids == truth.ids
-    assert made.text == truth.text
     said = str(typed(owner, "%flexworkshop"))
     assert "ann" in said
     for cell in (
