@@ -133,3 +133,23 @@ def test_importing_and_loading_bring_in_no_heavy_library():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("cell", "said"),
+    [
+        ("%flexrum 'Paris'", "there is no magic %flexrum. Did you mean %flexrun?"),
+        ("a = 1\nrun = %flexrum 'Paris'", "there is no magic %flexrum. Did you mean %flexrun?"),
+        ("%%flexhok model.norm\nx *= 2", "there is no magic %%flexhok. Did you mean %%flexhook?"),
+        ("text = '''\n%flexrum\n'''\nassert text", ""),
+        ("%time 1 + 1", ""),
+    ],
+)
+def test_a_magic_that_is_nearly_there(cell, said, shell, capsys):
+    shell.run_line_magic("load_ext", "flexmagic")
+    result = shell.run_cell(cell)
+    assert result.success is not bool(said)
+    assert said in capsys.readouterr().out
+    if said:
+        assert isinstance(result.error_before_exec, SyntaxError)  # nothing of the cell has run
+        assert "a" not in shell.user_ns

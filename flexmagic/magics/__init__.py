@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.magics.causes import CauseMagics
-from flexmagic.magics.cell_form import TRANSFORMS
+from flexmagic.magics.cell_form import TRANSFORMS, NearNames
 from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
 from flexmagic.magics.compare import CompareMagics
@@ -42,7 +42,7 @@ FAMILIES = (
 """One class per family; the names of their magics all start with ``flex``."""
 
 HELPERS: tuple[Callable[[InteractiveShell, Desk], Helper], ...]
-HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, Restart, News)
+HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, NearNames, Restart, News)
 """What stands beside the magics in a shell."""
 
 _DESK = "_flexmagic_desk"
