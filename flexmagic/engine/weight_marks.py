@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from flexmagic.engine.distributed import local_part
-from flexmagic.engine.origin import versions_of
 from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
@@ -16,8 +16,15 @@ from flexmagic.engine.tensors import checksum
 
 @verb
 def weight_versions(runtime: Runtime) -> dict[str, int]:
-    """How often each of this rank's parameters was written into."""
-    return versions_of(runtime.model)
+    """How often each of this rank's parameters was written into, as a whole or in the rank's own part.
+
+    A DTensor's counter does not know of what was written into its part alone, as edits of weights do.
+    """
+    with torch.no_grad():  # in which a part is the tensor itself, not a view of it
+        return {
+            name: p._version + (p.to_local()._version if isinstance(p, DTensor) else 0)  # noqa: SLF001
+            for name, p in runtime.model.named_parameters()
+        }
 
 
 @verb

@@ -355,6 +355,7 @@ def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
     edit = loaded.model.edit(weight, "x[0] *= 3")
     before = loaded.model.parameter(weight)
     try:
+        assert server.workshop.check_weights() == [], "what the owner edits is no alarm"
         ann = Guest.join(address(server), "ann")
         truth = ann.run(PROMPT).logits.numpy()
         ann.hook(SITE, "module.down_proj.weight.mul_(1.5)", name="bad")
