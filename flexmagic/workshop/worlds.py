@@ -28,6 +28,9 @@ class Worlds:
         say, boxed = guest.said.append, not self._trusted
         guest.tenant = Tenant(self._host, say, boxed=boxed, owner=guest.world)
         guest.world = guest.tenant.owner
+        if guest.notice:  # who has not joined again hears of it with the next run
+            guest.said.append(f"Note: {guest.notice}\n")
+            guest.notice = ""
         return True
 
     def find(self) -> None:

@@ -208,6 +208,23 @@ def test_guests_generate_what_one_process_does(three, server, one_process, ids):
         ben.generate(PROMPT, 12)
 
 
+def test_worlds_of_idle_guests_are_dropped_and_they_are_told(three, server):
+    ann, ben, _ = three
+    for guest in (ann, ben):
+        guest.hook(SITE, Declared("zero"), name="mine")
+    server.workshop.idle_minutes = 0.0
+    while any(guest.tenant is not None for guest in server.workshop.guests):
+        threading.Event().wait(0.05)  # polling for the gateway's own sign
+    server.workshop.idle_minutes = 60.0
+    again = Guest.join(ann.address)
+    assert "your hooks and runs were dropped" in again.notice
+    assert len(again.hooks) == 0
+    said = []
+    ben.printer = said.append
+    ben.run(PROMPT)
+    assert "your hooks and runs were dropped" in "".join(said), "without joining again, with the next run"
+
+
 def test_what_is_the_owners_is_refused(three, server):
     ann = three[0]
     for ask in (
