@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+TYPE = "application/x-flexmagic"
+"""What messages are called over HTTP."""
+
 VERSION = 2
 """Of the requests and their answers; both sides must have the same."""
 

@@ -19,7 +19,7 @@ from typing import Any
 from flexmagic import errors
 from flexmagic.errors import ClusterError, FlexError
 from flexmagic.workshop.address import Address
-from flexmagic.workshop.frames import VERSION, pack, unpack
+from flexmagic.workshop.frames import TYPE, VERSION, pack, unpack
 
 LONGEST = 96 << 20
 """Bytes of the longest answer that is taken."""
@@ -30,6 +30,9 @@ TIMEOUT = 120.0
 GLANCE = 5.0
 """The same, for what is asked for in the background."""
 
+
+PROXIES = (502, 503, 504)
+"""What a hub's proxy says while the gateway behind it is away."""
 
 OF_ONE_GATEWAY = ("wait", "cancel")
 """Requests about a run under way, which ends with the gateway."""
@@ -170,7 +173,7 @@ class Link:
     def _sent(self, path: str, raw: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], list[bytes]]:
         self._broken = False
         try:
-            body = self._exchanged(path, raw, {"Content-Type": "application/x-flexmagic", **headers})
+            body = self._exchanged(path, raw, {"Content-Type": TYPE, **headers})
         except FlexError:
             self.close()
             raise
@@ -202,13 +205,21 @@ class Link:
         old, self._connection = self._connection, self._connection or self._open()
         try:
             self._connection.request("POST", self._address.prefix + path, raw, dict(headers))
-            return self._connection.getresponse().read(LONGEST + 1)
+            answer = self._connection.getresponse()
+            if answer.getheader("Content-Type") == TYPE:
+                return answer.read(LONGEST + 1)
         except (http.client.RemoteDisconnected, BrokenPipeError, ConnectionResetError):
             if old is None:
                 raise
             self._broken = True
             self.close()
             return self._exchanged(path, raw, headers)
+        self.close()
+        if answer.status in PROXIES:
+            raise http.client.HTTPException(f"HTTP {answer.status}")
+        raise ClusterError(
+            f"Who answers at {self._address.host}:{self._address.port} is no workshop (HTTP {answer.status})."
+        )
 
     def _open(self) -> http.client.HTTPConnection:
         host = self._address.host.strip("[]")

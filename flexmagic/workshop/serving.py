@@ -22,7 +22,7 @@ from flexmagic.errors import ClusterError, FlexError
 from flexmagic.workshop import certificate
 from flexmagic.workshop.address import LOOPBACK, Address
 from flexmagic.workshop.desk import Job
-from flexmagic.workshop.frames import HEADER, VERSION, MalformedError, pack, unpack
+from flexmagic.workshop.frames import HEADER, TYPE, VERSION, MalformedError, pack, unpack
 from flexmagic.workshop.gateway import Workshop
 from flexmagic.workshop.guests import FormerSeatError, Guest, RefusedError
 from flexmagic.workshop.hub import Hub
@@ -32,8 +32,6 @@ STRANGER, GUEST = 4096, 16 << 20
 
 PATIENCE = 5.0
 """Seconds for which an answer is waited for before the guest is told to ask again."""
-
-TYPE = "application/x-flexmagic"
 
 
 class _Door(tornado.web.RequestHandler):
