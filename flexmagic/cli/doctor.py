@@ -61,6 +61,7 @@ def python() -> Iterator[Finding]:
 def packages() -> Iterator[Finding]:
     """What is imported everywhere, in the versions that flexmagic asks for."""
     from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
 
     asked = {one.name: one for one in map(Requirement, importlib.metadata.requires("flexmagic") or ())}
     for name in (
@@ -72,14 +73,14 @@ def packages() -> Iterator[Finding]:
         "ipywidgets",
         "anywidget",
     ):
-        wanted = asked[name].specifier if name in asked else ""
+        wanted = asked[name].specifier if name in asked else SpecifierSet()
         mend = f"{sys.executable} -m pip install '{name}{wanted}'"
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             yield Finding("bad", f"{name} is not installed", mend)
             continue
-        if wanted and not wanted.contains(version, prereleases=True):
+        if not wanted.contains(version, prereleases=True):
             yield Finding("bad", f"{name} {version}, where flexmagic works with {wanted}", mend)
         else:
             yield Finding("good", f"{name} {version}")
