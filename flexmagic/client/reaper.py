@@ -88,7 +88,17 @@ def reap(path: Path, processes: list[psutil.Process]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += [process, *process.children(recursive=True)]
     end(family)
-    for left in (path, *path.parent.glob(f"{path.stem.removeprefix('cluster-')}-workshop.*")):
+    forget(path)
+
+
+def forget(path: Path) -> None:
+    """Remove a cluster's file, and what lies beside it under its name: keys, and whose turn it is."""
+    path.unlink(missing_ok=True)
+    name = path.stem.removeprefix("cluster-")
+    if not name:  # a pattern that would fit the files of all clusters
+        return
+    more = [path.with_name(f"{name}{end}") for end in (".turn", "-workshop.lock")]
+    for left in [*path.parent.glob(f"*{name}*.json"), *more]:
         left.unlink(missing_ok=True)
 
 
