@@ -7,7 +7,7 @@ import itertools
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flexmagic.client.calls import Calls
 from flexmagic.client.cluster import Cluster
@@ -24,6 +24,9 @@ from flexmagic.engine.code import HookSource
 from flexmagic.engine.declared import Declared
 from flexmagic.engine.limits import Limits
 from flexmagic.errors import ClusterError, EngineError, FlexError
+
+if TYPE_CHECKING:
+    from flexmagic.engine.verbs import RunAnswer
 
 T = TypeVar("T")
 
@@ -132,6 +135,10 @@ class Tenant(Work):
     def number(self) -> int:
         """A number that none of this tenant's runs has."""
         return self._running.number()
+
+    def tell(self, answers: Sequence[RunAnswer]) -> None:
+        """Say what the hooks of a run printed; each rank's answer."""
+        self._running.tell([[answer] for answer in answers])
 
     def again(self) -> None:
         """Send all versions of all hooks once more, for engines that were replaced."""

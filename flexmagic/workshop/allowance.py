@@ -108,6 +108,11 @@ class Use:
         """What it may be now."""
         return self._allowance()
 
+    @property
+    def may_ask(self) -> bool:
+        """Whether another request may be made now."""
+        return self._requests.total < self.allowance.requests
+
     def request(self) -> None:
         """Another request; raises :class:`OverLimitError`."""
         most = self.allowance.requests

@@ -6,9 +6,11 @@ import contextlib
 import itertools
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flexmagic.client.gathering import Gathering
 from flexmagic.client.table import Table, size_text
 from flexmagic.client.tenant import Host, Tenant
 from flexmagic.errors import EngineError, FlexError, InputError, ModelError
@@ -24,6 +26,9 @@ from flexmagic.workshop.weights_watch import WeightsWatch
 
 GUESTS = 30
 """How many guests there may be, if it is not said."""
+
+TOGETHER = 16
+"""How many runs of guests share one forward at most."""
 
 IDLE_MINUTES = 120.0
 """Minutes after which the world of a guest who asks for nothing is dropped."""
@@ -50,7 +55,7 @@ class Workshop:
         guests: int = GUESTS,
         allowance: Allowance | None = None,
         trusted: bool = False,
-        together: int = 8,
+        together: int = TOGETHER,
         open_to_all: bool = True,
         journal: Path | None = None,
         idle_minutes: float = IDLE_MINUTES,
@@ -74,7 +79,7 @@ class Workshop:
         self._refusals = Window(clock)
         self._tickets = itertools.count(1)
         self.alarm = ""
-        self._desk = Desk(self._do, self._runner.mates, lambda: self.together, self._look_after)
+        self._desk = Desk(self._do, self._mates, lambda: self.together, self._look_after)
         self._desk.start()
         self.journal.note("owner", "open", model=str(self._host.model), trusted=trusted)
 
@@ -170,20 +175,38 @@ class Workshop:
 
     # the worker
 
+    def _mates(self, first: Job, other: Job) -> bool:
+        if first.is_run:
+            return self._runner.mates(first, other)
+        return all(answers.is_small(job.guest, job.kind, job.request) for job in (first, other))
+
     def _do(self, jobs: list[Job]) -> None:
-        """Do one thing, or several runs at once; whatever happens, every job has an answer after it."""
+        """Do one thing, or several of a kind at once; whatever happens, every job has an answer after it."""
+        ended: list[EngineError] = []
+        if jobs[0].is_run or len(jobs) == 1:
+            self._held(jobs, ended)
+        else:
+            Gathering(self._host.calls).do([partial(self._held, [job], ended) for job in jobs])
+        if ended:
+            self._fail(jobs, self._mended(ended[0]))
+
+    def _answer(self, jobs: list[Job]) -> None:
+        for job in jobs:
+            if job.guest.tenant is None:
+                job.guest.tenant = Tenant(self._host, job.guest.said.append, boxed=not self.trusted)
+        if not jobs[0].is_run:
+            job = jobs[0]
+            job.done.set_result(answers.answer(job.guest, job.kind, job.request, code=self.code))
+            return
+        for result in self._runner.run(jobs, self.allowance):
+            self._finish(result)
+
+    def _held(self, jobs: list[Job], ended: list[EngineError]) -> None:
+        """Runs, or one look; an engine that has ended is put in ``ended``, its jobs being left open."""
         try:
-            for job in jobs:
-                if job.guest.tenant is None:
-                    job.guest.tenant = Tenant(self._host, job.guest.said.append, boxed=not self.trusted)
-            if jobs[0].is_run:
-                for result in self._runner.run(jobs, self.allowance):
-                    self._finish(result)
-            else:
-                job = jobs[0]
-                job.done.set_result(answers.answer(job.guest, job.kind, job.request, code=self.code))
+            self._answer(jobs)
         except EngineError as error:
-            self._fail(jobs, self._mended(error))
+            ended.append(error)
         except FlexError as error:
             self._fail(jobs, error)
         except KeyboardInterrupt:

@@ -31,7 +31,8 @@ class RefusedError(ClusterError):
 class Guest:
     """One person: the token of the place, the seat of the notebook that sits there, and a world of its own.
 
-    ``number``: of the last request that was heard. ``seen``: when, by the gateway's clock.
+    ``number``: of the last request that was heard. ``seen``: when, by the gateway's clock. ``under_way``:
+    requests whose answers have not left yet.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Guest:
     seen: float
     seat: str = ""
     number: int = 0
+    under_way: int = 0
     tenant: Tenant | None = None
     runs: OrderedDict[int, Run] = field(default_factory=OrderedDict)
     looked: OrderedDict[tuple[Any, ...], Activation] = field(default_factory=OrderedDict)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from flexmagic.workshop.address import LOOPBACK
 from flexmagic.workshop.allowance import Allowance
-from flexmagic.workshop.gateway import GUESTS, Workshop
+from flexmagic.workshop.gateway import GUESTS, TOGETHER, Workshop
 from flexmagic.workshop.serving import Server
 
 
@@ -18,7 +18,7 @@ def open_workshop(
     host: str = "127.0.0.1",
     port: int = 0,
     trusted: bool = False,
-    together: int = 8,
+    together: int = TOGETHER,
     journal: str | Path | None = None,
 ) -> Server:
     """Let guests work on a running cluster's model; ``close()`` ends it.
