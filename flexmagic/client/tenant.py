@@ -28,6 +28,9 @@ from flexmagic.errors import ClusterError, EngineError, FlexError
 if TYPE_CHECKING:
     from flexmagic.engine.verbs import RunAnswer
 
+VERSIONS = 8
+"""How many versions are kept of a hook."""
+
 T = TypeVar("T")
 
 
@@ -105,7 +108,7 @@ class Tenant(Work):
         self._calls = host.calls
         self.owner = uuid.uuid4().hex
         self.hooks = HookBook(self.owner, self._send, self._forget, lambda: self.model)
-        self.hooks.boxed = boxed
+        self.hooks.boxed, self.hooks.versions = boxed, VERSIONS
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self.owner, host.session)
         self._running = Running(self._calls, self.owner, self.hooks, printer=say)

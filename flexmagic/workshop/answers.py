@@ -86,6 +86,7 @@ def _hook(guest: Guest, request: asked.PutHook, code: bool) -> Answer:  # noqa: 
     known = {hook.name for hook in tenant.hooks}
     if (request.name or ", ".join(request.sites)) not in known:
         guest.use.hooks(len(known) + 1)
+    nbytes = _holds(guest, what)
     if request.code:
         if not code:
             raise HookError(NO_CODE)
@@ -96,7 +97,23 @@ def _hook(guest: Guest, request: asked.PutHook, code: bool) -> Answer:  # noqa: 
         )  # fmt: skip
     else:
         hook = tenant.declare(request.sites, what, request.limits, name=request.name, group=request.group)
+    if nbytes:
+        guest.values[hook.name, hook.version] = nbytes
     return {"hook": repr(hook), "name": hook.name, **_hooks_header(tenant)}, []
+
+
+def _holds(guest: Guest, what: Any) -> int:
+    """Bytes of a hook's values, if the guest may hold so much in all versions of its hooks."""
+    kept = {(hook.name, number) for hook in tenant_of(guest).hooks for number in hook.versions}
+    guest.values = {version: size for version, size in guest.values.items() if version in kept}
+    values = getattr(what, "values", None)
+    nbytes = 0 if values is None else int(values.nbytes)
+    total, most = sum(guest.values.values()) + nbytes, guest.use.allowance.captured
+    if nbytes and total > most:
+        raise InputError(
+            f"Your hooks would hold {total:,} bytes of values; you may hold {most:,}: remove some."
+        )
+    return nbytes
 
 
 def _text(picks: Any) -> str | None:

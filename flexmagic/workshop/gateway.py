@@ -33,8 +33,8 @@ TOGETHER = 16
 IDLE_MINUTES = 120.0
 """Minutes after which the world of a guest who asks for nothing is dropped."""
 
-REFUSALS = 200
-"""Refusals that the log notes in a minute."""
+REFUSALS = 100
+"""Refusals of one guest that the log notes in a minute, and of all strangers."""
 
 KEPT_JOBS = 4
 """How many finished runs of a guest can still be asked for by their tickets."""
@@ -76,7 +76,7 @@ class Workshop:
         self.journal = Journal(journal or Path.cwd() / f"{self.name}-workshop.jsonl")
         self.guests = Guests(guests, self._guest, clock, open_to_all=open_to_all)
         self._runner = Runner(self._host, self._weights, self._alarm)
-        self._refusals = Window(clock)
+        self._refusals: dict[str, Window] = {}
         self._tickets = itertools.count(1)
         self.alarm = ""
         self._desk = Desk(self._do, self._mates, lambda: self.together, self._look_after)
@@ -144,8 +144,11 @@ class Workshop:
 
     def refused(self, who: str, status: int, error: str) -> None:
         """Note what was refused before anybody looked at it; of a flood, so much a minute."""
-        if self._refusals.total < REFUSALS:
-            self._refusals.add()
+        known = self._refusals.setdefault(
+            who if any(who == g.name for g in self.guests) else "", Window(self._clock)
+        )
+        if known.total < REFUSALS:
+            known.add()
             self.journal.note(who, "refused", status=status, error=error[:200])
 
     def progress(self, job: Job) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Guest:
     """One person: the token of the place, the seat of the notebook that sits there, and a world of its own.
 
     ``number``: of the last request that was heard. ``seen``: when, by the gateway's clock. ``under_way``:
-    requests whose answers have not left yet.
+    requests whose answers have not left yet. ``values``: bytes that came with versions of hooks.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Guest:
     runs: OrderedDict[int, Run] = field(default_factory=OrderedDict)
     looked: OrderedDict[tuple[Any, ...], Activation] = field(default_factory=OrderedDict)
     jobs: dict[int, Any] = field(default_factory=dict)
+    values: dict[tuple[str, int], int] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     notice: str = ""
     errors: int = 0

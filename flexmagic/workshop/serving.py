@@ -143,6 +143,7 @@ class _Ask(_Door):
         """Wait until an answer has left; break the connection of who does not read it."""
         if sent is None:
             return
+        sent.add_done_callback(lambda known: known.cancelled() or known.exception())  # whoever asked has gone
         done, _ = await asyncio.wait([sent], timeout=UNREAD)
         if not done and self.guest is not None:
             self.workshop.refused(self.guest.name, 408, f"a reply was not read for {UNREAD:g} s")

@@ -210,7 +210,9 @@ def told(phases: list[Phase], found: list[dict], memory: Memory, left: set[str])
             f"memory of {kind}: {first / 1e6:.1f} MB after a third, {last / 1e6:.1f} MB at the end ", end=""
         )
         print(f"({(last - first) / 1e6:+.1f} MB)")
-    print(f"left after closing: {len(left)}" + "".join(f"\n  {one}" for one in sorted(left)))
+    files = [one for one in sorted(left) if one.startswith("/")]
+    print(f"left after closing: {len(left) - len(files)} processes, {len(files)} files", end="")
+    print("".join(f"\n  {one}" for one in sorted(left)))
     return int(wrong > 0)
 
 
