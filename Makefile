@@ -62,7 +62,7 @@ oldest: ## the core of that table against the oldest transformers that this work
 	@.venv-oldest/bin/python -m pytest tests/engines/matrix tests/engines/test_main_job.py $(PYTEST_ARGS)
 
 # An environment of its own with what is compared, made once: .venv-bench. FlexModel pins nothing that it needs here.
-bench: ## measure what flexmagic costs beside plain hooks, NNsight, FlexModel and others (an hour; BENCH_ARGS="--rows cd")
+bench: ## measure what flexmagic costs beside plain hooks, NNsight, FlexModel and others (half an hour; BENCH_ARGS="--rows cd")
 	@[ -e .venv-bench/.made ] || { echo "Set-up: making .venv-bench (some minutes: it waits for downloads)"; \
 	  $(or $(PYTHON),python3) -m venv --clear .venv-bench && \
 	  .venv-bench/bin/python -m pip install --quiet --progress-bar off -e . "transformers>=5.19,<5.23" "nnsight==0.8.1" pyvene transformer_lens $(PIP_ARGS) </dev/null && \

@@ -63,6 +63,7 @@ LAZILY = {
     # a handle shows itself when it is displayed or written, and only then is the viewer needed
     "flexmagic.client.activation": {"flexmagic.view.display"},
     "flexmagic.client.looks": {"flexmagic.view.html", "flexmagic.view.png", "flexmagic.view.table"},
+    "flexmagic.workshop.collecting": {"flexmagic.view.forms"},
     "flexmagic.workshop.guest_activation": {
         "flexmagic.view.display",
         "flexmagic.view.html",
@@ -86,7 +87,18 @@ BANNED = {
 
 WIDGETS = {
     f"flexmagic.view.{name}"
-    for name in ("cancel", "display", "inserter", "panel", "panels", "rank_tabs", "said", "stream", "widget")
+    for name in (
+        "cancel",
+        "display",
+        "inserter",
+        "panel",
+        "panels",
+        "rank_tabs",
+        "said",
+        "stream",
+        "widget",
+        "workshop_panel",
+    )
 }
 """The modules of the view that know notebooks; the rest of it, the view-model, does not."""
 

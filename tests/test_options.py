@@ -7,6 +7,7 @@ from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.options import arguments, options, typing
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.weights import WeightsMagics
+from flexmagic.magics.workshop import WorkshopMagics
 
 HOOK, RUN = options(HookMagics.flexhook), options(RunMagics.flexrun)
 CLUSTER, WEIGHTS = options(ClusterMagics.flexcluster), options(WeightsMagics.flexweights)
@@ -46,6 +47,9 @@ def test_an_option_is_typed_where_a_dash_begins_a_word(rest):
 
 def test_actions_are_words():
     assert typing(CLUSTER, " st").option.words == ACTIONS
+    known = options(WorkshopMagics.flexworkshop)
+    assert {"send", "take"} <= set(typing(known, " s").option.words)
+    assert "attach" not in typing(known, " s").option.words
 
 
 def test_the_words_that_belong_to_no_option():

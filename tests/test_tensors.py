@@ -63,13 +63,17 @@ def test_a_model_output_keeps_its_class():
     assert output.logits is A
 
 
+@pytest.mark.parametrize("size", [37, 40_003])  # what is long is added up in another way
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.bool, torch.complex64])
-def test_checksums_are_equal_for_equal_bits_and_differ_otherwise(dtype):
-    x = (torch.arange(37) % 5).to(dtype)
+def test_checksums_are_equal_for_equal_bits_and_differ_otherwise(dtype, size):
+    x = (torch.arange(size) % 5).to(dtype)
     assert checksum(x) == checksum(x.clone())
-    other = x.clone()
-    other[5] = ~other[5] if dtype == torch.bool else other[5] + 1
-    assert checksum(x) != checksum(other)
+    for at in (5, size - 1):
+        other = x.clone()
+        other[at] = ~other[at] if dtype == torch.bool else other[at] + 1
+        assert checksum(x) != checksum(other)
+    swapped = torch.cat([x[8:], x[:8]])
+    assert checksum(x) != checksum(swapped)
     assert checksum(torch.empty(0, 3)) == (0, 0)
 
 

@@ -3,20 +3,26 @@
 import json
 import random
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from flexmagic.engine.declared import KINDS, Declared
-from flexmagic.errors import ClusterError, InputError
+from flexmagic.errors import ClusterError, HookError, InputError, SiteError
+from flexmagic.view.reduce import compute_stats
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.address import Address
 from flexmagic.workshop.allowance import Allowance, OverLimitError, Use
+from flexmagic.workshop.collecting import STATS, Collected, Found
 from flexmagic.workshop.desk import Desk, Job
 from flexmagic.workshop.frames import MAGIC, MalformedError, pack, put, take, unpack
+from flexmagic.workshop.guest_notices import GuestNotices
 from flexmagic.workshop.guests import Guest, Guests, RefusedError
 from flexmagic.workshop.journal import Journal, digest
+from flexmagic.workshop.lesson import Lesson
+from flexmagic.workshop.notices import KEPT, Board, Notice
 from flexmagic.workshop.requests import parse
 from flexmagic.workshop.rota import QUEUE, Rota, jain
 
@@ -142,6 +148,10 @@ def test_a_request_has_its_fields_and_no_others():
         ),
         ("switch", {"action": "__init__", "names": []}),
         ("top", {"run": 1, "k": 10**9}),
+        ("notices", {}),
+        ("notices", {"since": -1}),
+        ("look", {"shown": 0}),
+        ("look", {"shown": 1, "run": 1, "site": "a"}),
     ],
 )
 def test_requests_that_are_none_are_refused(kind, given):
@@ -242,6 +252,8 @@ def test_the_desk_works_off_runs_and_looks_and_pauses():
     assert order == [["look"], ["run a", "run c"]]
     desk.close()
     assert not desk.add(look)
+    with pytest.raises(InputError, match="was closed"):
+        desk.errand(lambda: None).result(timeout=10)
 
 
 # --- limits ------------------------------------------------------------------------------------------
@@ -415,3 +427,156 @@ def test_values_that_do_not_fit_are_named():
         done("add", torch.ones(2, 4), values=torch.ones(3))
     with pytest.raises(ValueError, match="two rows"):
         done("resample", torch.ones(1, 4))
+
+
+# --- what the owner puts up --------------------------------------------------------------------------
+
+
+def test_the_board_keeps_the_last_notices_and_views():
+    board = Board()
+    assert (board.last, board.since(0)) == (0, [])
+    for n in range(KEPT + 3):
+        board.put("view", f"site {n}", "look", view=f"tensor {n}")
+    assert board.last == KEPT + 3
+    assert [notice.number for notice in board.since(0)] == list(range(4, KEPT + 4))
+    assert [notice.name for notice in board.since(KEPT + 2)] == [f"site {KEPT + 2}"]
+    assert board.view(KEPT + 3) == f"tensor {KEPT + 2}"
+    with pytest.raises(SiteError, match="Number 2 is not shown any more"):
+        board.view(2)
+    assert len(board.put("collect", "x" * 500, "y" * 5000).said) <= 1000
+
+
+def test_a_notice_comes_out_as_it_went_in_or_is_refused():
+    hook = Notice(3, "hook", "damp", "The owner offers damp.", "%%flexhook a\nx *= 2")
+    assert Notice.read(hook.header) == hook
+    assert "%flexworkshop take damp" in hook.line
+    view = Notice(4, "view", "a:output", "The owner shows it.")
+    assert Notice.read(view.header) == view
+    assert "%flexworkshop view 4" in view.line
+    for wrong in ({"kind": "run"}, {"number": 0}, {"said": "x" * 2000}, {"cell": 3}, {"code": "1"}):
+        with pytest.raises(MalformedError):
+            Notice.read({**hook.header, **wrong})
+
+
+def lesson(*, code=True):
+    done = []
+    journal = SimpleNamespace(note=lambda *who, **facts: done.append((who, facts)))
+    return Lesson(Board(), (), journal, None, errand=None, code=lambda: code), done
+
+
+def test_a_hook_is_offered_as_it_is_written():
+    teach, log = lesson()
+    for cell, name in (
+        ("%%flexhook model.layers.*.mlp --name 'two words' --token=-1\nx *= 2", "two words"),
+        ("%%flexhook m.1, m.2\nx *= 2\n\n", "m.1, m.2"),
+        ("%flexhook m --do 'scale 0.5' --name=half", "half"),
+    ):
+        notice = teach.send(cell)
+        assert (notice.kind, notice.name, notice.cell) == ("hook", name, cell.strip("\n"))
+    assert teach.send(SimpleNamespace(name="own", cell="%%flexhook m\nx += 1")).name == "own"
+    assert [facts["hook"] for _, facts in log][-1] == "own"
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "",
+        "import os",
+        "%%px\n1",
+        "%%flexhook",
+        "%%flexhook m --local\nx *= 2",
+        "%%flexhook m --when=True\nx *= 2",
+        "%%flexhook m --name 'open\nx *= 2",
+        "%%flexhook m\n" + "x" * 30_000,
+    ],
+)
+def test_what_guests_could_not_register_is_not_offered(cell):
+    teach, _ = lesson()
+    with pytest.raises(InputError):
+        teach.send(cell)
+    assert teach.board.last == 0
+
+
+def test_code_is_not_offered_where_guests_may_have_none():
+    teach, _ = lesson(code=False)
+    assert teach.send("%flexhook m --do zero").name == "m"
+    with pytest.raises(InputError, match="code are off"):
+        teach.send("%%flexhook m\nx *= 2")
+
+
+def test_only_what_was_captured_is_shown():
+    teach, _ = lesson()
+    for wrong in (np.zeros(3), "x", None):
+        with pytest.raises(InputError, match="is captured"):
+            teach.show(wrong)
+
+
+def test_a_statistic_is_that_of_the_finite_values():
+    values = np.array([3.0, -4.0, 0.0, np.nan, np.inf])
+    stats = compute_stats(values)
+    found = {name: of(stats) for name, of in STATS.items()}
+    finite = values[np.isfinite(values)]
+    assert found["norm"] == pytest.approx(np.linalg.norm(finite))
+    assert found["rms"] == pytest.approx(np.sqrt((finite**2).mean()))
+    assert (found["mean"], found["min"], found["max"]) == pytest.approx((finite.mean(), -4, 3))
+    assert (found["zeros"], found["nan"], found["n"]) == (1, 1, 5)
+
+
+def test_what_was_collected_is_a_table_and_a_strip():
+    hostile = "<img src=x onerror=alert(1)>"
+    found = Collected(
+        "m", "norm", (Found("ann", 3, 2.0), Found(hostile, 1, -4.0), Found("cleo", None, None, "no run yet"))
+    )
+    assert found.values == {"ann": 2.0, hostile: -4.0}
+    lines = str(found).splitlines()
+    assert lines[0] == "norm of m in the last run of each guest"
+    assert [line.count("█") for line in lines[3:]] == [12, 24, 0]
+    assert "no run yet" in lines[-1]
+    assert hostile not in found._repr_html_()
+    assert found.strip().source.labels(0) == ["ann", hostile]
+    with pytest.raises(InputError, match="No guest's last run"):
+        Collected("m", "norm", (Found("cleo", None, None),)).strip()
+
+
+class Told:
+    """A link to a board that stands here."""
+
+    def __init__(self, board):
+        self.board, self.noticed, self.asked = board, 0, []
+
+    def ask(self, kind, *, since):
+        assert kind == "notices"
+        self.asked.append(since)
+        self.noticed = self.board.last
+        return {"board": self.board.name, "notices": [n.header for n in self.board.since(since)]}, []
+
+
+def test_a_guest_hears_of_each_notice_once_and_asks_only_for_what_is_new():
+    link = Told(Board())
+    notices = GuestNotices(link)
+    assert notices.new() == []
+    assert link.asked == []
+    link.board.put("hook", "a", "A is offered.", "%flexhook m --do zero --name a")
+    assert notices.new() == [], "no answer has told of it yet"
+    link.noticed = 1
+    assert [n.name for n in notices.new()] == ["a"]
+    assert (notices.new(), notices.cell("a")) == ([], "%flexhook m --do zero --name a")
+    with pytest.raises(HookError, match="Offered: a"):
+        notices.cell("b")
+    with pytest.raises(SiteError, match="shows nothing yet"):
+        notices.view()
+    assert link.asked == [0, 1, 1, 1]
+    notices._lock.acquire()
+    assert [n.name for n in notices.glance()] == ["a"], "a page that asks waits for nothing"
+    notices._lock.release()
+    link.glance = lambda kind, **fields: None
+    assert [n.name for n in notices.glance()] == ["a"]
+    link.board = Board()  # opened anew, with as many notices
+    link.board.put("hook", "b", "B is offered.", "%flexhook m --do zero --name b")
+    assert [n.name for n in notices.all()] == ["b"]
+    assert [n.name for n in notices.new()] == ["b"]
+    for n in range(KEPT):
+        link.board.put("view", f"m.{n}", "M is shown.")
+    link.noticed = link.board.last
+    assert len(notices.new()) == KEPT
+    assert "%flexworkshop view 17" in str(notices.table())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +65,14 @@ class Looks:
             raise InputError(msg)
 
         return held(self._calls, self._origin, self.layout, rank)
+
+    def over(self, calls: Calls) -> Activation:
+        """The same tensor, alone, as another connection to its engines reads it."""
+        view: Any = copy.copy(self)
+        origin = replace(self._origin, lives=tuple(calls.lives))
+        vars(view).update(_calls=calls, _origin=origin, _moved=0, _siblings=dict, _steps=lambda: (None, {}))
+        made: Activation = view
+        return made
 
     def tell_of_endings(self, listener: Listener) -> None:
         """Let a view know when ranks of its session end; it is forgotten when nothing else holds it."""

@@ -18,6 +18,7 @@ from flexmagic.magics.inspection import Inspection
 from flexmagic.magics.learned import LearnedMagics
 from flexmagic.magics.loss import LossMagics
 from flexmagic.magics.model import ModelMagics
+from flexmagic.magics.news import News
 from flexmagic.magics.owners import OwnersMagics
 from flexmagic.magics.panel import PanelMagics
 from flexmagic.magics.recipes import RecipeMagics
@@ -40,7 +41,7 @@ FAMILIES = (
 """One class per family; the names of their magics all start with ``flex``."""
 
 HELPERS: tuple[Callable[[InteractiveShell, Desk], Helper], ...]
-HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, Restart)
+HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, Restart, News)
 """What stands beside the magics in a shell."""
 
 _DESK = "_flexmagic_desk"

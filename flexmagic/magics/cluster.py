@@ -11,7 +11,8 @@ from flexmagic.errors import ClusterError, InputError
 from flexmagic.magics.arguments import bytes_of, parse
 from flexmagic.magics.desk import DeskMagics
 from flexmagic.magics.restart import kernel_name
-from flexmagic.magics.status_line import waiting
+from flexmagic.magics.status_line import has_front_end, waiting
+from flexmagic.magics.workshop import notice_board
 
 if TYPE_CHECKING:
     from flexmagic.client.table import Table
@@ -119,6 +120,8 @@ class ClusterMagics(DeskMagics):
         if guest.notice:
             print(guest.notice)
         print(f"You are {guest.name}. To come back to this place: %flexcluster join {guest.address}")
+        if has_front_end(self._desk.shell):
+            notice_board(guest)
         return guest.status()
 
     def _refuse_second(self) -> None:

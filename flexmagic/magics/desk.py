@@ -88,6 +88,11 @@ class Desk:
         self._session = cast("Session", guest)
         self.owners.refuse()
 
+    @property
+    def guest(self) -> Guest | None:
+        """The notebook's place in somebody's workshop, if that is what it has."""
+        return cast("Guest", self._session) if self._session and self.is_guest(self._session) else None
+
     @staticmethod
     def is_guest(session: Session) -> bool:
         """Whether a session is a place in a workshop."""

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from argparse import ONE_OR_MORE, ZERO_OR_MORE, Action
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 from flexmagic.layout.patterns import split_list
-from flexmagic.magics.cluster import ACTIONS
+from flexmagic.magics import cluster, workshop
 
 SITE, PARAMETER, HOOK, GROUP, LOSS, CLUSTER = "site", "parameter", "hook", "group", "loss", "cluster"
 """Kinds of names that a notebook's session or machine knows."""
@@ -19,8 +20,8 @@ _KINDS = {
     **dict.fromkeys(("only", "without"), f"{HOOK} {GROUP}"),
     **dict.fromkeys(("undo", "diff", "edit"), HOOK),
 }  # fmt: skip
+_ACTIONS = {"flexcluster": cluster.ACTIONS, "flexworkshop": (*workshop.ACTIONS, *workshop.GUESTS[2:])}
 _WORDS = {
-    "action": ACTIONS,
     "dtype": ("float32", "bfloat16", "float16", "float64"),
     "attn": ("eager", "sdpa", "flash_attention_2"),
 }
@@ -51,16 +52,17 @@ class Typing:
 def options(magic: Any) -> list[Option]:
     """The options of a magic, then its arguments, which have no flags."""
     actions: list[Action] = magic.parser._actions  # noqa: SLF001 - argparse has no other list of them
-    found = [_option(action) for action in actions if action.dest != "help"]
+    words = {**_WORDS, "action": _ACTIONS.get(getattr(magic, "__name__", ""), ())}
+    found = [_option(action, words) for action in actions if action.dest != "help"]
     return sorted(found, key=lambda option: not option.flags)
 
 
-def _option(action: Action) -> Option:
+def _option(action: Action, words: Mapping[str, tuple[str, ...]]) -> Option:
     takes = {None: 1, "?": 1, ZERO_OR_MORE: -1, ONE_OR_MORE: -1}.get(cast("str | None", action.nargs), 0)
     kind = _KINDS.get(action.dest) or _KINDS.get(str(action.metavar), "")
     if action.dest == "name" and not action.option_strings:
         kind = CLUSTER
-    return Option(tuple(action.option_strings), takes, kind, _WORDS.get(action.dest, ()))
+    return Option(tuple(action.option_strings), takes, kind, words.get(action.dest, ()))
 
 
 def typing(known: list[Option], rest: str) -> Typing:

@@ -32,6 +32,11 @@ def in_notebook(shell: InteractiveShell) -> bool:
     return kernel is not None and "cellId" in (kernel.get_parent().get("metadata") or {})
 
 
+def has_front_end(shell: InteractiveShell) -> bool:
+    """Whether what is displayed reaches a front end: the shell is inside a kernel."""
+    return hasattr(shell, "kernel")
+
+
 def in_cell(shell: InteractiveShell) -> bool:
     """Whether this is the thread in which cells run, and one is running: not a widget's answer."""
     if threading.current_thread() is not threading.main_thread():

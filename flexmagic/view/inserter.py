@@ -10,6 +10,8 @@ import anywidget
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_STATIC = Path(__file__).parent / "static"
+
 
 class CellInserter(anywidget.AnyWidget):
     """An invisible part of a panel that puts a cell below the panel's own in JupyterLab and Notebook 7.
@@ -17,7 +19,7 @@ class CellInserter(anywidget.AnyWidget):
     ``said`` hears whether it was done; elsewhere it is not.
     """
 
-    _esm = (Path(__file__).parent / "static" / "insert.js").read_text("utf-8")
+    _esm = "\n".join((_STATIC / name).read_text("utf-8") for name in ("insert_cell.js", "insert.js"))
 
     def __init__(self, said: Callable[[bool], None]) -> None:
         super().__init__()

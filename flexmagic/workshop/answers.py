@@ -58,7 +58,9 @@ def run_of(guest: Guest, number: int, step: int | None = None) -> Run:
 
 
 def activation(guest: Guest, where: asked.Where) -> Activation:
-    """A captured tensor of the guest's own."""
+    """A captured tensor of the guest's own, or one that the owner shows."""
+    if where.shown is not None:
+        return guest.board.view(where.shown, where.rank)
     key = (where.run, where.step, where.site, where.hook, where.rank)
     run = run_of(guest, where.run, where.step)
     if key not in guest.looked:

@@ -80,6 +80,9 @@ class Desk:
         """Have the worker do something of the owner's, before what guests ask for."""
         done: Future[None] = Future()
         with self._wake:
+            if self._closing:
+                done.set_exception(InputError("The workshop was closed."))
+                return done
             self._errands.append((work, done))
             self._wake.notify()
         return done

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-VERSION = 1
+VERSION = 2
 """Of the requests and their answers; both sides must have the same."""
 
 MAGIC = b"FXW1"

@@ -11,16 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from flexmagic.client.gathering import Gathering
-from flexmagic.client.table import Table, size_text
+from flexmagic.client.table import Table
 from flexmagic.client.tenant import Host, Tenant
 from flexmagic.errors import EngineError, FlexError, InputError, ModelError
-from flexmagic.workshop import answers
+from flexmagic.workshop import answers, standing
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.allowance import Allowance, Use, Window
 from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.desk import Desk, Job
 from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.journal import Journal
+from flexmagic.workshop.lesson import TOLD, Lesson
+from flexmagic.workshop.notices import Board
 from flexmagic.workshop.running import Runner, RunResult
 from flexmagic.workshop.weights_watch import WeightsWatch
 
@@ -74,17 +76,26 @@ class Workshop:
             raise
         self.name = self._host.session.cluster_name
         self.journal = Journal(journal or Path.cwd() / f"{self.name}-workshop.jsonl")
+        self.board = Board()
         self.guests = Guests(guests, self._guest, clock, open_to_all=open_to_all)
         self._runner = Runner(self._host, self._weights, self._alarm)
         self._refusals: dict[str, Window] = {}
         self._tickets = itertools.count(1)
         self.alarm = ""
         self._desk = Desk(self._do, self._mates, lambda: self.together, self._look_after)
+        self.lesson = Lesson(
+            self.board,
+            self.guests,
+            self.journal,
+            self._host.calls,
+            errand=self._desk.errand,
+            code=lambda: self.code,
+        )
         self._desk.start()
         self.journal.note("owner", "open", model=str(self._host.model), trusted=trusted)
 
     def _guest(self, name: str, token: str) -> Guest:
-        return Guest(name, token, Use(lambda: self.allowance, self._clock), self._clock())
+        return Guest(name, token, Use(lambda: self.allowance, self._clock), self._clock(), self.board)
 
     @property
     def code(self) -> bool:
@@ -110,15 +121,20 @@ class Workshop:
         return {
             "guest": guest.name, "seat": seat, "token": token, "cluster": self.name,
             "model": str(self._host.model), "limits": str(self.allowance), "code": self.code,
-            "runs": list(guest.runs), "notice": notice,
+            "runs": list(guest.runs), "notice": notice, "told": TOLD,
         }  # fmt: skip
 
     def ask(self, guest: Guest, kind: Any, given: dict[str, Any], frames: list[bytes]) -> Job | Answer:
         """A guest's request: its answer, or a job whose answer comes. Raises :class:`InputError`, as said."""
         guest.use.request()
         request = asked.parse(kind, given, frames)
+        if isinstance(request, asked.Since):
+            up = [notice.header for notice in self.board.since(request.number)]
+            return {"board": self.board.name, "notices": up}, []
+        guest.seen = self._clock()
         if kind == "status":
-            return self._standing(guest), []
+            table = standing.to_guest(self, self._desk, str(self._host.model), guest)
+            return {"columns": table.columns, "rows": table.rows}, []
         if isinstance(request, asked.Ticket):
             job = guest.jobs.get(request.ticket)
             if job is None:
@@ -164,17 +180,6 @@ class Workshop:
         elif job in self._desk.now and len(self._desk.now) == 1:
             self._host.calls.waiting.cancel()
         return {}, []
-
-    def _standing(self, guest: Guest) -> dict[str, Any]:
-        rows = [
-            ("guest", guest.name),
-            ("model", str(self._host.model)),
-            ("runs done", str(guest.use.done)),
-            ("fetched", size_text(guest.use.bytes_moved)),
-            ("limits", str(self.allowance)),
-            ("workshop", "paused" if self._desk.paused else f"{self._desk.waiting} runs wait"),
-        ]
-        return {"columns": ["", ""], "rows": rows}
 
     # the worker
 
@@ -286,24 +291,12 @@ class Workshop:
 
     def status(self) -> Table:
         """Who is there, what they wait for, what they have taken, and what failed last."""
-        rows = []
-        for guest in self.guests:
-            job = next((j for j in list(guest.jobs.values()) if not j.done.done()), None)
-            state = "away" if not guest.seat else "idle"
-            if job is not None:
-                said = self.progress(job)
-                state = "runs" if said["state"] == "runs" else f"{said['state']}, {said['place']} before"
-            hooks = 0 if guest.tenant is None else len(guest.tenant.hooks)
-            taken = size_text(guest.use.bytes_moved)
-            rows.append((
-                guest.name, state, str(guest.use.done), f"{guest.use.seconds:.1f} s", str(hooks),
-                str(len(guest.runs)), taken, str(guest.errors), guest.last_error,
-            ))  # fmt: skip
-        columns = ("guest", "state", "runs", "time", "hooks", "held", "fetched", "errors", "last error")
-        title = f"Workshop on {self.name}: {self._desk.waiting} runs wait" + (
-            ", PAUSED" if self._desk.paused else ""
-        )
-        return Table(columns, tuple(rows), f"{title}. {self.alarm}".strip())
+        return standing.to_owner(self, self._desk.waiting)
+
+    @property
+    def paused(self) -> bool:
+        """Whether runs wait for :meth:`resume`."""
+        return self._desk.paused
 
     def pause(self) -> None:
         """Begin no more runs."""

@@ -16,6 +16,7 @@ from flexmagic.workshop.address import Address
 from flexmagic.workshop.frames import put
 from flexmagic.workshop.guest_hooks import GuestHook, GuestHooks, table_of
 from flexmagic.workshop.guest_known import GuestKnown
+from flexmagic.workshop.guest_notices import GuestNotices
 from flexmagic.workshop.guest_run import GuestRun
 from flexmagic.workshop.link import Link
 
@@ -68,6 +69,7 @@ class Guest:
     def __init__(self, link: Link) -> None:
         self._link = link
         self.hooks = GuestHooks(link)
+        self.notices = GuestNotices(link)
         self.known = GuestKnown(lambda: self.model.paths, self.hooks)
         self._cancelled = False
         self.printer: Callable[[str], None] = print
@@ -94,8 +96,8 @@ class Guest:
 
     @property
     def notice(self) -> str:
-        """What the workshop has to say to one who comes back; empty for nothing."""
-        return str(self._link.facts.get("notice", ""))
+        """What the workshop has to say to one who joins, or comes back."""
+        return "\n".join(filter(None, map(str, map(self._link.facts.get, ("notice", "told")))))
 
     @property
     def model(self) -> GuestModel:

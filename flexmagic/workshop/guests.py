@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.errors import ClusterError
 from flexmagic.workshop.allowance import Use
+from flexmagic.workshop.notices import Board
 
 if TYPE_CHECKING:
     from flexmagic.client.activation import Activation
@@ -31,14 +32,16 @@ class RefusedError(ClusterError):
 class Guest:
     """One person: the token of the place, the seat of the notebook that sits there, and a world of its own.
 
-    ``number``: of the last request that was heard. ``seen``: when, by the gateway's clock. ``under_way``:
-    requests whose answers have not left yet. ``values``: bytes that came with versions of hooks.
+    ``number``: of the last request that was heard. ``seen``: when it last asked for more than what is
+    on the ``board``, by the gateway's clock. ``under_way``: requests whose answers have not left yet.
+    ``values``: bytes that came with versions of hooks.
     """
 
     name: str
     token: str
     use: Use
     seen: float
+    board: Board = field(default_factory=Board)
     seat: str = ""
     number: int = 0
     under_way: int = 0
@@ -115,7 +118,6 @@ class Guests:
         with self._lock:
             for guest in self._guests.values():
                 if guest.seat and hmac.compare_digest(guest.seat, seat):
-                    guest.seen = self._clock()
                     return guest
         raise RefusedError(
             "This notebook has no place in the workshop: another one took it with the same token, "

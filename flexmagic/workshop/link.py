@@ -22,6 +22,9 @@ LONGEST = 96 << 20
 TIMEOUT = 120.0
 """Seconds within which an answer comes or the connection counts as broken."""
 
+GLANCE = 5.0
+"""The same, for what is asked for in the background."""
+
 
 class _Known(http.client.HTTPSConnection):
     """A connection to whoever holds the certificate of a fingerprint; nothing is sent to anybody else."""
@@ -45,7 +48,10 @@ class _Known(http.client.HTTPSConnection):
 
 
 class Link:
-    """A place in a workshop. ``facts``: what the gateway said at joining."""
+    """A place in a workshop. ``facts``: what the gateway said at joining.
+
+    ``noticed``: the number of the last thing that its owner has put up, as far as is known here.
+    """
 
     def __init__(self, address: Address, name: str = "") -> None:
         self._address = address
@@ -54,6 +60,7 @@ class Link:
         self._number = 0
         self._name = name or _user()
         self.facts: dict[str, Any] = {}
+        self.noticed = 0
         self.join()
 
     @property
@@ -100,6 +107,8 @@ class Link:
             self.close()
             raise ClusterError("The workshop's answer is longer than any that it may give.")
         header, frames = unpack(body, longest=32 << 20, strict=False)
+        if type(noticed := header.pop("noticed", None)) is int:
+            self.noticed = noticed
         if "error" in header:
             raise _error(header)
         return header, frames
@@ -121,6 +130,31 @@ class Link:
         if self._address.fingerprint:
             return _Known(host, self._address.port, self._address.fingerprint)
         return http.client.HTTPConnection(host, self._address.port, timeout=TIMEOUT)
+
+    def glance(self, kind: str, **fields: Any) -> tuple[dict[str, Any], list[bytes]] | None:
+        """A request that holds up nothing: ``None`` while another is under way; else it has a few seconds.
+
+        Raises what the gateway refuses with, or that it does not answer.
+        """
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            self._number += 1
+            raw = pack({"version": VERSION, "number": self._number, "kind": kind, **fields})
+            self._connection = self._connection or self._open()
+            self._hurry(GLANCE)
+            answer = self._sent("/ask", raw, {"Authorization": f"Bearer {self.facts['seat']}"})
+            self._hurry(TIMEOUT)
+            return answer
+        finally:
+            self._lock.release()
+
+    def _hurry(self, seconds: float) -> None:
+        """Have the connection break if an answer takes longer."""
+        if self._connection is not None:
+            self._connection.timeout = seconds
+            if self._connection.sock is not None:
+                self._connection.sock.settimeout(seconds)
 
     def close(self) -> None:
         """Break the connection; the place is kept, and the next request connects again."""

@@ -82,13 +82,17 @@ class Ticket:
 
 @dataclass(frozen=True)
 class Where:
-    """A captured tensor: the guest's own run, the step of a generation, the site, and one rank's piece."""
+    """A captured tensor: the guest's own run, the step of a generation, the site, and one rank's piece.
+
+    ``shown``: the number of one that the owner shows, which has none of the rest but a rank.
+    """
 
     run: int
     step: int | None
     site: str
     hook: str | None
     rank: int | None
+    shown: int | None = None
 
 
 @dataclass(frozen=True)
@@ -145,12 +149,31 @@ class Context:
 
 
 @dataclass(frozen=True)
+class Since:
+    """Ask what the owner has put up after a notice."""
+
+    number: int
+
+
+@dataclass(frozen=True)
 class Nothing:
     """A request without fields."""
 
 
 Request = (
-    PutHook | Switch | MakeRun | Ticket | Where | Read | Overview | Shares | Top | Release | Context | Nothing
+    PutHook
+    | Switch
+    | MakeRun
+    | Ticket
+    | Where
+    | Read
+    | Overview
+    | Shares
+    | Top
+    | Release
+    | Context
+    | Since
+    | Nothing
 )
 
 
@@ -263,6 +286,9 @@ def _step(fields: Fields) -> int | None:
 
 
 def _where(fields: Fields) -> Where:
+    shown = fields.maybe_whole("shown", 1, 1 << 40)
+    if shown is not None:
+        return Where(0, None, "", None, fields.maybe_whole("rank", 0, 1 << 20), shown)
     return Where(
         fields.whole("run", 1, 1 << 40), _step(fields), pattern(fields.text("site")), fields.optional("hook"),
         fields.maybe_whole("rank", 0, 1 << 20),
@@ -328,5 +354,6 @@ KINDS: Mapping[str, Callable[[Fields], Request]] = {
     "context": lambda fields: Context(fields.whole("run", 1, 1 << 40)),
     "sites": _nothing,
     "status": _nothing,
+    "notices": lambda fields: Since(fields.whole("since", 0, 1 << 40)),
 }
 """Every request by its name."""

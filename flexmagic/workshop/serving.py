@@ -173,6 +173,11 @@ class _Ask(_Door):
             return self._answer(error_header(error), [])
         return None
 
+    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> asyncio.Future[None]:
+        """With every answer, the number of the last thing that the owner has put up."""
+        noticed = {} if self.guest is None else {"noticed": self.workshop.board.last}
+        return super()._answer({**header, **noticed}, frames, status)
+
     async def _wait(self, job: Job) -> asyncio.Future[None]:
         """A job's answer, or after a while how far it is."""
         coming = asyncio.wrap_future(job.done)
@@ -209,6 +214,7 @@ class Server:
 
     def __init__(self, workshop: Workshop, host: str = "127.0.0.1", port: int = 0) -> None:
         self.workshop, self.host = workshop, host
+        self.closed = False
         self._folder = tempfile.TemporaryDirectory(prefix="flexmagic-")
         context: ssl.SSLContext | None = None
         self._print = ""
@@ -257,8 +263,13 @@ class Server:
         server.stop()
         await server.close_all_connections()
 
+    def __repr__(self) -> str:
+        """Which cluster, and where it listens."""
+        return f"<Workshop on {self.workshop.name} at {self.host}:{self.port}>"
+
     def close(self) -> None:
         """Hear no more, and close the workshop."""
+        self.closed = True
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self.workshop.close()

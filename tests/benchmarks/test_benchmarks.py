@@ -59,17 +59,20 @@ def test_captures_add_no_collective():
 def test_the_suite_says_what_is_met_and_what_was_not_run(tmp_path):
     done = subprocess.run(
         [
-            sys.executable, "-m", "suite", "--rows", "cdgh", "--rounds", "2", "--megabytes", "1",
-            "--json", str(tmp_path / "speed.json"),
+            sys.executable, "-m", "suite", "--rows", "acdgh", "--rounds", "2", "--megabytes", "1",
+            "--dry-card", "--json", str(tmp_path / "speed.json"),
         ],
         capture_output=True, text=True, check=False, cwd=HERE,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     found = json.loads((tmp_path / "speed.json").read_text())
-    assert {row["part"] for row in found["rows"]} == set("cdgh")
+    assert {row["part"] for row in found["rows"]} == {*"abcdgh", "CUDA"}
+    assert found["measured"] == "abcdgh"
+    assert not found["failed"]
+    assert len(found["tables"]) == 2
     assert found["environment"]["cores"] >= 1
     assert {row["met"] for row in found["rows"] if not row["target"]} == {None}
-    assert all(isinstance(row["met"], bool) for row in found["rows"] if row["target"])
+    assert all(isinstance(row["met"], bool) or row["undecided"] for row in found["rows"] if row["target"])
 
 
 @pytest.mark.full

@@ -16,7 +16,7 @@ from flexmagic.workshop.address import Address
 from flexmagic.workshop.frames import VERSION, pack, unpack
 from flexmagic.workshop.gateway import Workshop
 from flexmagic.workshop.guest import Guest
-from flexmagic.workshop.link import Link
+from flexmagic.workshop.link import TIMEOUT, Link
 from flexmagic.workshop.opening import open_workshop
 from flexmagic.workshop.serving import TYPE, Server
 
@@ -205,6 +205,74 @@ def test_what_is_the_owners_is_refused(three, server):
     with pytest.raises(InputError, match="owner's"):
         ann.run(PROMPT, backward="logits.sum()")
     assert len(ann.hooks) == 0
+
+
+def test_what_the_owner_shows_is_the_owners_tensor_within_a_guests_limits(three, server, loaded):
+    ann, ben, _ = three
+    owners = loaded.run(PROMPT, capture=SITE)
+    assert ann.notices.new() == []
+    notice = server.workshop.lesson.show(owners[SITE])
+    ann.status()
+    assert [n.name for n in ann.notices.new()] == [f"{SITE}:output"]
+    assert ann.notices.new() == []
+    assert [n.number for n in ben.notices.glance()] == [notice.number]
+    assert ben._link._connection.sock.gettimeout() == TIMEOUT, "what comes after it may take its time"
+    with ben._link._lock:
+        assert ben._link.glance("notices", since=0) is None
+    seen, whole = ann.notices.view(), owners[SITE].numpy()
+    assert (seen.numpy() == whole).all()
+    assert seen.stats() == owners[SITE].stats()
+    assert (seen.held(1).numpy() == owners[SITE].held(1).numpy()).all()
+    assert list(seen.labels(1)) == list(owners[SITE].labels(1))
+    server.workshop.limit("moved=1KB")
+    with pytest.raises(InputError, match="bytes a minute"):
+        ben.notices.view(notice.number).numpy()
+    server.workshop.limit("moved=1GB")
+    assert (ben.notices.view(notice.number).numpy() == whole).all()
+    with pytest.raises(SiteError, match="not shown any more"):
+        ann._link.ask("look", shown=notice.number + 1)
+    with pytest.raises(InputError):
+        ann._link.ask("hook", sites=[SITE], saved={"run": owners.number, "site": SITE, "shown": 1})
+    owners.release()
+    with pytest.raises(SiteError):
+        ann.notices.view().numpy()
+    with pytest.raises(InputError, match="no masks"):
+        server.workshop.lesson.show(loaded.run(PROMPT, capture=SITE)[SITE].masked(whole > 0))
+
+
+def test_one_statistic_of_each_guests_last_run_is_collected_and_guests_are_told(three, server):
+    ann, ben, cleo = three
+    assert "collect statistics" in ann.notice
+    ann.hook(SITE, Declared("scale", (0.25,)))
+    ann.run(PROMPT, capture=SITE)
+    last = ann.run(PROMPT, capture=SITE)
+    ben.run(PROMPT)
+    found = server.workshop.lesson.collect(SITE, "norm")
+    value = float(torch.linalg.vector_norm(last[SITE].torch().double()))
+    assert found.values == {"ann": pytest.approx(value, rel=1e-6)}
+    notes = {one.guest: one.note for one in found.found}
+    assert SITE in notes["ben"]
+    assert "cleo" not in notes or notes["cleo"] == "no run yet"
+    assert [one.run for one in found.found if one.guest == "ann"] == [last.number]
+    cleo.status()
+    assert "collected the norm" in cleo.notices.new()[0].said
+    server.workshop.pause()
+    assert server.workshop.lesson.collect(SITE, "max").values["ann"] == last[SITE].stats().max
+    with pytest.raises(InputError, match="no statistic 'median'"):
+        server.workshop.lesson.collect(SITE, "median")
+    log = [json.loads(line) for line in server.workshop.journal.path.read_text().splitlines()]
+    assert [line["stat"] for line in log if line["what"] == "collect"] == ["norm", "max"]
+
+
+def test_reading_what_is_up_keeps_no_idle_world(three, server):
+    ann, _, _ = three
+    ann.hook(SITE, Declared("zero"), name="mine")
+    guest = next(guest for guest in server.workshop.guests if guest.name == "ann")
+    guest.seen = before = guest.seen - 1000
+    ann.notices.all()
+    assert guest.seen == before
+    ann.status()
+    assert guest.seen > before
 
 
 def test_limits_are_said_and_hold(three, server):

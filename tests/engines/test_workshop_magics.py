@@ -5,7 +5,7 @@ import pytest
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.utils.capture import capture_output
 
-from flexmagic import ClusterError, InputError
+from flexmagic import ClusterError, HookError, InputError
 
 from .conftest import PROMPT, relative
 
@@ -73,6 +73,45 @@ def test_a_workshop_as_it_is_typed(shells, loaded, tmp_path):
         typed(guest, "%flexworkshop open")
     with pytest.raises(InputError, match="not both"):
         typed(guest, "%%flexhook model.layers.1 --do zero\nx *= 2")
+    typed(owner, '%flexhook model.layers.1.mlp --do "scale 0.25" --token -1 --name half')
+    typed(owner, "%flexworkshop send half")
+    loaded.hooks["half"].remove()
+    assert "after their next cell" in typed.said
+    hooks = str(typed(guest, "%flexhook"))
+    assert "%flexworkshop take half" in typed.said, "said once, after the next cell"
+    assert "half" not in hooks, "nothing is registered by itself"
+    assert "%flexworkshop take half" in str(typed(guest, "%flexworkshop"))
+    assert typed.said.count("%flexworkshop take half") == 1, "in the table, and not once more"
+    typed(guest, "%flexworkshop take half")
+    cell = guest.rl_next_input
+    assert cell == "%flexhook model.layers.1.mlp:output --name half --token=-1 --do 'scale 0.25'"
+    typed(guest, cell)
+    assert "half" in str(typed(guest, "%flexhook"))
+    typed(owner, "%%flexworkshop send\n%%flexhook model.layers.{1..2} --name twice\nx *= 2")
+    typed(guest, "%flexworkshop take twice")
+    assert guest.rl_next_input == "%%flexhook model.layers.{1..2} --name twice\nx *= 2"
+    typed(owner, f'mine = %flexrun "{PROMPT}" --capture model.layers.2.mlp')
+    typed(owner, '%flexworkshop show mine["model.layers.2.mlp"]')
+    view = typed(guest, "seen = %flexworkshop view\nseen.numpy()")
+    assert np.array_equal(view, owner.user_ns["mine"]["model.layers.2.mlp"].numpy())
+    found = typed(owner, "%flexworkshop collect model.layers.2 max")
+    assert found.values == {"ann": patched.max()}
+    assert "sent by the owner" in str(typed(guest, "%flexcluster"))
+    for shell, cell, match in (
+        (owner, "%flexworkshop send", "Send which hook"),
+        (owner, "%flexworkshop show", "Show what"),
+        (owner, "%flexworkshop collect", "Collect what"),
+        (owner, "%%flexworkshop pause\nx", "A cell is what is sent"),
+        (owner, "%flexworkshop take half", "no action 'take'"),
+        (guest, "%flexworkshop dance", "no action 'dance'"),
+        (guest, "%flexworkshop view x", "View which"),
+    ):
+        with pytest.raises(InputError, match=match):
+            typed(shell, cell)
+    with pytest.raises(HookError, match="Offered: half, twice"):
+        typed(guest, "%flexworkshop take other")
+    with pytest.raises(ClusterError, match="pause is the owner's"):
+        typed(guest, "%flexworkshop pause")
     typed(guest, "%flexcluster stop")
     typed(owner, "%flexworkshop close")
     with pytest.raises(ClusterError, match="No workshop is open"):

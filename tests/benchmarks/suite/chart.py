@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from suite.report import number
+from suite.report import PARTS, number
 
 ROOT = Path(__file__).parents[3]
 PICTURE = Path("demo_notebooks") / "images" / "speed.svg"
@@ -22,7 +22,7 @@ WIDTH, LEFT, LINE = 920, 470, 22
 
 def chart(rows: list[dict[str, Any]]) -> str:
     """The rows with a target as an SVG: how far each median is from its target, and its quartiles."""
-    wanted = [row for row in rows if row["target"] and row["unit"] == "×"]
+    wanted = [row for row in rows if row["target"] and row["unit"] == "×" and not row["undecided"]]
     height = LINE * (len(wanted) + 3)
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" '
@@ -73,26 +73,56 @@ def table(found: dict[str, Any]) -> str:
     lines = ["| | what | beside | median | quartiles | target | rounds |", "|---|---|---|---|---|---|---|"]
     for row in found["rows"]:
         value, target = row["value"], row["target"].replace("<=", "≤").replace(">=", "≥")
-        said = {None: "", True: f"{target} ✓", False: f"**{target} missed**"}[row["met"]]
+        said = {None: target and f"{target} ?", True: f"{target} ✓", False: f"**{target} missed**"}[
+            row["met"]
+        ]
         spread = f"{number(value['low'])} – {number(value['high'])}"
         unit = row["unit"]
-        cells = [row["part"], row["what"], row["against"], f"{number(value['median'])} {unit}", spread, said]
+        known = not math.isnan(value["median"])
+        middle = f"{number(value['median'])} {unit}" if known else ""
+        cells = [row["part"], row["what"], row["against"], middle, spread if known else "", said]
         lines.append(f"| {' | '.join(cells)} | {row['rounds']} |")
     where = ", ".join(f"{name} {value}" for name, value in found["environment"].items())
-    notes = "\n".join(f"- {note}" for note in found["notes"])
-    return "\n".join([*lines, "", f"Measured on: {where}.", "", notes])
+    blocks = ["\n".join(lines), *(_extra(title, rows) for title, rows in found["tables"].items())]
+    blocks += [f"Measured on: {where}. {found['machine']}", "\n".join(f"- {note}" for note in _notes(found))]
+    return "\n\n".join(blocks)
 
 
-def main() -> int:
-    """Write the chart and the table into the README."""
-    found = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    (ROOT / PICTURE).write_text(chart(found["rows"]), encoding="utf-8")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
+def _extra(title: str, rows: list[list[str]]) -> str:
+    head, *others = rows
+    lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *others)]
+    return "\n".join([f"{title}:", "", *lines])
+
+
+def _notes(found: dict[str, Any]) -> list[str]:
+    """What is true of this run: what was not measured, broke off, could not be decided or was not run."""
+    met = [row["met"] for row in found["rows"] if row["target"]]
+    notes = [f"{met.count(True)} targets met, {met.count(False)} missed, {met.count(None)} not decidable."]
+    absent = [letter for letter in PARTS if letter not in found["measured"]]
+    if absent:
+        notes.append(f"Not measured in this run: {', '.join(f'({letter})' for letter in absent)}.")
+    notes += found["failed"]
+    notes += [
+        f"({row['part']}) {row['what']}: not decidable beside {row['against']}: {row['undecided']}."
+        for row in found["rows"] if row["undecided"]
+    ]  # fmt: skip
+    minutes = sum(found["took"].values()) / 60
+    return [*notes, *found["notes"], f"The whole took {minutes:.0f} minutes."]
+
+
+def put(found: dict[str, Any], root: Path) -> None:
+    """Write the chart, and all that stands between the marks of the README."""
+    (root / PICTURE).write_text(chart(found["rows"]), encoding="utf-8")
+    readme = root / "README.md"
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
     picture = f"![Each row with a target: how far its median is from it, and its quartiles]({PICTURE})"
     middle = f"\n\n{picture}\n\n<details><summary>All rows</summary>\n\n{table(found)}\n\n</details>\n\n"
     readme.write_text(before + BEGIN + middle + END + rest.split(END)[1], encoding="utf-8")
+
+
+def main() -> int:
+    """Write a measurement into this repository's README."""
+    put(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), ROOT)
     return 0
 
 

@@ -2,16 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from suite import on_ranks
 from suite.models import llama, views_of
 from suite.on_ranks import Found, Work
-from suite.pairs import least_overhead, overhead, ratio
+from suite.pairs import Times, overhead, ratio
 from suite.report import Report, Row
 
-RIVALS = {"nnsight": "NNsight 0.8.1 under %%px", "flexmodel": "FlexModel 0.1.0"}
+RIVALS = {
+    "nnsight": "NNsight 0.8.1",
+    "flexmodel": "FlexModel 0.1.0",
+    "pyvene": "pyvene",
+    "transformer_lens": "TransformerLens",
+    "baukit": "baukit-style hooks",
+}
+LAYERS, WIDTH, BATCH, SEQ = 8, 128, 16, 64
+"""Narrow and with many tokens: there what is exchanged weighs most beside what is computed."""
+
+TIMES = 3
+"""How many times the rounds of other rows these have: they are short."""
+
+
+@dataclass(frozen=True)
+class Sites:
+    """Which modules, how they are called, and how wide what they give is."""
+
+    paths: tuple[str, ...]
+    words: str
+    width: int
+
+
+def sites(layers: int = LAYERS, width: int = WIDTH) -> tuple[Sites, Sites]:
+    """Every decoder layer, and the middle of every MLP."""
+    decoder = tuple(f"model.layers.{n}" for n in range(layers))
+    middle = tuple(f"model.layers.{n}.mlp.up_proj" for n in range(layers))
+    return (
+        Sites(decoder, "every decoder layer", width),
+        Sites(middle, "every MLP mid-activation", 4 * width),
+    )
 
 
 def forward_rows(
@@ -20,22 +51,15 @@ def forward_rows(
     """Measure on two ranks, by each strategy."""
     from flexmagic import Session
 
-    layers = 8
-    path = llama(folder, layers=layers)
+    path = llama(folder, layers=LAYERS, width=WIDTH)
     with Session.start(2, oversubscribe=True) as session:
         for strategy in strategies:
             session.load(path, **{strategy: 2})
-            decoder = [f"model.layers.{n}" for n in range(layers)]
-            middle = [f"model.layers.{n}.mlp.up_proj" for n in range(layers)]
             name = {"tp": "TP=2", "fsdp": "FSDP2=2", "dp": "DP=2"}[strategy]
-            for edit, sites, width, what in (
-                (False, decoder, 512, "every decoder layer"),
-                (False, middle, 2048, "every MLP mid-activation"),
-                (True, decoder, 512, "every decoder layer"),
-                (True, middle, 2048, "every MLP mid-activation"),
-            ):
-                found = on_all(session, Work(tuple(sites), width, 4, 64, rounds, edit))
-                _tell(report, found, edit=edit, what=f"{what}, {name}")
+            for edit in (False, True):
+                for where in sites():
+                    work = Work(where.paths, where.width, BATCH, SEQ, TIMES * rounds, edit, local=edit)
+                    tell(report, on_all(session, work), edit=edit, what=f"{where.words}, {name}")
 
 
 def on_all(session: Any, work: Work) -> Found:
@@ -45,30 +69,43 @@ def on_all(session: Any, work: Work) -> Found:
     return next(iter([answer.get() for answer in pending]))
 
 
-def _tell(report: Report, found: Found, *, edit: bool, what: str) -> None:
+def tell(
+    report: Report, found: Found, *, edit: bool, what: str, rivals: tuple[str, ...] = ("nnsight", "flexmodel")
+) -> None:
+    """Rows of one kind of work: beside plain hooks, the raw forward and each rival."""
     times, part = found.times, "b" if edit else "a"
     verb = "edit" if edit else "retrieve"
     n = len(times["raw forward"])
-    report.keep_times(f"{part}: {verb} {what}", times)
+    report.keep_times(f"{part}: {verb} at {what}", times)
     title = f"{verb} at {what}"
     plain = "" if edit else "<= 1.03"
-    report.add(
-        Row(part, title, "plain torch hooks", ratio(times, "flexmagic", "plain hooks"), plain, rounds=n)
-    )
-    report.add(Row(part, title, "raw forward", ratio(times, "flexmagic", "raw forward"), rounds=n))
-    for rival, words in RIVALS.items():
-        if rival == "nnsight" and edit and "TP" not in what:
-            report.note(
-                f"(b) {title}: {words} sees each rank's own rows only, which is other work; not compared"
-            )
+
+    def row(text: str, beside: str, one: str, other: str, target: str = "") -> None:
+        report.add(Row(part, text, beside, ratio(times, one, other), target, rounds=n))
+
+    row(title, "plain torch hooks", "flexmagic", "plain hooks", plain)
+    row(title, "raw forward", "flexmagic", "raw forward")
+    if "flexmagic, local" in times:
+        row(f"{title}, piece by piece (--local)", "plain torch hooks", "flexmagic, local", "plain hooks")
+    for rival in rivals:
+        words = RIVALS[rival]
+        if rival == "nnsight" and edit and "DP" in what:
+            report.note(f"(b) {title}: {words} has each rank edit its own rows only: not compared")
         elif rival not in times:
             report.note(f"({part}) {title}: {words} was not run: {found.absent.get(rival, 'not asked for')}")
-        elif edit:
-            target = "<= 0.5" if "mid-activation, TP" in what else ""
-            beside = f"overhead of {words}"
-            value = overhead(times, "flexmagic", rival, "raw forward")
-            report.add(Row(part, f"{title}: overhead", beside, value, target, rounds=n))
-            value = least_overhead(times, "flexmagic", rival, "raw forward")
-            report.add(Row(part, f"{title}: overhead, fastest rounds", beside, value, rounds=n))
         else:
-            report.add(Row(part, title, words, ratio(times, "flexmagic", rival), "<= 1", rounds=n))
+            report.add(_beside(part, title, rival, times))
+
+
+def _beside(part: str, title: str, rival: str, times: Times) -> Row:
+    """A row beside a rival: retrievals by their times, edits by what they add to a raw forward."""
+    share, n = overhead(times, "flexmagic", rival, "raw forward", "raw again"), len(times["raw forward"])
+    words, why = RIVALS[rival], share.undecided
+    if part == "a":
+        value = ratio(times, "flexmagic", rival)
+        if rival == "baukit":  # those are plain hooks
+            return Row(part, title, words, value, "<= 1.03", rounds=n)
+        return Row(part, title, words, value, "<= 1", rounds=n, undecided=why)
+    target = "<= 0.5" if "mid-activation" in title and "=" in title else ""
+    words = f"overhead of {words}"
+    return Row(part, f"{title}: overhead", words, share.value, target, rounds=n, undecided=why)

@@ -7,9 +7,11 @@ notebook's CPU seconds, for the answers of one run of forty captured sites and f
 from __future__ import annotations
 
 import contextlib
+import math
 import pickle
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +23,7 @@ from suite.report import Report, Row
 RANKS = (2, 8, 64, 512)
 SHAPE = (1, 512, 4096)
 SITES = 40
+TITLE = "What the notebook's side of an operation costs, by the number of ranks"
 
 
 class Far:
@@ -29,6 +32,7 @@ class Far:
     def __init__(self, world_size: int, whole: torch.Tensor) -> None:
         self.world_size = world_size
         self.lives = [0] * world_size
+        self.unreachable: set[str] = set()
         self.messages = self.asked = self.told = 0
         self.aside = 0.0
         self._pieces = whole.chunk(world_size, -1)
@@ -68,36 +72,44 @@ class Far:
         return [(look.slice_bytes if verb == "read" else look.stats)(piece, part) for part in parts]
 
 
-def growth_rows(report: Report, rounds: int) -> None:
+def growth_rows(report: Report, rounds: int, ranks: tuple[int, ...] = RANKS) -> None:
     """Measure at each number of ranks in turn."""
     whole = torch.rand(SHAPE)
-    worlds = {n: Far(n, whole) for n in RANKS}
+    few, many = ranks[0], ranks[-1]
+    worlds = {n: Far(n, whole) for n in ranks}
     operations: dict[str, Callable[[Far, Any], Any]] = {
-        "a run's answers": _answered,
+        "a run with forty captured sites": _ran,
         "a look at a tile of 64 × 64": lambda _far, made: made[0][0, 100:164, 1000:1064],
         "statistics of the whole": lambda _far, made: made[0].stats(),
     }
     made = {n: (_activation(far), _answers(n)) for n, far in worlds.items()}
     for name, operation in operations.items():
-        seconds: dict[int, list[float]] = {n: [] for n in RANKS}
-        for _ in range(max(rounds, 15)):
+        seconds: dict[int, list[float]] = {n: [] for n in ranks}
+        for _ in range(rounds):
             for n, far in worlds.items():
                 far.messages = far.asked = far.told = 0
                 far.aside = 0.0
                 started = time.thread_time()
                 operation(far, made[n])
                 seconds[n].append(time.thread_time() - started - far.aside)
-        counts = ", ".join(
-            f"{n} ranks: {far.messages} messages, {far.asked + far.told:,} bytes" for n, far in worlds.items()
-        )
-        report.note(f"(g) {name}: {counts}")
-        grown = Spread.of([a / b for a, b in zip(seconds[512], seconds[2], strict=True)])
-        title = f"{name}: notebook's CPU time on 512 ranks"
-        report.add(Row("g", title, "on 2 ranks", grown, "<= 256", rounds=len(seconds[2])))
-    moved = [_moved(worlds[n], made[n][0]) for n in (512, 2)]
-    report.add(
-        Row("g", "data of a look on 512 ranks", "on 2 ranks", Spread.of([moved[0] / moved[1]]), "<= 1")
-    )
+        _tell(report, name, "messages", [far.messages for far in worlds.values()], ranks)
+        _tell(report, name, "bytes of messages", [far.asked + far.told for far in worlds.values()], ranks)
+        middle = [1e6 * statistics.median(taken) for taken in seconds.values()]
+        _tell(report, name, "notebook's CPU time in µs", middle, ranks)
+        grown = Spread.of([a / b for a, b in zip(seconds[many], seconds[few], strict=True)])
+        title = f"{name}: notebook's CPU time on {many} ranks"
+        report.add(Row("g", title, f"on {few} ranks", grown, f"<= {many // few}", rounds=len(seconds[few])))
+    moved = [_moved(worlds[n], made[n][0]) for n in (many, few)]
+    same = Spread.of([moved[0] / moved[1]])
+    report.add(Row("g", f"data of a look on {many} ranks", f"on {few} ranks", same, "<= 1", rounds=1))
+
+
+def _tell(report: Report, name: str, of_what: str, found: Sequence[float], ranks: tuple[int, ...]) -> None:
+    """What grows, and with what power of the number of ranks."""
+    power = math.log(found[-1] / found[1]) / math.log(ranks[-1] / ranks[1])
+    how = "not at all" if power < 0.05 else f"as ranks^{power:.2f}"
+    head = ["operation", "what", *(f"{n} ranks" for n in ranks), f"grows from {ranks[1]} to {ranks[-1]}"]
+    report.put(TITLE, head, [name, of_what, *(f"{n:,.0f}" for n in found), how])
 
 
 def _moved(_far: Far, act: Any) -> int:
@@ -145,12 +157,17 @@ def _answers(world_size: int) -> Any:
     return [pickle.dumps(answer) for _ in ranks], rules, sites
 
 
-def _answered(far: Far, made: Any) -> Any:
+def _ran(far: Far, made: Any) -> Any:
+    """One run: a request to every rank, packed once, and every rank's answer, read and compared."""
     from flexmagic.client import failures
+    from flexmagic.client.engine_side import packed
     from flexmagic.client.run import Run
+    from flexmagic.engine.runtime import RunPlan
 
     raw, rules, sites = made[1]
-    far.messages, far.told = len(raw), sum(map(len, raw))
+    plan = RunPlan("benchmark", 1, 0, (("damp", 1, tuple(sites[:1]), None),), tuple(sites))
+    asked = packed((plan, [list(range(SHAPE[1]))]))
+    far.messages, far.asked, far.told = 2 * len(raw), len(raw) * len(asked), sum(map(len, raw))
     answers = [pickle.loads(one) for one in raw]  # noqa: S301 - ours
     failures.raise_for([answer.reply for answer in answers], rules)
     return Run(("benchmark", 1), far, answers, rules)[str(sites[3])]  # type: ignore[arg-type]
