@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flexmagic.client.control import ANSWERS
 from flexmagic.magics import FAMILIES
+from flexmagic.view.widget import ANSWERS as QUESTIONS
 
 LIST = Path(__file__).with_name("magics_list.txt")
 
@@ -49,6 +50,8 @@ def current() -> str:
         lines += [f"    {option(action)}" for action in actions if action.dest != "help"]
     lines.append("control messages of engines")
     lines += [f"    {kind}\n        {summary(answer)}" for kind, answer in sorted(ANSWERS.items())]
+    lines.append("messages of views, on the comms of their widgets")
+    lines += [f"    {kind}\n        {summary(answer)}" for kind, answer in sorted(QUESTIONS.items())]
     return "\n".join(lines) + "\n"
 
 

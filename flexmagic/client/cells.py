@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from flexmagic.client.calls import Calls
 from flexmagic.client.cell_run import CellRun
@@ -22,6 +22,8 @@ from flexmagic.client.scripts import cell_source, trace_source
 from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Batches, Over, Sweep, cells_at_once, combinations
 from flexmagic.client.waiting import Attending, Progress
 from flexmagic.errors import InputError
+
+T = TypeVar("T")
 
 LIMIT = 60.0
 """Seconds that a trace may take between two sites."""
@@ -48,6 +50,21 @@ class Cells(ABC):
     def attend(self, attending: Attending | None) -> None:
         """Have someone told of what takes long and has no ``progress`` of its own; see :class:`Attending`."""
         self._calls.waiting.attending = attending
+
+    def progress(self, steps: Iterable[T], what: str = "Step") -> Iterator[T]:
+        """Go through ``steps``, and tell in a notebook's cell how far that is: a loop of one's own over runs.
+
+        Once it takes over a second there is a line with the pace and the time that is left, if ``steps``
+        has a length, and a button that ends the loop as an interrupt does. In a script nothing is shown.
+        """
+        attending = self._calls.waiting.attending
+        total = len(steps) if isinstance(steps, Sized) else None
+        shown = contextlib.nullcontext(None) if attending is None else attending.counting(what, total)
+        with shown as counted:
+            for done, step in enumerate(steps, 1):
+                yield step
+                if counted is not None:
+                    counted(done)
 
     @property
     @abstractmethod

@@ -97,6 +97,9 @@ class Attending(Protocol):
     def gathering(self, what: str) -> AbstractContextManager[Arriving | None]:
         """For something large that arrives in parts."""
 
+    def counting(self, what: str, total: int | None) -> AbstractContextManager[Callable[[int], None] | None]:
+        """For a loop: the number of its passes that are done."""
+
 
 Pending = Mapping[int, Answer]
 """Answers that have been asked for, by rank."""

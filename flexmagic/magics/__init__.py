@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.magics.causes import CauseMagics
-from flexmagic.magics.cell_form import TRANSFORMS
+from flexmagic.magics.cell_form import TRANSFORMS, NearNames
 from flexmagic.magics.cells import CellsMagics, EngineCells
 from flexmagic.magics.cluster import ClusterMagics
 from flexmagic.magics.compare import CompareMagics
 from flexmagic.magics.completion import Completion
-from flexmagic.magics.config import ConfigMagics
+from flexmagic.magics.config import SettingsMagics
 from flexmagic.magics.desk import Desk, Helper
 from flexmagic.magics.hook import HookMagics
 from flexmagic.magics.inspection import Inspection
@@ -25,6 +25,7 @@ from flexmagic.magics.recipes import RecipeMagics
 from flexmagic.magics.restart import Restart
 from flexmagic.magics.run import RunMagics
 from flexmagic.magics.scan import ScanMagics
+from flexmagic.magics.settings import FlexMagic
 from flexmagic.magics.trace import TraceMagics
 from flexmagic.magics.traceback import TracebackMagics
 from flexmagic.magics.weights import WeightsMagics
@@ -36,12 +37,12 @@ if TYPE_CHECKING:
 FAMILIES = (
     ClusterMagics, ModelMagics, HookMagics, RunMagics, TraceMagics, ScanMagics, LossMagics, WeightsMagics,
     CompareMagics, PanelMagics, RecipeMagics, LearnedMagics, CauseMagics,
-    CellsMagics, ConfigMagics, TracebackMagics, WorkshopMagics,
+    CellsMagics, SettingsMagics, TracebackMagics, WorkshopMagics,
 )  # fmt: skip
 """One class per family; the names of their magics all start with ``flex``."""
 
 HELPERS: tuple[Callable[[InteractiveShell, Desk], Helper], ...]
-HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, Restart, News)
+HELPERS = (Completion, Inspection, EngineCells, OwnersMagics, NearNames, Restart, News)
 """What stands beside the magics in a shell."""
 
 _DESK = "_flexmagic_desk"
@@ -78,12 +79,12 @@ def unload(shell: InteractiveShell) -> None:
         for kind, names in family.magics.items():
             for name in names:
                 shell.magics_manager.magics[kind].pop(name, None)
-        shell.magics_manager.registry.pop(family.__name__, None)
+        del shell.magics_manager.registry[family.__name__]
     _forget_parallel_magics(shell, desk.magics_before)
     for transform in TRANSFORMS:
         shell.input_transformers_cleanup.remove(transform)
     configurables: list[Any] = shell.configurables
-    configurables.remove(desk.settings)
+    configurables[:] = [one for one in configurables if not isinstance(one, (FlexMagic, *FAMILIES))]
     for helper in desk.helpers:
         helper.remove()
     delattr(shell, _DESK)
@@ -94,7 +95,8 @@ def _forget_parallel_magics(shell: InteractiveShell, before: set[tuple[str, str]
     manager = shell.magics_manager
     for name in [name for name in manager.registry if name == "ParallelMagics"]:
         if ("registry", name) not in before:
-            del manager.registry[name]
+            configurables: list[Any] = shell.configurables
+            configurables.remove(manager.registry.pop(name))
     for kind, magics in manager.magics.items():
         for name, magic in list(magics.items()):
             owner = type(getattr(magic, "__self__", None)).__module__

@@ -6,10 +6,10 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.pace import Pace
-from flexmagic.magics.status_line import in_cell, waiting
+from flexmagic.magics.status_line import in_cell, open_line, waiting
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
@@ -34,9 +34,15 @@ class Attending:
 
     @contextlib.contextmanager
     def working(self, verb: str) -> Iterator[Progress | None]:
-        """For the rest of a call that has taken a second by now; nothing outside a cell's own thread."""
+        """For the rest of a call that has taken a second by now; nothing outside a cell's own thread.
+
+        A call that is a part of what a line tells of already goes on in that line.
+        """
         if not in_cell(self._shell):
             yield None
+            return
+        if (line := open_line()) is not None:
+            yield line.tick
             return
         what = WORDS.get(verb, "Working")
         with waiting(self._shell, what, cancel=self._cancel) as status:
@@ -65,3 +71,39 @@ class Attending:
 
             yield arriving
             status.done(f"Fetched {what}")
+
+    @contextlib.contextmanager
+    def counting(self, what: str, total: int | None) -> Iterator[Callable[[int], None] | None]:
+        """For a loop in a cell: the number of its passes that are done, each time one is."""
+        if not in_cell(self._shell):
+            yield None
+            return
+        stopped, pace, started, said = threading.Event(), Pace(), time.perf_counter(), what
+
+        def cancel() -> None:
+            stopped.set()
+            self._cancel()
+
+        with waiting(self._shell, what, quiet=1.0, cancel=cancel) as status:
+
+            def counted(done: int) -> None:
+                nonlocal said
+                said = f"{what} {done}" + (f"/{total}" if total is not None else "")
+                if total is not None:
+                    pace.see(time.perf_counter() - started, {0: ("", done, total)})
+                status.now(", ".join(filter(None, [said, str(pace)])))
+                if stopped.is_set():
+                    raise KeyboardInterrupt
+
+            def ended(*_: Any) -> None:
+                """With the cell at the latest: an error's traceback keeps the loop that it left."""
+                self._shell.events.unregister("post_run_cell", ended)
+                status.done(said)
+                status.close()
+
+            self._shell.events.register("post_run_cell", ended)
+            try:
+                yield counted
+            finally:
+                if not status.is_over:
+                    ended()

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @magics_class
-class ConfigMagics(DeskMagics):
+class SettingsMagics(DeskMagics):
     """The notebook's settings."""
 
     @magic_arguments()

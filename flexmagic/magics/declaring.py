@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flexmagic.engine.declared import KINDS, Declared
 from flexmagic.errors import InputError
 from flexmagic.magics.inputs import value_of
 
 if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
+
+    from flexmagic.engine.declared import Declared
 
 
 def declared(shell: InteractiveShell | None, text: str) -> Declared:
@@ -17,6 +18,8 @@ def declared(shell: InteractiveShell | None, text: str) -> Declared:
 
     The expression is an array, a tensor, or an activation, which is fetched. Raises :class:`InputError`.
     """
+    from flexmagic.engine.declared import KINDS, Declared
+
     kind, _, rest = text.strip().partition(" ")
     if kind not in KINDS:
         raise InputError(f"There is no {kind!r} to do at a site. There are: {', '.join(KINDS)}.")

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -63,7 +64,7 @@ class StatusLine:
         self._button: CancelButton | None = None
         self._started = time.perf_counter()
         self._last = 0.0
-        self._text = text
+        self._text = self._name = text
         self._handle: Any = None
         self._in_notebook = in_notebook(shell)
         self._in_terminal = not hasattr(shell, "kernel") and sys.stdout.isatty()
@@ -71,6 +72,7 @@ class StatusLine:
         self._every = LOG if self._is_log else TICK
         self._pending = ""
         self._quiet = quiet
+        self.is_over = False
         if not quiet:
             self._show(f"{text} …")
 
@@ -86,7 +88,7 @@ class StatusLine:
         self._offer()
         self._text = self._pending = text
         passed = time.perf_counter() - self._started
-        if passed - self._last > self._every:
+        if passed > self._quiet and passed - self._last > self._every:
             self._last, self._pending = passed, ""
             self._show(f"{text} …")
 
@@ -101,6 +103,8 @@ class StatusLine:
 
     def done(self, text: str) -> None:
         """The last word: what has been reached, and in how long; nothing if nothing was said before."""
+        if self.is_over:
+            return
         if time.perf_counter() - self._started < self._quiet:
             return
         if self._is_log and self._pending:
@@ -111,6 +115,7 @@ class StatusLine:
 
     def close(self) -> None:
         """There is nothing to be waited for any more, so nothing to cancel."""
+        self.is_over = True
         if self._button is not None:
             self._button.close()
 
@@ -121,7 +126,9 @@ class StatusLine:
         from flexmagic.view.cancel import cancel_button
 
         cancel, self._cancel = self._cancel, None
-        self._button = cancel_button(self._shell, cancel)
+        self._button = cancel_button(self._shell, cancel, _shown_before(self._shell, "button"))
+        if self._button is not None:
+            _remember(self._shell, "button", self._button.handle)
 
     def _show(self, line: str, *, whole: bool = False) -> None:
         if self._in_terminal:  # of a line that is wrapped, only the last row would be replaced
@@ -133,9 +140,42 @@ class StatusLine:
         else:
             plain = {"text/plain": line}
             if self._handle is None:
+                self._handle = _shown_before(self._shell, self._name)
+            if self._handle is None:
                 self._handle = display(plain, raw=True, display_id=True)
+                _remember(self._shell, self._name, self._handle)
             else:
                 self._handle.update(plain, raw=True)
+
+
+_SHOWN: ContextVar[tuple[str, dict[str, Any]]] = ContextVar("flexmagic_shown", default=("", {}))
+
+
+def _cell(shell: InteractiveShell) -> str:
+    """What tells the running cell from others."""
+    kernel: Any = getattr(shell, "kernel", None)
+    return str(kernel.get_parent().get("header", {}).get("msg_id", "")) if kernel is not None else ""
+
+
+def _shown_before(shell: InteractiveShell, name: str) -> Any:
+    """What this cell has shown under a name: in a loop, a call takes the place of the one before."""
+    cell, shown = _SHOWN.get()
+    return shown.get(name) if cell == _cell(shell) else None
+
+
+def _remember(shell: InteractiveShell, name: str, handle: Any) -> None:
+    cell, shown = _SHOWN.get()
+    now = _cell(shell)
+    _SHOWN.set((now, (shown if cell == now else {}) | {name: handle}))
+
+
+_OPEN: ContextVar[StatusLine | None] = ContextVar("flexmagic_status_line", default=None)
+
+
+def open_line() -> StatusLine | None:
+    """The line that already says what this cell waits for; there is to be one at a time."""
+    line = _OPEN.get()
+    return None if line is None or line.is_over else line
 
 
 @contextlib.contextmanager
@@ -147,10 +187,15 @@ def waiting(
     ``quiet``: seconds in which nothing is said, for what is usually over by then. ``cancel``: ends it.
     """
     line = StatusLine(shell, text, quiet=quiet, cancel=cancel)
+    before = _OPEN.get()
+    _OPEN.set(line)
     try:
         yield line
+    except GeneratorExit:  # a loop was left, which is no failure
+        raise
     except BaseException:
         line.done(f"{text}: not done")
         raise
     finally:
+        _OPEN.set(before)  # no token: a generator may end in another cell than it began
         line.close()

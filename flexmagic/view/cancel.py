@@ -20,9 +20,12 @@ TOOLTIP = "End this on all ranks, as an interrupt of the kernel does"
 
 
 class CancelButton:
-    """The button, from its first showing to :meth:`close`; ``cancel`` is called in a thread of its own."""
+    """The button, from its first showing to :meth:`close`; ``cancel`` is called in a thread of its own.
 
-    def __init__(self, cancel: Callable[[], None]) -> None:
+    It is shown where one before it was, whose ``handle`` is given, or in a place of its own.
+    """
+
+    def __init__(self, cancel: Callable[[], None], handle: Any = None) -> None:
         from ipywidgets import Button
 
         from flexmagic.view.widget import answer_where_asked
@@ -31,7 +34,11 @@ class CancelButton:
         self._button = Button(description="Cancel", icon="stop", tooltip=TOOLTIP)
         self._button.on_click(self._clicked)
         data = {"application/vnd.jupyter.widget-view+json": self._view(), "text/plain": ""}
-        self._handle: Any = display(data, raw=True, display_id=True)
+        if handle is None:
+            handle = display(data, raw=True, display_id=True)
+        else:
+            handle.update(data, raw=True)
+        self.handle: Any = handle
         answer_where_asked(self._button)
 
     def _view(self) -> dict[str, Any]:
@@ -43,16 +50,18 @@ class CancelButton:
 
     def close(self) -> None:
         """Take it away, also from what is saved of the notebook."""
-        self._handle.update({"text/plain": ""}, raw=True)
+        self.handle.update({"text/plain": ""}, raw=True)
         self._button.close()
 
 
-def cancel_button(shell: InteractiveShell, cancel: Callable[[], None]) -> CancelButton | None:
+def cancel_button(
+    shell: InteractiveShell, cancel: Callable[[], None], handle: Any = None
+) -> CancelButton | None:
     """A button on display; ``None`` where no click could arrive in time, or there are no widgets."""
     kernel = getattr(shell, "kernel", None)
     if kernel is None or "kernel subshells" not in kernel.kernel_info.get("supported_features", ()):
         return None
     try:
-        return CancelButton(cancel)
+        return CancelButton(cancel, handle)
     except ImportError:
         return None

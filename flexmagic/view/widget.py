@@ -128,19 +128,14 @@ class TensorView(anywidget.AnyWidget):
         return False
 
     def _reply(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
-        if question.get("kind") == "probe":
-            return self._probe(question), []
-        if question.get("kind") == "look":
-            return self._look(question)
-        if question.get("kind") == "table":
-            return self._table(question), []
-        if question.get("kind") == "check":
-            source = self._family.at(*self._chosen(question)[0])
-            return {"kind": "check", "warnings": list(disagreements(source))}, []
-        text = f"the view was asked for {question.get('kind')!r}, which it does not know"
-        raise FlexError(text)
+        answer = ANSWERS.get(str(question.get("kind")))
+        if answer is None:
+            text = f"the view was asked for {question.get('kind')!r}, which it does not know"
+            raise FlexError(text)
+        return answer(self, question)
 
     def _look(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
+        """Draw a part of a tensor, and tell all that stands around the picture."""
         place, part = self._chosen(question)
         whole = self._family.at(*place)
         self._hear_of(whole)
@@ -197,24 +192,29 @@ class TensorView(anywidget.AnyWidget):
             self._held[place, rank] = source.held(rank)
         return self._held[place, rank]
 
-    def _table(self, question: protocol.Message) -> protocol.Message:
+    def _check(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
+        """Warn of replicas that differ."""
+        source = self._family.at(*self._chosen(question)[0])
+        return {"kind": "check", "warnings": list(disagreements(source))}, []
+
+    def _table(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
         """Return the table by rank of what this view shows, and whether replicas agree."""
         place, _ = self._chosen(question)
         source = self._family.at(*place)
         if 0 in source.info.shape:
-            return {"kind": "table", "rows": [], "notes": []}
-        return {"kind": "table"} | protocol.table(rank_table(source))
+            return {"kind": "table", "rows": [], "notes": []}, []
+        return {"kind": "table"} | protocol.table(rank_table(source)), []
 
-    def _probe(self, question: protocol.Message) -> protocol.Message:
+    def _probe(self, question: protocol.Message) -> tuple[protocol.Message, list[bytes]]:
         """Read a cell of the picture this view shows: from what has travelled already."""
         number, sheet = self._shown.get(str(question.get("view")), (None, None))
         if sheet is None or number != question.get("picture"):
-            return {"kind": "probe", "text": ""}
+            return {"kind": "probe", "text": ""}, []
         pane, row, col = (int(question.get(name) or 0) for name in ("pane", "row", "col"))
         panes = sheet.panes if sheet.facet == ALONE else sheet.panes[pane : pane + 1]
         said = [(one.title, probe(one.source, one.picture, row, col)) for one in panes]
         text = "\n".join(f"{title}: {text}" if title else text for title, text in said)
-        return {"kind": "probe", "picture": number, "pane": pane, "row": row, "col": col, "text": text}
+        return {"kind": "probe", "picture": number, "pane": pane, "row": row, "col": col, "text": text}, []
 
     def _stats_of(self, place: Place, part: int | None, source: Source) -> Stats:
         """Return the statistics, computed once for as long as the same ranks answer."""
@@ -224,6 +224,15 @@ class TensorView(anywidget.AnyWidget):
         if key not in self._stats:
             self._stats[key] = source.stats()
         return self._stats[key]
+
+
+ANSWERS = {
+    "look": TensorView._look,  # noqa: SLF001 - its own module
+    "probe": TensorView._probe,  # noqa: SLF001
+    "table": TensorView._table,  # noqa: SLF001
+    "check": TensorView._check,  # noqa: SLF001
+}
+"""What browsers ask a view, by the question's ``kind``."""
 
 
 def _keep_last(known: OrderedDict[str, Any], view: str) -> None:

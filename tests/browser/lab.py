@@ -1,4 +1,4 @@
-"""A real JupyterLab, driven from tests.
+"""A real JupyterLab, or Notebook 7, driven from tests.
 
 ``LabServer`` runs on the loopback with directories of its own, ``Browser`` (module ``chromium``) is
 headless Chromium, ``Notebook`` is one notebook open in the two, ``TensorCanvas`` (module
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import nbformat
 from chromium import ARTEFACTS, MISSING, ROOT, Browser, find_browser, wait_for
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.keys import Keys
 from tensor_canvas import TensorCanvas
 
 if TYPE_CHECKING:
@@ -46,9 +47,13 @@ __all__ = [
 
 
 class LabServer:
-    """A JupyterLab server that knows nothing of the user's settings and opens no browser."""
+    """A JupyterLab server that knows nothing of the user's settings and opens no browser.
 
-    def __init__(self, *, env: dict[str, str] | None = None) -> None:
+    ``program``: what serves, ``jupyterlab`` or ``notebook``, which is made of the same parts.
+    """
+
+    def __init__(self, *, program: str = "jupyterlab", env: dict[str, str] | None = None) -> None:
+        self._program = program
         self.home = Path(tempfile.mkdtemp(prefix="flexmagic-lab-"))
         self.notebooks = self.home / "notebooks"
         self.token = secrets.token_hex(16)
@@ -67,14 +72,14 @@ class LabServer:
             start_new_session=True,
         )
         try:
-            wait_for(self._answers, 60, "JupyterLab to answer")
+            wait_for(self._answers, 60, f"{program} to answer")
         except TimeoutError:
             self.close()
             raise
 
     def _command(self) -> list[str]:
         return [
-            *(sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root"),
+            *(sys.executable, "-m", self._program, "--no-browser", "--allow-root"),
             "--expose-app-in-browser",
             "--ServerApp.ip=127.0.0.1",
             f"--ServerApp.port={self.port}",
@@ -110,12 +115,17 @@ class LabServer:
 
     def _answers(self) -> bool:
         if self._process.poll() is not None:
-            raise RuntimeError(f"JupyterLab ended:\n{self.log()}")
+            raise RuntimeError(f"{self._program} ended:\n{self.log()}")
         with contextlib.suppress(OSError):
             address = f"{self.url}/api/status?token={self.token}"
             with urllib.request.urlopen(address, timeout=2) as reply:  # noqa: S310 - our own server
                 return bool(reply.status == 200)
         return False
+
+    def page(self, name: str) -> str:
+        """Return the address of a notebook's page."""
+        place = f"lab/tree/{name}?reset&" if self._program == "jupyterlab" else f"notebooks/{name}?"
+        return f"{self.url}/{place}token={self.token}"
 
     def log(self) -> str:
         """Return what the server and its kernels wrote."""
@@ -162,8 +172,7 @@ class Notebook:
         A notebook that names no kernel gets none.
         """
         name = Path(path).name
-        address = f"{self.server.url}/lab/tree/{name}?reset&token={self.server.token}"
-        self.browser.driver.get(address)
+        self.browser.driver.get(self.server.page(name))
         ready = (
             f"{_PANEL} return Boolean(panel && panel.content && panel.context.isReady"
             f" && panel.context.path === {name!r})"
@@ -296,6 +305,32 @@ class Notebook:
         for key in keys[:-1]:
             chain.key_up(key)
         chain.perform()
+
+    def offered(self) -> list[str]:
+        """Return what the completer offers, once it does."""
+        css = ".jp-Completer:not(.lm-mod-hidden) .jp-Completer-item"
+        items = wait_for(lambda: self.browser.all(css), 20, "the completer")
+        return [item.get_attribute("data-value") for item in items]
+
+    def complete(self, number: int, before: str, after: str, picture: str) -> None:
+        """Press Tab behind a text; where there is a choice, click at what makes the other text of it."""
+        self.edit(number, before)
+        self.press(Keys.TAB)
+
+        def done() -> bool:
+            if self.source(number) == after:
+                return True
+            for item in self.browser.all(".jp-Completer:not(.lm-mod-hidden) .jp-Completer-item"):
+                if after.endswith(item.get_attribute("data-value")):
+                    self.browser.screenshot(picture)
+                    item.click()
+            return False
+
+        try:
+            wait_for(done, 40, f"{after!r}")
+        finally:
+            self.browser.screenshot(f"{picture}_end")
+            self.press(Keys.ESCAPE)
 
     def source(self, number: int) -> str:
         """Return the text of a cell."""

@@ -48,49 +48,20 @@ def total(notebook, number=RUN):
     return float(re.search(r"-?\d+\.\d+(?:e[+-]\d+)?(?=\\?n|\n)", text_of(notebook, number))[0])
 
 
-def offered(notebook):
-    """What the completer offers, once it does."""
-    css = ".jp-Completer:not(.lm-mod-hidden) .jp-Completer-item"
-    items = lab.wait_for(lambda: notebook.browser.all(css), 20, "the completer")
-    return [item.get_attribute("data-value") for item in items]
-
-
-def completed(notebook, before, after, picture):
-    """Press Tab behind some text; where there is a choice, what makes the other text of it is clicked at."""
-    notebook.edit(HOOK, before)
-    notebook.press(Keys.TAB)
-
-    def done():
-        if notebook.source(HOOK) == after:
-            return True
-        css = ".jp-Completer:not(.lm-mod-hidden) .jp-Completer-item"
-        for item in notebook.browser.all(css):
-            if after.endswith(item.get_attribute("data-value")):
-                notebook.browser.screenshot(picture)
-                item.click()
-        return False
-
-    try:
-        lab.wait_for(done, 40, f"{after!r}")
-    finally:
-        notebook.browser.screenshot(f"{picture}_end")
-        notebook.press(Keys.ESCAPE)
-
-
 def test_tab_completes_a_site(notebook):
-    completed(notebook, "%%flexhook model.la", "%%flexhook model.layers", "hand_tab")
+    notebook.complete(HOOK, "%%flexhook model.la", "%%flexhook model.layers", "hand_tab")
     notebook.edit(HOOK, "%%flexhook model.layers.")
     notebook.press(Keys.TAB)
-    assert {"model.layers.*", "model.layers.0", "model.layers.3"} <= set(offered(notebook))
+    assert {"model.layers.*", "model.layers.0", "model.layers.3"} <= set(notebook.offered())
     notebook.browser.screenshot("hand_tab_layers")
     notebook.press(Keys.ESCAPE)
     line = "%%flexhook model.layers.0.mlp"
-    completed(notebook, f"{line} --na", f"{line} --name", "hand_tab_option")
+    notebook.complete(HOOK, f"{line} --na", f"{line} --name", "hand_tab_option")
 
 
 def test_tab_completes_what_a_tensor_on_the_engines_has(notebook):
     line = "%%flexhook model.layers.0.mlp\n"
-    completed(notebook, f"{line}x.cumpro", f"{line}x.cumprod", "hand_tab_tensor")
+    notebook.complete(HOOK, f"{line}x.cumpro", f"{line}x.cumprod", "hand_tab_tensor")
 
 
 def test_shift_tab_tells_of_a_site(notebook):
