@@ -242,6 +242,8 @@ class Workshop:
             if not job.done.done():
                 job.guest.errors += 1
                 job.guest.last_error = str(error).partition("\n")[0][:120]
+                if not job.is_run:
+                    self.refused(job.guest.name, 200, str(error))
                 job.done.set_exception(error)
 
     def _mended(self, error: EngineError) -> FlexError:

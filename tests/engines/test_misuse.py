@@ -32,6 +32,7 @@ pytestmark = [pytest.mark.engines, pytest.mark.timeout(240)]
 boxed = pytest.mark.skipif(bool(available()), reason=available() or "boxes can be made")
 
 SITE = "model.layers.1.mlp"
+EVERY = ("", ".self_attn", ".mlp", ".*layernorm", ".self_attn.*_proj", ".mlp.*_proj", ".mlp.act_fn")
 
 
 @pytest.fixture(scope="module")
@@ -162,7 +163,7 @@ SHELL = "import os\nif os.system('echo x > {left}') != 0: raise PermissionError(
         (SHELL, "no shell"),
         ("open('{left}', 'w').write('x')", "not permitted"),
         ("open('/etc/passwd')", "not permitted"),
-        ("import socket\nsocket.create_connection(('127.0.0.1', {port}))", "not permitted"),
+        ("import socket\nsocket.socket().connect(('127.0.0.1', {port}))", "not permitted"),
         ("import ctypes\nctypes.string_at(0)", "its process ended"),
         ("module.down_proj.weight.mul_(2)", "cannot be had in a box"),
     ],
@@ -363,12 +364,12 @@ def test_versions_of_hooks_and_their_values_are_only_so_many(shop, bad):
         bad.hook(SITE, large, name="large")
     finally:
         shop.workshop.limit("captured=256MB")
-    assert named(shop, bad, "", "you may hold")
+    assert named(shop, bad, "bytes of values; you may hold", "you may hold")
 
 
 @pytest.mark.usefixtures("steady")
 def test_a_hook_on_every_site_is_one_guests_own(shop, bad, one_process, ids):
-    bad.hook("model.layers.*.**", Declared("scale", (0.9,)), name="all")
+    bad.hook([f"model.layers.*{rest}" for rest in EVERY], Declared("scale", (0.9,)), name="all")
     run = bad.run(PROMPT)
     assert relative(run.logits.torch(), one_process(ids).logits.detach()) > 1e-3
     shop.workshop.limit("captured=1MB")
