@@ -15,7 +15,7 @@ from torch import nn
 from flexmagic.engine.active_hook import ActiveHook
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import NAMES, failure
-from flexmagic.engine.draws import same_draws
+from flexmagic.engine.draws import cannot_draw, same_draws
 from flexmagic.engine.exchange import Exchange, RunStopped
 from flexmagic.engine.gradients import watch_leaves, watched
 from flexmagic.engine.lasting import Lasting
@@ -383,6 +383,8 @@ class Instrument:
 
     def _draws(self, hook: ActiveHook, site: Site | None) -> contextlib.AbstractContextManager[None]:
         """Random numbers that depend on the run's seed, site, hook and call, and on nothing else."""
+        if type(hook) is ActiveHook and hook.source.function is None and cannot_draw(hook.source.text):
+            return contextlib.nullcontext()
         which = "" if hook.heads is None else str(hook.heads.starts)
         call = 0 if site is None else self._visits[site]
         return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{call}")

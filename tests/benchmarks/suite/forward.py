@@ -22,7 +22,7 @@ RIVALS = {
 LAYERS, WIDTH, BATCH, SEQ = 8, 128, 16, 64
 """Narrow and with many tokens: there what is exchanged weighs most beside what is computed."""
 
-TIMES = 3
+TIMES = 2
 """How many times the rounds of other rows these have: they are short."""
 
 
