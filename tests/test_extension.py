@@ -4,7 +4,10 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 import warnings
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np  # noqa: F401 - it adds filters of warnings when it is first imported
 import pytest
@@ -12,6 +15,8 @@ from IPython.core.interactiveshell import InteractiveShell
 from jupyter_client.manager import start_new_kernel
 
 from flexmagic import load_ipython_extension, unload_ipython_extension
+from flexmagic.client.waiting import Waited
+from flexmagic.magics import status_line
 
 
 def snapshot(shell):
@@ -153,3 +158,33 @@ def test_a_magic_that_is_nearly_there(cell, said, shell, capsys):
     if said:
         assert isinstance(result.error_before_exec, SyntaxError)  # nothing of the cell has run
         assert "a" not in shell.user_ns
+
+
+def test_a_session_that_comes_says_how_far_it_is(shell, capsys, monkeypatch):
+    shell.run_line_magic("load_ext", "flexmagic")
+    monkeypatch.setattr(status_line, "LOG", 0.0)
+    ticked, tick = threading.Event(), status_line.StatusLine.tick
+
+    def ticks(line, *far):
+        tick(line, *far)
+        if any(far):
+            ticked.set()
+
+    monkeypatch.setattr(status_line.StatusLine, "tick", ticks)
+    session = SimpleNamespace(limit=lambda **_: None, attend=lambda _: None, cancel=None, leave=lambda: None)
+
+    def begin(say, said):
+        say(said)
+        assert ticked.wait(60)
+        return session
+
+    for said, told in (
+        ("1 up, waiting for the engines", "1 up, waiting for the engines"),
+        (Waited(0.0, {0: ("loading weights", 3, 39)}), "loading weights, 3/39"),
+    ):
+        ticked.clear()
+        shell._flexmagic_desk._session = None
+        shell._flexmagic_desk.expect("Starting 2 engines", partial(begin, said=said))
+        assert shell._flexmagic_desk.session is session
+        assert told in capsys.readouterr().out
+    shell.run_line_magic("unload_ext", "flexmagic")

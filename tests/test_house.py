@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -312,3 +314,25 @@ def test_nothing_else_stands_at_the_top():
     top = {name.split("/")[0] for name in listed}
     expected = {"flexmagic", "kernel", "tests", "demo_notebooks", "pyproject.toml", "README.md", "Makefile"}
     assert {name for name in top if not name.startswith(".")} <= expected | {"LICENSE", "CHANGELOG.md"}
+
+
+# --- the wheel asks for what it imports ----------------------------------------------------------------
+
+EXTRAS = {"jinja2"}
+"""What an extra brings along: nbconvert's pages are made with it."""
+
+
+def test_all_that_is_imported_is_asked_for():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    asked = {re.split(r"[<>=\[;]", line)[0].replace("_", "-").lower() for lines in lists for line in lines}
+    names = importlib.metadata.packages_distributions()
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            named = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                named = [node.module]
+            tops = {name.partition(".")[0] for name in named} - set(sys.stdlib_module_names) - EXTRAS
+            for top in tops - {"flexmagic", "flexmagic_kernel"}:
+                brings = {one.replace("_", "-").lower() for one in names.get(top, [top])}
+                assert brings & asked, f"{module} imports {top}, which pyproject.toml does not ask for"

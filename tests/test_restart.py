@@ -67,3 +67,19 @@ def test_the_reaper_waits_for_the_kernel_that_comes(security, comes, monkeypatch
     engine.wait(30)
     assert (engine.returncode == 0) == comes
     assert cluster.exists() == comes
+
+
+def test_what_lies_beside_a_clusters_file_goes_with_it_and_nothing_else(tmp_path):
+    kept = ["cluster-other.json", "ipcontroller-other-client.json", "other.turn"]
+    ours = [
+        "cluster-mine.json",
+        "ipcontroller-mine-client.json",
+        "ipcontroller-mine-engine.json",
+        "mine.turn",
+    ]
+    for name in [*kept, *ours]:
+        (tmp_path / name).touch()
+    reaper.forget(tmp_path / "cluster-mine.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)
+    reaper.forget(tmp_path / "cluster-.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(kept)

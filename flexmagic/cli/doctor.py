@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import shlex
 import shutil
 import socket
 import sys
@@ -58,7 +59,11 @@ def python() -> Iterator[Finding]:
 
 
 def packages() -> Iterator[Finding]:
-    """What is imported everywhere."""
+    """What is imported everywhere, in the versions that flexmagic asks for."""
+    from packaging.requirements import Requirement
+    from packaging.specifiers import SpecifierSet
+
+    asked = {one.name: one for one in map(Requirement, importlib.metadata.requires("flexmagic") or ())}
     for name in (
         "torch",
         "transformers",
@@ -68,10 +73,17 @@ def packages() -> Iterator[Finding]:
         "ipywidgets",
         "anywidget",
     ):
+        wanted = asked[name].specifier if name in asked else SpecifierSet()
+        mend = f"{sys.executable} -m pip install '{name}{wanted}'"
         try:
-            yield Finding("good", f"{name} {importlib.metadata.version(name)}")
+            version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding("bad", f"{name} is not installed", f"{sys.executable} -m pip install {name}")
+            yield Finding("bad", f"{name} is not installed", mend)
+            continue
+        if not wanted.contains(version, prereleases=True):
+            yield Finding("bad", f"{name} {version}, where flexmagic works with {wanted}", mend)
+        else:
+            yield Finding("good", f"{name} {version}")
 
 
 def torch_build() -> Iterator[Finding]:
@@ -79,7 +91,7 @@ def torch_build() -> Iterator[Finding]:
     try:
         import torch
         from torch import distributed
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # also a shared library that is not there
         yield Finding("bad", f"torch cannot be imported: {error}", "Install it again, see pytorch.org.")
         return
     if not distributed.is_available():
@@ -135,12 +147,29 @@ def kernelspecs() -> Iterator[Finding]:
         found = True
         argv = json.loads((Path(folder) / "kernel.json").read_text(encoding="utf-8"))["argv"]
         there = shutil.which(argv[0]) is not None
-        mend = "" if there else f"Install it again: flexmagic kernel install --name {name}"
+        mend = "" if there else f"Install it again: {_install_again(name, Path(folder), argv)}"
         gone = "" if there else f", whose {argv[0]} is gone"
         yield Finding("good" if there else "bad", f"kernel {name!r} in {folder}{gone}", mend)
     if not found:
         mend = "flexmagic kernel install (or %load_ext flexmagic in any Python kernel)"
         yield Finding("odd", "no kernel of flexmagic is installed", mend)
+
+
+def _install_again(name: str, folder: Path, argv: list[str]) -> str:
+    """The command that makes a kernel anew in its place, with the settings it has."""
+    from jupyter_core.paths import jupyter_data_dir
+
+    kernels = folder.parent
+    if kernels == Path(jupyter_data_dir()) / "kernels":
+        place = ["--user"]
+    elif kernels == Path(sys.prefix) / "share" / "jupyter" / "kernels":
+        place = []
+    else:
+        place = ["--prefix", str(kernels.parents[2])]
+    words = [word.removeprefix("--FlexMagic.").partition("=") for word in argv]
+    settings = [(key, value) for key, _, value in words if key in {"engines", "profile", "model"}]
+    options = [part for key, value in settings for part in (f"--{key}", value)]
+    return shlex.join(["flexmagic", "kernel", "install", *place, "--name", name, *options])
 
 
 def front_end() -> Iterator[Finding]:

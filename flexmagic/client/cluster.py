@@ -346,13 +346,8 @@ class Cluster:
         self._cluster.stop_engines_sync()
         self._cluster.stop_controller_sync()
         reaper.end(left)
-        self._remove_connection_files()
+        reaper.forget(self._security / f"cluster-{self.name}.json")
         self._dismiss_reaper()
-
-    def _remove_connection_files(self) -> None:
-        security = self._security
-        for path in [*security.glob(f"*{self.name}*.json"), security / f"{self.name}.turn"]:
-            path.unlink(missing_ok=True)
 
     @property
     def _security(self) -> Path:

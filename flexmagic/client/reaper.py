@@ -82,13 +82,23 @@ def family_of(pids: Collection[int]) -> list[psutil.Process]:
 
 
 def reap(path: Path, processes: list[psutil.Process]) -> None:
-    """End processes and their children, first by asking; then remove the cluster's file."""
+    """End processes and their children, first by asking; then remove the cluster's files."""
     family = family_of({process.pid for process in processes})
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):
             family += [process, *process.children(recursive=True)]
     end(family)
+    forget(path)
+
+
+def forget(path: Path) -> None:
+    """Remove a cluster's file, and what lies beside it under its name: keys, and whose turn it is."""
     path.unlink(missing_ok=True)
+    name = path.stem.removeprefix("cluster-")
+    if not name:  # a pattern that would fit the files of all clusters
+        return
+    for left in [*path.parent.glob(f"*{name}*.json"), path.with_name(f"{name}.turn")]:
+        left.unlink(missing_ok=True)
 
 
 def end(family: list[psutil.Process]) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from flexmagic.client.session import Session
+    from flexmagic.client.waiting import Waited
     from flexmagic.magics.cells import EngineCells
     from flexmagic.magics.owners import OwnersMagics
     from flexmagic.workshop.guest import Guest
@@ -100,10 +101,14 @@ class Desk:
 
         return isinstance(session, Guest)
 
-    def expect(self, what: str, begin: Callable[[], Session]) -> None:
-        """Let a session come while cells already run; the first that needs it waits for it."""
+    def expect(self, what: str, begin: Callable[[Callable[[Waited | str], None]], Session]) -> None:
+        """Let a session come while cells already run; the first that needs it waits for it.
+
+        ``begin`` makes it, and is given whom to tell how far that is.
+        """
         executor = ThreadPoolExecutor(1, thread_name_prefix="flexmagic")
-        self._coming = Coming(what, executor.submit(begin))
+        heard: list[Waited | str] = [""]
+        self._coming = Coming(what, executor.submit(begin, lambda far: heard.__setitem__(0, far)), heard)
         executor.shutdown(wait=False)
 
     def _arrive(self, coming: Coming) -> None:
@@ -112,7 +117,8 @@ class Desk:
             with waiting(self.shell, coming.what) as status:
                 while not coming.future.done():
                     concurrent.futures.wait([coming.future], timeout=TICK)
-                    status.tick()
+                    (far,) = coming.heard
+                    status.tick(None, far) if isinstance(far, str) else status.tick(far)
                 status.done(coming.what)
         self._coming = None
         self.take(coming.future.result())
@@ -162,10 +168,11 @@ class Desk:
 
 @dataclass(frozen=True)
 class Coming:
-    """A session that is being made: what is done for it, and the promise of it."""
+    """A session that is being made: what is done for it, the promise of it, and how far it is by now."""
 
     what: str
     future: Future[Session]
+    heard: list[Waited | str]
 
 
 class DeskMagics(Magics):

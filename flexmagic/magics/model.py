@@ -18,15 +18,16 @@ if TYPE_CHECKING:
     from flexmagic.client.model import Model
     from flexmagic.client.session import Session
     from flexmagic.client.table import Table
+    from flexmagic.client.waiting import Progress
 
 
-def load(session: Session, path: str, options: str) -> Model:
+def load(session: Session, path: str, options: str, progress: Progress | None = None) -> Model:
     """Load a model as the line ``%flexmodel PATH OPTIONS`` does; raises as it does."""
     args = parse(ModelMagics.flexmodel, f"{path!r} {options}")
     if args is None or args.layout or args.names or args.unwrap:
         msg = f"{options!r} are no options of loading a model."
         raise InputError(msg)
-    return _load(session, args)
+    return _load(session, args, progress=progress)
 
 
 def _load(session: Session, args: Namespace, **more: Any) -> Model:

@@ -192,3 +192,4 @@ def notice_board(guest: Guest) -> None:
     from flexmagic.view.workshop_panel import NoticeBoard
 
     NoticeBoard(guest).show(guest.notices.table())
+    guest.notices.new()  # it is on the board now

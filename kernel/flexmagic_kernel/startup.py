@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from flexmagic.magics import desk_of
@@ -11,6 +12,7 @@ if TYPE_CHECKING:
     from IPython.core.interactiveshell import InteractiveShell
 
     from flexmagic import Session
+    from flexmagic.client.waiting import Waited
     from flexmagic.magics.settings import FlexMagic
 
 
@@ -24,12 +26,16 @@ def begin(shell: InteractiveShell) -> None:
     if not settings.background or desk.has_session:
         return
     running = next((offer.cluster for offer in left_for(shell)), settings.profile)
-    what = f"Attaching to {running}" if running else f"Starting {settings.engines} engines"
+    what = (
+        f"Attaching to {running}"
+        if running
+        else f"Starting {settings.engines} engine{'s' * (settings.engines > 1)}"
+    )
     model = f" and loading {settings.model}" if settings.model else ""
-    desk.expect(what + model, lambda: _session(settings, running, kernel_name(shell)))
+    desk.expect(what + model, lambda say: _session(settings, running, kernel_name(shell), say))
 
 
-def _session(settings: FlexMagic, running: str, kernel: str) -> Session:
+def _session(settings: FlexMagic, running: str, kernel: str, say: Callable[[Waited | str], None]) -> Session:
     """The session that the settings describe, its model loaded unless the cluster holds one."""
     from flexmagic import FlexError, ModelError, Session
     from flexmagic.magics.model import load
@@ -37,14 +43,19 @@ def _session(settings: FlexMagic, running: str, kernel: str) -> Session:
     if running:
         session = Session.attach(running, kernel=kernel)
     else:
-        session = Session.start(settings.engines, keep=settings.keep, oversubscribe=settings.oversubscribe)
+        session = Session.start(
+            settings.engines,
+            keep=settings.keep,
+            oversubscribe=settings.oversubscribe,
+            progress=lambda up, what: say(f"{up} up, {what}"),
+        )
     if not settings.model:
         return session
     try:
         _ = session.model
     except ModelError:
         try:
-            load(session, settings.model, settings.model_options)
+            load(session, settings.model, settings.model_options, progress=say)
         except FlexError:
             session.leave()
             raise

@@ -19,6 +19,9 @@ MOST_LINES = 25
 BEFORE_THE_START = {
     "run before the start": ["%flexrun 'The capital of France is'"],
     "hook before the start": ["%%flexhook model.layers.0.mlp\nx *= 2"],
+    "model before the start": ["%flexmodel model --tp 2"],
+    "a magic that is not there": ["%flexrum 'The capital of France is'"],
+    "a cell magic that is not there": ["%%flexhok model.layers.0.mlp\nx *= 2"],
 }
 """Mistakes in a notebook without a cluster."""
 
@@ -73,10 +76,24 @@ MISTAKES = {
     "a trace that reads backwards": [
         "%%flextrace 'Paris is'\nlate = model.layers[2].output\nearly = model.layers[0].output"
     ],
+    "a name that a trace has already": [
+        "found = 3",
+        "%%flextrace 'Paris is' --given model=found\nsave.late = model.layers[2].output",
+    ],
+    "a variable that the notebook has not": ["%flexrun --inputs batch"],
+    "engines that are no number": ["%flexcluster start -n two"],
+    "a setting of another magic": ["%flexmodel {model} --tp 2 --capture model.norm"],
     "letters that look alike": ["%%flexhook model.lаyers.0.mlp --name cyrillic\nx *= 2"],  # noqa: RUF001
     "quotes of a word processor": ["%%flexhook model.layers.0.mlp --name quotes\nctx[“a”] = 1"],
 }
 """Cells by what is wrong with the last one."""
+
+BEFORE_THE_MODEL = {
+    "run before the model": ["%flexrun 'Paris is'"],
+    "hook before the model": ["%%flexhook model.layers.0.mlp\nx *= 2"],
+    "a trace before the model": ["%%flextrace 'Paris is'\nmodel.layers[0].output[:] = 0"],
+}
+"""Mistakes at a cluster that has no model."""
 
 RIGHT = {
     "line ends of Windows": "%%flexhook model.layers.0.mlp --name crlf\r\nx *= 2\r\nx += 1",
@@ -108,7 +125,7 @@ def compare(told):
     if os.environ.get("MISTAKES") == "write":
         known = golden() if GOLDEN.exists() else {}
         known |= {name: f"{text}\n\n" for name, text in told.items()}
-        order = [*BEFORE_THE_START, *MISTAKES]
+        order = [*BEFORE_THE_START, *BEFORE_THE_MODEL, *MISTAKES]
         GOLDEN.write_text("".join(f"=== {n}\n{known[n]}" for n in order if n in known), encoding="utf-8")
     known = golden()
     for name, text in told.items():
@@ -138,6 +155,14 @@ def test_mistakes(desk, loaded):  # noqa: F811
         check(name, told[name], cells)
         for hook in list(loaded.hooks):
             hook.remove()
+    compare(told)
+
+
+def test_mistakes_before_the_model(desk, loaded):  # noqa: F811
+    loaded.model.unwrap()
+    told = {name: shown(desk, cells) for name, cells in BEFORE_THE_MODEL.items()}
+    for name, text in told.items():
+        check(name, text, BEFORE_THE_MODEL[name])
     compare(told)
 
 
