@@ -95,7 +95,7 @@ def _add_workshop(commands: argparse._SubParsersAction[_Parser]) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="where to listen; beyond this machine with TLS")
     serve.add_argument("--hub", action="store_true", help="be a service of JupyterHub, for the hub's users")
     serve.add_argument("--port", type=int, default=0, help="the port (any that is free)")
-    serve.add_argument("--together", type=int, default=8, metavar="N", help="runs that may share a forward")
+    serve.add_argument("--together", type=int, default=16, metavar="N", help="runs that may share a forward")
     serve.add_argument("--log", metavar="FILE", help="where the log goes, a JSON line for each run")
     serve.add_argument("--every", type=float, default=10.0, metavar="S", help="seconds between two reports")
     serve.add_argument(

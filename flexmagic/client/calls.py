@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
+from flexmagic.client.gathering import gathering
 from flexmagic.client.mail import Answer
 from flexmagic.client.ranks import RECOVER, Ranks
 from flexmagic.client.recovery import Freed, postponed, uninterrupted
@@ -85,6 +86,8 @@ class Calls:
         Raises what ranks refuse with; :class:`StuckError` if they cannot meet;
         :class:`KeyboardInterrupt`, all ranks being ready again, if the user interrupts.
         """
+        if (together := gathering(self)) is not None:
+            return together.ask(requests)
         self.ranks.refuse_if_ended(requests)
         if replaced := self.ranks.replaced():
             self.renewed(replaced)

@@ -74,16 +74,25 @@ def _pickler() -> Any:
 
 
 def call(verb: str, payload: bytes) -> Any:
-    """Run one of the engine's verbs with arguments pickled by value."""
+    """Run one of the engine's verbs with arguments pickled by value; ``several``: a list of such."""
     import cloudpickle
 
+    args, kwargs = cloudpickle.loads(payload)
+    if verb != "several":
+        return _named(verb)(*args, **kwargs)
+    from flexmagic.engine.slot import Reply
+
+    return Reply([_named(one)(*args, **kwargs) for one, args, kwargs in args[0]])
+
+
+def _named(verb: str) -> Callable[..., Any]:
     from flexmagic.engine import look_verbs, model_verbs, state_verbs, verbs, weight_marks
 
-    args, kwargs = cloudpickle.loads(payload)
     room = next(
         room for room in (verbs, model_verbs, state_verbs, look_verbs, weight_marks) if hasattr(room, verb)
     )
-    return getattr(room, verb)(*args, **kwargs)
+    found: Callable[..., Any] = getattr(room, verb)
+    return found
 
 
 def prepare() -> None:

@@ -25,11 +25,15 @@ Names = str | Sequence[str]
 """Hooks and groups by name; ``*`` is all hooks."""
 
 
+VERSIONS = 1000
+"""How many versions of a hook can be gone back to."""
+
+
 class HookBook:
     """All hooks of a session in the order in which they were first registered.
 
     ``boxed``: whether their code is somebody's whom the engines do not trust; it then runs walled in, see
-    :mod:`flexmagic.engine.box`.
+    :mod:`flexmagic.engine.box`. ``versions``: how many of a hook are kept, the acting one included.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class HookBook:
     ) -> None:
         self.owner = owner
         self.boxed = False
+        self.versions = VERSIONS
         self._send = send
         self._forget = forget
         self._model = model
@@ -93,6 +98,9 @@ class HookBook:
         self._last_version[name] = number
         hook = self._hooks.get(name) or Hook(self, name)
         hook.push(HookVersion(source, patterns, group))
+        for old in hook.history[: -self.versions]:
+            self._forget(name, old.source.version)
+        del hook.history[: -self.versions]
         hook.enabled = True
         self._hooks[name] = hook
         self.on_change(name, hook)

@@ -103,7 +103,7 @@ class Running:
             for number in numbers:
                 self._calls.all("release", (self._owner, number))
             return None
-        self._print([[answer] for answer in answers])
+        self.tell([[answer] for answer in answers])
         runs = [
             Run(
                 (self._owner, number), self._calls, [answer.cells[at] for answer in answers], model.rules,
@@ -255,7 +255,7 @@ class Running:
 
         ``steps``: each rank's answers, one per forward.
         """
-        self._print(steps)
+        self.tell(steps)
         try:
             for at in range(max(map(len, steps))):
                 replies = [of_rank[min(at, len(of_rank) - 1)].reply for of_rank in steps]
@@ -270,7 +270,7 @@ class Running:
             self.printer(f"Note: {note}")
         return tuple(said)
 
-    def _print(self, steps: list[list[RunAnswer]]) -> None:
+    def tell(self, steps: list[list[RunAnswer]]) -> None:
         """Show what hooks printed and displayed and was not shown meanwhile."""
         by_rank = [[answer.reply.outcome for answer in of_rank] for of_rank in steps]
         self._streaming.end(

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from flexmagic.client.calls import Calls
 from flexmagic.client.cluster import Cluster
@@ -26,6 +26,12 @@ from flexmagic.engine.code import HookSource
 from flexmagic.engine.declared import Declared
 from flexmagic.engine.limits import Limits
 from flexmagic.errors import ClusterError, EngineError, FlexError, ModelError
+
+if TYPE_CHECKING:
+    from flexmagic.engine.verbs import RunAnswer
+
+VERSIONS = 8
+"""How many versions are kept of a hook."""
 
 T = TypeVar("T")
 
@@ -154,7 +160,7 @@ class Tenant(Work):
         self._last = 0
         self.found: dict[int, Run] = {}
         self.hooks = HookBook(self.owner, self._send, self._forget, lambda: self.model)
-        self.hooks.boxed = boxed
+        self.hooks.boxed, self.hooks.versions = boxed, VERSIONS
         self.losses = Losses()
         self.modules = Modules(self._calls, lambda: self.owner, host.session)
         if owner:
@@ -197,6 +203,10 @@ class Tenant(Work):
     def number(self) -> int:
         """A number that none of this tenant's runs has."""
         return self._running.number()
+
+    def tell(self, answers: Sequence[RunAnswer]) -> None:
+        """Say what the hooks of a run printed; each rank's answer."""
+        self._running.tell([[answer] for answer in answers])
 
     def note(self, run: Run) -> None:
         """Leave with the engines what is known of a run, for a process that comes after this one."""

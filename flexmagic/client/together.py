@@ -52,11 +52,15 @@ def run_together(host: Host, wishes: Sequence[Wish]) -> list[Run] | None:
             host.calls.rebuild()  # a rank that failed alone may have left half a message behind
         _release(host, planned)
         return None
+    by_run = list(zip(*answers, strict=True))
     try:
-        return [_run(host, planned[n], [of_rank[n] for of_rank in answers]) for n in range(len(wishes))]
+        runs = [_run(host, each, list(found)) for each, found in zip(planned, by_run, strict=True)]
     except FlexError:  # each alone says it better
         _release(host, planned)
         return None
+    for wish, found in zip(wishes, by_run, strict=True):
+        wish.tenant.tell(found)
+    return runs
 
 
 def _release(host: Host, planned: Sequence[Planned]) -> None:
@@ -101,11 +105,12 @@ def _planned(wish: Wish) -> Planned:
 
 
 def _keeps_to_its_rows(planned: Planned) -> bool:
-    """Whether all that acts in a run is declared, on all of it, and all that is captured by a step's end."""
+    """Whether all that acts in a run sees its rows only, and all that is captured is so by a step's end."""
     acting: Mapping[str, Any] = {hook.source.name: hook.source for hook in planned.hooks}
     sources = [acting[name] for name, _, _, _ in planned.run.hooks]
     return not planned.run.capture_at and all(
-        declares(source) and source.limits.step is None and not source.limits.when for source in sources
+        (declares(source) or source.boxed) and source.limits.step is None and not source.limits.when
+        for source in sources
     )
 
 

@@ -7,12 +7,13 @@ up at their ends, which changes nothing where a model looks back only: the clien
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -26,8 +27,9 @@ from flexmagic.engine.micro_batches import batch_dim
 from flexmagic.engine.outcome import Edit, Outcome
 from flexmagic.engine.rows import NoRows, batch_of, extent_of, rows_dim
 from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
+from flexmagic.engine.screen import Screen
 from flexmagic.engine.stage_standing import standing
-from flexmagic.engine.tensors import check_result, dtype_name
+from flexmagic.engine.tensors import check_result, checksum, detached, dtype_name
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
@@ -40,7 +42,8 @@ class Member:
     length: int
     hooks: tuple[ActiveHook, ...]
     seed: int
-    edits: list[Edit] = field(default_factory=list)
+    context: dict[str, Any] = field(default_factory=dict)
+    outcome: Outcome = field(default_factory=Outcome)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +83,14 @@ class TogetherHook(ActiveHook):
         part = window.cut(own)
         which = "" if hook.heads is None else str(hook.heads.starts)
         draw_from(f"{member.seed}|{site}{which}|{hook.source.name}|{self.visits[site]}")
-        result = hook.call({**names, "x": part, "ctx": {}})
+        printed = Screen()
+        with contextlib.redirect_stdout(cast("Any", printed)), member.outcome.timing(hook.source.name):
+            result = hook.call({**names, "x": part, "ctx": member.context})
         check_result(result, part.shape, part.dtype, part.device)
-        member.edits.append(Edit(str(site), hook.source.name, edited=True))
+        member.outcome.note(str(site), hook.source.name, printed)
+        edited = result is not part
+        sums = checksum(result) if edited and hook.source.boxed else (0, 0)
+        member.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums))
         if window.everything:
             return result
         window.paste(own, result)
@@ -224,7 +232,7 @@ def _taken(
         runtime.captures.keep(plan.key, site, piece)
         local[site] = tuple(piece.shape), dtype_name(piece.dtype)
         nbytes += piece.nbytes
-    runtime.captures.remember(plan.key, {})
+    runtime.captures.remember(plan.key, detached(member.context))
     runtime.captures.finish(plan.key)
-    outcome = Outcome(calls=reply.outcome.calls, refused=reply.outcome.refused, edits=list(member.edits))
+    outcome = replace(member.outcome, calls=reply.outcome.calls, refused=reply.outcome.refused)
     return RunReply(outcome, local, nbytes, reply.seconds, reply.extent)

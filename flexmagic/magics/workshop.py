@@ -57,7 +57,11 @@ class WorkshopMagics(DeskMagics):
         help="open: run the code of guests' hooks in the engines themselves, not in boxes",
     )
     @argument(
-        "--together", type=int, default=8, metavar="N", help="open: runs that may share a forward; 1 for none"
+        "--together",
+        type=int,
+        default=16,
+        metavar="N",
+        help="open: runs that may share a forward; 1 for none",
     )
     @argument("--log", metavar="FILE", help="open: where the log goes, a JSON line for each run")
     @line_cell_magic

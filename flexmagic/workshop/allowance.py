@@ -109,6 +109,11 @@ class Use:
         return self._allowance()
 
     @property
+    def may_ask(self) -> bool:
+        """Whether another request may be made now."""
+        return self._requests.total < self.allowance.requests
+
+    @property
     def known(self) -> dict[str, float]:
         """What was taken in all, for a gateway that comes after this one; its minute begins anew."""
         return {"done": self.done, "seconds": round(self.seconds, 3), "bytes_moved": self.bytes_moved}

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
+from flexmagic.client.wire import WORTH
 from flexmagic.errors import HookError, InputError, SiteError
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.frames import FRAMES, put
@@ -23,6 +24,9 @@ Answer = tuple[dict[str, Any], list[bytes]]
 
 AT_ONCE = 64 << 20
 """Bytes of values in one reply."""
+
+LARGEST = 16
+"""Bytes of the largest number."""
 
 LOOKED = 64
 """How many captured tensors of a guest are remembered."""
@@ -84,6 +88,7 @@ def _hook(guest: Guest, request: asked.PutHook, code: bool) -> Answer:  # noqa: 
     known = {hook.name for hook in tenant.hooks}
     if (request.name or ", ".join(request.sites)) not in known:
         guest.use.hooks(len(known) + 1)
+    nbytes = _holds(guest, what)
     if request.code:
         if not code:
             raise HookError(NO_CODE)
@@ -94,7 +99,23 @@ def _hook(guest: Guest, request: asked.PutHook, code: bool) -> Answer:  # noqa: 
         )  # fmt: skip
     else:
         hook = tenant.declare(request.sites, what, request.limits, name=request.name, group=request.group)
+    if nbytes:
+        guest.values[hook.name, hook.version] = nbytes
     return {"hook": repr(hook), "name": hook.name, **_hooks_header(tenant)}, []
+
+
+def _holds(guest: Guest, what: Any) -> int:
+    """Bytes of a hook's values, if the guest may hold so much in all versions of its hooks."""
+    kept = {(hook.name, number) for hook in tenant_of(guest).hooks for number in hook.versions}
+    guest.values = {version: size for version, size in guest.values.items() if version in kept}
+    values = getattr(what, "values", None)
+    nbytes = 0 if values is None else int(values.nbytes)
+    total, most = sum(guest.values.values()) + nbytes, guest.use.allowance.captured
+    if nbytes and total > most:
+        raise InputError(
+            f"Your hooks would hold {total:,} bytes of values; you may hold {most:,}: remove some."
+        )
+    return nbytes
 
 
 def _text(picks: Any) -> str | None:
@@ -177,11 +198,7 @@ def _read(guest: Guest, request: asked.Read) -> Answer:
     found = activation(guest, request.where)
     if len(request.index) != len(found.shape):
         raise InputError(f"{found.site} has {len(found.shape)} dims; the index names {len(request.index)}.")
-    sizes = [
-        len(range(size)[part]) if isinstance(part, slice) else 1
-        for size, part in zip(found.shape, request.index, strict=True)
-    ]
-    guest.use.move(_check_size(found, math.prod(sizes)))
+    guest.use.move(_check_size(found, math.prod(_sizes(found.shape, request.index))))
     frames: list[bytes] = []
     values = found[request.index] if request.whole else found.read(request.index)
     return {"array": put(np.asarray(values), frames)}, frames
@@ -306,6 +323,26 @@ def answer(guest: Guest, kind: str, request: asked.Request, *, code: bool) -> An
     if isinstance(request, asked.PutHook):
         return _hook(guest, request, code)
     return (LOOKS.get(type(request)) or NAMED[kind])(guest, request)
+
+
+def is_small(guest: Guest, kind: str, request: asked.Request) -> bool:
+    """Whether a look asks the ranks for little, so that it can be answered together with others'."""
+    if kind == "look" or (isinstance(request, asked.PutHook) and request.saved is None):
+        return True
+    if not isinstance(request, asked.Read):
+        return False
+    where = request.where
+    found = guest.looked.get((where.run, where.step, where.site, where.hook, where.rank))
+    if found is None or found.layout.partial or len(request.index) != len(found.shape):
+        return False
+    return math.prod(_sizes(found.shape, request.index)) * LARGEST < WORTH
+
+
+def _sizes(shape: Sequence[int], index: Sequence[int | slice]) -> list[int]:
+    return [
+        len(range(size)[part]) if isinstance(part, slice) else 1
+        for size, part in zip(shape, index, strict=True)
+    ]
 
 
 def options_of(request: asked.MakeRun) -> dict[str, Any]:

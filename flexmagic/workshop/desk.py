@@ -47,8 +47,8 @@ class Job:
 class Desk:
     """Two queues, of runs and of everything else, which take turns, and one thread that works them off.
 
-    ``do``: does some jobs at once; ``mates``: whether a run may be made together with another one, and
-    ``most`` of them at a time; ``idle``: called about every second.
+    ``do``: does some jobs at once; ``mates``: whether two of a kind may be done together, and ``most`` of
+    them at a time; ``idle``: called about every second.
     """
 
     def __init__(
@@ -146,10 +146,9 @@ class Desk:
                 return []
             first = taken[1]
             found = [first]
-            if runs and (most := self._most()) > 1:
-                found += [
-                    job for _, job in self._runs.take_like(lambda job: self._mates(first, job), most - 1)
-                ]
+            if (most := self._most()) > 1:
+                rota = self._runs if runs else self._looks
+                found += [job for _, job in rota.take_like(lambda job: self._mates(first, job), most - 1)]
             self.now = found if runs else []
             return found
 

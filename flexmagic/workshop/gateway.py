@@ -7,9 +7,11 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flexmagic.client.gathering import Gathering
 from flexmagic.client.table import Table
 from flexmagic.client.tenant import Host
 from flexmagic.errors import EngineError, FlexError, InputError, ModelError
@@ -30,11 +32,14 @@ from flexmagic.workshop.worlds import Worlds
 GUESTS = 30
 """How many guests there may be, if it is not said."""
 
+TOGETHER = 16
+"""How many runs of guests share one forward at most."""
+
 IDLE_MINUTES = 120.0
 """Minutes after which the world of a guest who asks for nothing is dropped."""
 
-REFUSALS = 200
-"""Refusals that the log notes in a minute."""
+REFUSALS = 100
+"""Refusals of one guest that the log notes in a minute, and of all strangers."""
 
 MENDED = "Note: an engine had ended and was started again with your hooks; this was done after that.\n"
 NOT_MENDED = "An engine of the workshop has ended, and its owner has to start it again."
@@ -61,7 +66,7 @@ class Workshop:
         guests: int = GUESTS,
         allowance: Allowance | None = None,
         trusted: bool = False,
-        together: int = 8,
+        together: int = TOGETHER,
         open_to_all: bool = True,
         users: Callable[[str], str] | None = None,
         journal: Path | None = None,
@@ -91,10 +96,10 @@ class Workshop:
         self.guests = Guests(guests, self._guest, clock, open_to_all=open_now, users=users)
         self._worlds = Worlds(self._host, self.guests, trusted=self.trusted)
         self._runner = Runner(self._host, self._weights, self._alarm)
-        self._refusals = Window(clock)
+        self._refusals: dict[str, Window] = {}
         self._tickets = itertools.count(1)
         self.alarm = before.get("alarm", "")
-        self._desk = Desk(self._do, self._runner.mates, lambda: self.together, self._look_after)
+        self._desk = Desk(self._do, self._mates, lambda: self.together, self._look_after)
         self.lesson = Lesson(
             self.board,
             self.guests,
@@ -191,8 +196,11 @@ class Workshop:
 
     def refused(self, who: str, status: int, error: str) -> None:
         """Note what was refused before anybody looked at it; of a flood, so much a minute."""
-        if self._refusals.total < REFUSALS:
-            self._refusals.add()
+        known = self._refusals.setdefault(
+            who if any(who == g.name for g in self.guests) else "", Window(self._clock)
+        )
+        if known.total < REFUSALS:
+            known.add()
             self.journal.note(who, "refused", status=status, error=error[:200])
 
     def progress(self, job: Job) -> dict[str, Any]:
@@ -214,38 +222,53 @@ class Workshop:
 
     # the worker
 
+    def _mates(self, first: Job, other: Job) -> bool:
+        if first.is_run:
+            return self._runner.mates(first, other)
+        return all(answers.is_small(job.guest, job.kind, job.request) for job in (first, other))
+
     def _do(self, jobs: list[Job]) -> None:
-        """Do one thing, or several runs at once; whatever happens, every job has an answer after it.
+        """Do one thing, or several of a kind at once; whatever happens, every job has an answer after it.
 
         What an engine that ended has kept from being done is done once more, each by itself.
         """
-        try:
-            self._try(jobs)
-        except EngineError as error:
-            mended = self._mended(error)
-            for job in jobs:
-                if not mended:
-                    self._fail([job], EngineError(NOT_MENDED))
-                    continue
-                job.guest.said.append(MENDED)
-                try:
-                    self._try([job])
-                except EngineError as second:
-                    self._fail([job], EngineError(ENDED_TWICE if self._mended(second) else NOT_MENDED))
+        ended = self._tried(jobs)
+        if not ended:
+            return
+        mended = self._mended(ended[0])
+        for job in [job for job in jobs if not job.done.done()]:
+            if not mended:
+                self._fail([job], EngineError(NOT_MENDED))
+                continue
+            job.guest.said.append(MENDED)
+            if second := self._tried([job]):
+                self._fail([job], EngineError(ENDED_TWICE if self._mended(second[0]) else NOT_MENDED))
 
-    def _try(self, jobs: list[Job]) -> None:
-        """Give each job its answer; raises :class:`EngineError` where an engine has ended."""
+    def _tried(self, jobs: list[Job]) -> list[EngineError]:
+        """Give jobs their answers; which engines that ended kept from it, those jobs being left open."""
+        ended: list[EngineError] = []
+        if jobs[0].is_run or len(jobs) == 1:
+            self._held(jobs, ended)
+        else:
+            Gathering(self._host.calls).do([partial(self._held, [job], ended) for job in jobs])
+        return ended
+
+    def _answer(self, jobs: list[Job]) -> None:
+        if any([self._worlds.enter(job.guest) for job in jobs]):  # noqa: C419 - all are to enter
+            self.memory.save()
+        if not jobs[0].is_run:
+            job = jobs[0]
+            job.done.set_result(answers.answer(job.guest, job.kind, job.request, code=self.code))
+            return
+        for result in self._runner.run(jobs, self.allowance):
+            self._finish(result)
+
+    def _held(self, jobs: list[Job], ended: list[EngineError]) -> None:
+        """Runs, or one look; an engine that has ended is put in ``ended``, its jobs being left open."""
         try:
-            if any([self._worlds.enter(job.guest) for job in jobs]):  # noqa: C419 - all are to enter
-                self.memory.save()
-            if jobs[0].is_run:
-                for result in self._runner.run(jobs, self.allowance):
-                    self._finish(result)
-            else:
-                job = jobs[0]
-                job.done.set_result(answers.answer(job.guest, job.kind, job.request, code=self.code))
-        except EngineError:
-            raise
+            self._answer(jobs)
+        except EngineError as error:
+            ended.append(error)
         except FlexError as error:
             self._fail(jobs, error)
         except KeyboardInterrupt:
@@ -273,6 +296,8 @@ class Workshop:
             if not job.done.done():
                 job.guest.errors += 1
                 job.guest.last_error = str(error).partition("\n")[0][:120]
+                if not job.is_run:
+                    self.refused(job.guest.name, 200, str(error))
                 job.done.set_exception(error)
 
     def _mended(self, error: EngineError) -> bool:

@@ -40,6 +40,7 @@ class Guest:
     than what is on the ``board``, by the gateway's clock. ``former``: the hash of the seat that it had before
     the gateway was started again. ``world``: what its tenant's hooks and runs are known by on the engines,
     empty before there is one; ``held``: how many of them there were when the gateway ended.
+    ``under_way``: requests whose answers have not left yet. ``values``: bytes that came with versions of hooks.
     """
 
     name: str
@@ -52,10 +53,12 @@ class Guest:
     number: int = 0
     world: str = ""
     held: int = 0
+    under_way: int = 0
     tenant: Tenant | None = None
     runs: OrderedDict[int, Run] = field(default_factory=OrderedDict)
     looked: OrderedDict[tuple[Any, ...], Activation] = field(default_factory=OrderedDict)
     jobs: dict[int, Any] = field(default_factory=dict)
+    values: dict[tuple[str, int], int] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     notice: str = ""
     errors: int = 0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flexmagic.errors import ClusterError
 from flexmagic.workshop.address import LOOPBACK
 from flexmagic.workshop.allowance import Allowance
-from flexmagic.workshop.gateway import GUESTS, Workshop
+from flexmagic.workshop.gateway import GUESTS, TOGETHER, Workshop
 from flexmagic.workshop.hub import Hub
 from flexmagic.workshop.memory import Memory
 from flexmagic.workshop.serving import Server
@@ -25,7 +25,7 @@ def open_workshop(
     host: str = "127.0.0.1",
     port: int = 0,
     trusted: bool = False,
-    together: int = 8,
+    together: int = TOGETHER,
     journal: str | Path | None = None,
     kernel: str = "",
     hub: Hub | None = None,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.hooks import sites_at
@@ -26,6 +25,9 @@ if TYPE_CHECKING:
     from flexmagic.workshop.guests import Guest
     from flexmagic.workshop.weights_watch import WeightsWatch
 
+Version = tuple[str, int]
+"""A version of a hook: its name and number."""
+
 HELD = 50
 """How many runs of a guest the engines hold at most."""
 
@@ -44,50 +46,97 @@ class RunResult:
     error: FlexError | None = None
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A run that may be made: its rows, tokens per row, and bytes that it captures."""
+
+    rows: int
+    length: int
+    held: int
+    result: RunResult
+
+    @property
+    def density(self) -> float:
+        """Bytes captured for each token."""
+        return self.held / max(1, self.rows * self.length)
+
+
 class Runner:
-    """Makes runs. ``alarm`` hears whose run changed which parameters, and says what was done about it."""
+    """Makes runs. ``alarm`` hears whose run changed which parameters, and says what was done about it.
+
+    A hook's code shares no forward before it has run well by itself: others would wait for what it breaks.
+    """
 
     def __init__(
         self, host: Host, weights: WeightsWatch, alarm: Callable[[list[str], list[str]], str]
     ) -> None:
         self._host, self._weights, self._alarm = host, weights, alarm
         self._fills: dict[str, bool] = {}
+        self._proven: dict[str, set[Version]] = {}
 
     def mates(self, first: Job, other: Job) -> bool:
         """Whether two runs may be made in one forward, as far as can be told from what is asked for."""
         requests = [job.request for job in (first, other) if isinstance(job.request, asked.MakeRun)]
-        return len(requests) == 2 and all(
-            r.new_tokens is None and r.stop_at is None and not r.skip for r in requests
-        )
+        plain = all(r.new_tokens is None and r.stop_at is None and not r.skip for r in requests)
+        return len(requests) == 2 and plain and self._proves_well(first) and self._proves_well(other)
+
+    def _proves_well(self, job: Job) -> bool:
+        code = self._code(job)
+        return not code or code <= self._proven.get(answers.tenant_of(job.guest).owner, set())
+
+    def _code(self, job: Job) -> set[Version]:
+        """The versions of hooks with code that act in a run."""
+        tenant, request = job.guest.tenant, job.request
+        if tenant is None or not isinstance(request, asked.MakeRun):
+            return set()
+        try:
+            acting = tenant.hooks.acting(request.only, request.without)
+        except FlexError:  # the run will say it
+            return set()
+        sources = [hook.current.source for hook in acting]
+        return {(s.name, s.version) for s in sources if s.boxed}
 
     def run(self, jobs: Sequence[Job], allowance: Allowance) -> list[RunResult]:
         """Make the runs of some jobs; every job has a result."""
-        done, ready = [], list[tuple[int, RunResult]]()
+        done, ready = [], list[_Ready]()
         self._host.limit(allowance.seconds)
         inputs = [job.request.inputs for job in jobs if isinstance(job.request, asked.MakeRun)]
         sizes = self._host.calls.one(0, "sizes_of", inputs)
         for job, size in zip(jobs, sizes, strict=True):
             result = RunResult(job, _hooks_of(job.guest))
             try:
-                length = self._check(job, size)
+                rows, length, held = self._check(job, size)
             except FlexError as error:
                 result.error = error
                 done.append(result)
             else:
-                ready.append((length, result))
-        for group in self._groups(ready):
+                ready.append(_Ready(rows, length, held, result))
+        for group in self._groups(ready, allowance):
             self._make(group)
             done += group
         self._after(len(jobs), [result.job.guest.name for result in done])
         return done
 
-    def _groups(self, ready: list[tuple[int, RunResult]]) -> list[list[RunResult]]:
-        """What may share a forward: all, once it is known that filling up shorter rows changes nothing."""
-        fills = len({length for length, _ in ready}) > 1 and self._fills_up()
-        found: dict[int, list[RunResult]] = {}
-        for length, result in ready:
-            found.setdefault(0 if fills else length, []).append(result)
-        return list(found.values())
+    def _groups(self, ready: list[_Ready], allowance: Allowance) -> list[list[RunResult]]:
+        """What may share a forward: all, once it is known that filling up shorter rows changes nothing.
+
+        A forward that is shared takes no more tokens, and no more bytes, than one guest's may.
+        """
+        fills = len({each.length for each in ready}) > 1 and self._fills_up()
+        found: list[list[_Ready]] = []
+        open_: dict[int, list[_Ready]] = {}
+        for each in sorted(ready, key=lambda each: each.length):
+            kind = 0 if fills else each.length
+            group = [*open_.get(kind, []), each]
+            tokens = sum(one.rows for one in group) * each.length
+            if tokens > allowance.tokens or tokens * max(one.density for one in group) > allowance.captured:
+                group = [each]
+            if len(group) == 1:
+                found.append(group)
+            else:
+                found[found.index(open_[kind])] = group
+            open_[kind] = group
+        return [[one.result for one in group] for group in found]
 
     def _fills_up(self) -> bool:
         """Whether filling up changes nothing in the model that is loaded now; measured once."""
@@ -100,8 +149,8 @@ class Runner:
         if unseen := self._weights.after_runs(count):
             self._alarm(names, unseen)
 
-    def _check(self, job: Job, size: tuple[int, int] | FlexError) -> int:
-        """Raise what a guest may not have before anything runs; the tokens per row."""
+    def _check(self, job: Job, size: tuple[int, int] | FlexError) -> tuple[int, int, int]:
+        """Raise what a guest may not have before anything runs; rows, tokens per row, bytes captured."""
         request = job.request
         assert isinstance(request, asked.MakeRun)
         if isinstance(size, FlexError):
@@ -109,7 +158,7 @@ class Runner:
         rows, length = size
         use, tenant = job.guest.use, answers.tenant_of(job.guest)
         use.tokens(rows * (length + (request.new_tokens or 0)))
-        model = tenant.model
+        model, held = tenant.model, 0
         if model.surveyed:
             patterns = [Site.parse(text) for text in request.capture]
             patterns += [
@@ -119,10 +168,9 @@ class Runner:
                 site for pattern in patterns if not pattern.is_gradient for site in sites_at(model, pattern)
             }
             sites |= {site for site in model.rules if not site.path and site.port == "output"}
-            use.captured(
-                sum(site_bytes(model.rules[s], rows, length) for s in sites if not model.rules[s].refused)
-            )
-        return length
+            held = sum(site_bytes(model.rules[s], rows, length) for s in sites if not model.rules[s].refused)
+            use.captured(held)
+        return rows, length, held
 
     def _make(self, group: list[RunResult]) -> None:
         """Make runs of one length, in one forward if that can be, and take note of each."""
@@ -141,17 +189,24 @@ class Runner:
                     self._keep(result, run)
                 return
         for result in group:
-            began = time.perf_counter()
-            made, changed = self._host.watched(partial(_made, result.job), self._weights.before_run)
-            result.seconds = time.perf_counter() - began
-            if changed:
-                self._changed([result], changed)
-            elif isinstance(made, KeyboardInterrupt):
-                result.error = InputError("The run was interrupted.")
-            elif isinstance(made, FlexError):
-                result.error = made
-            else:
-                self._keep(result, made)  # type: ignore[arg-type]  # what is left is a run
+            self._make_alone(result)
+
+    def _make_alone(self, result: RunResult) -> None:
+        job, began = result.job, time.perf_counter()
+        made, changed = self._host.watched(lambda: _made(job), self._weights.before_run)
+        result.seconds = time.perf_counter() - began
+        owner, code = answers.tenant_of(job.guest).owner, self._code(job)
+        if changed:
+            self._changed([result], changed)
+        elif isinstance(made, KeyboardInterrupt):
+            result.error = InputError("The run was interrupted.")
+        elif isinstance(made, FlexError):
+            result.error = made
+            self._proven[owner] = self._proven.get(owner, set()) - code
+        else:
+            there = {(h.name, h.version) for h in answers.tenant_of(job.guest).hooks}
+            self._proven[owner] = (self._proven.get(owner, set()) & there) | code
+            self._keep(result, made)  # type: ignore[arg-type]  # what is left is a run
 
     def _changed(self, group: list[RunResult], parameters: list[str]) -> None:
         done = self._alarm([result.job.guest.name for result in group], parameters)

@@ -18,9 +18,11 @@ import tornado.httpserver
 import tornado.netutil
 import tornado.web
 
-from flexmagic.errors import ClusterError, FlexError
+from flexmagic.errors import ClusterError, FlexError, InputError
 from flexmagic.workshop import certificate
 from flexmagic.workshop.address import LOOPBACK, Address
+from flexmagic.workshop.allowance import OverLimitError
+from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.desk import Job
 from flexmagic.workshop.frames import HEADER, TYPE, VERSION, MalformedError, pack, unpack
 from flexmagic.workshop.gateway import Workshop
@@ -32,6 +34,15 @@ STRANGER, GUEST = 4096, 16 << 20
 
 PATIENCE = 5.0
 """Seconds for which an answer is waited for before the guest is told to ask again."""
+
+UNREAD = 60.0
+"""Seconds after which a reply that nobody reads is thrown away, and its connection broken."""
+
+AT_ONCE = 8
+"""Requests of one guest that may be under way at a time."""
+
+SLOWED = 1.0
+"""Seconds for which the answer is held back to a guest who asks for more than may be asked in a minute."""
 
 
 class _Door(tornado.web.RequestHandler):
@@ -59,19 +70,24 @@ class _Door(tornado.web.RequestHandler):
         self.body += chunk
 
     def _refuse(self, status: int, error: FlexError) -> None:
+        self._note(status, error)
+        self.set_header("Connection", "close")
+        self._answer(error_header(error), [], status)
+
+    def _note(self, status: int, error: FlexError) -> None:
+        """Write down a refusal, for the owner."""
         who = self.guest.name if self.guest is not None else f"stranger at {self.request.remote_ip}"
         self.workshop.refused(who, status, str(error))
         if self.guest is not None:
             self.guest.errors += 1
             self.guest.last_error = str(error)[:120]
-        self.set_header("Connection", "close")
-        self._answer(error_header(error), [], status)
 
-    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> None:
+    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> asyncio.Future[None]:
+        """Send an answer; done once it has left."""
         self.set_status(status)
         self.set_header("Content-Type", TYPE)
         self.set_header("Cache-Control", "no-store")
-        self.finish(pack({"version": VERSION, **header}, frames))
+        return self.finish(pack({"version": VERSION, **header}, frames))
 
     def log_exception(self, *_args: Any) -> None:
         """Tracebacks are no log of ours."""
@@ -114,44 +130,69 @@ class _Ask(_Door):
         except RefusedError as error:
             self._refuse(403, error)
             return
+        if self.guest.under_way >= AT_ONCE:
+            self._refuse(429, InputError(f"You have {AT_ONCE} requests under way: wait for an answer."))
+            return
         self._begin(GUEST)
 
     async def post(self) -> None:
         assert self.guest is not None  # prepare() refused otherwise
+        self.guest.under_way += 1
+        try:
+            await self._leave(await self._heard(self.guest))
+        finally:
+            self.guest.under_way -= 1
+
+    async def _leave(self, sent: asyncio.Future[None] | None) -> None:
+        """Wait until an answer has left; break the connection of who does not read it."""
+        if sent is None:
+            return
+        sent.add_done_callback(lambda known: known.cancelled() or known.exception())  # whoever asked has gone
+        done, _ = await asyncio.wait([sent], timeout=UNREAD)
+        if not done and self.guest is not None:
+            self.workshop.refused(self.guest.name, 408, f"a reply was not read for {UNREAD:g} s")
+            connection: Any = self.request.connection
+            connection.stream.close()
+
+    async def _heard(self, guest: Guest) -> asyncio.Future[None] | None:
+        """Hear a request, and begin to send its answer; ``None`` if it was refused."""
+        found: Job | Answer | None = None
         try:
             given, frames = unpack(bytes(self.body), longest=HEADER)
             _same_version(given)
-            self.workshop.guests.heard(self.guest, given.pop("number", None))
-            found = self.workshop.ask(self.guest, given.pop("kind", None), given, frames)
-            if isinstance(found, Job):
-                await self._wait(found)
-            else:
-                self._answer(*found)
+            self.workshop.guests.heard(guest, given.pop("number", None))
+            found = self.workshop.ask(guest, given.pop("kind", None), given, frames)
+            return await self._wait(found) if isinstance(found, Job) else self._answer(*found)
         except RefusedError as error:
             self._refuse(403, error)
         except MalformedError as error:
             self._refuse(400, error)
+        except OverLimitError as error:
+            if found is None:  # else it is noted as the job's
+                self._note(429, error)
+            if not guest.use.may_ask:
+                await asyncio.sleep(SLOWED)
+            return self._answer(error_header(error), [])
         except FlexError as error:
-            self._answer(error_header(error), [])
+            return self._answer(error_header(error), [])
+        return None
 
-    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> None:
+    def _answer(self, header: dict[str, Any], frames: list[bytes], status: int = 200) -> asyncio.Future[None]:
         """With every answer, the number of the last thing that the owner has put up."""
         noticed = {} if self.guest is None else {"noticed": self.workshop.board.last}
-        super()._answer({**header, **noticed}, frames, status)
+        return super()._answer({**header, **noticed}, frames, status)
 
-    async def _wait(self, job: Job) -> None:
+    async def _wait(self, job: Job) -> asyncio.Future[None]:
         """A job's answer, or after a while how far it is."""
         coming = asyncio.wrap_future(job.done)
         coming.add_done_callback(lambda known: known.cancelled() or known.exception())  # some ask no more
         done, _ = await asyncio.wait([coming], timeout=PATIENCE if not job.is_run else 0.5)
         if done:
             header, frames = coming.result()
-            self._answer({**header, "state": "done"}, frames)
-            return
+            return self._answer({**header, "state": "done"}, frames)
         if job.is_run:
-            self._answer({"ticket": job.ticket, **self.workshop.progress(job)}, [])
-            return
-        self._answer(*await coming)
+            return self._answer({"ticket": job.ticket, **self.workshop.progress(job)}, [])
+        return self._answer(*await coming)
 
 
 def _same_version(given: dict[str, Any]) -> None:

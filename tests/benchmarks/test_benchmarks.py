@@ -34,6 +34,19 @@ def test_no_rank_holds_more_than_its_part(strategy):
 
 
 @pytest.mark.full
+def test_a_class_gets_what_is_right_and_leaves_nothing():
+    said = printed("workshop.py", "--guests", "4", "--kernels", "1", "--minutes", "0.3", "--alone", "0.1")
+    values, right, wrong = map(
+        int, re.search(r"(\d+) values .* of (\d+) runs .* (\d+) runs wrong", said).groups()
+    )
+    assert values >= right > 4
+    assert wrong == 0
+    assert "refused or failed: 0" in said
+    assert len(re.findall(r"memory of \w+: \d", said)) >= 3
+    assert "0 processes" in said
+
+
+@pytest.mark.full
 def test_captures_add_no_collective():
     said = printed("retrieval.py", "--pairs", "2", "--batch", "1", "--seq", "8")
     counts = re.findall(r"\{'none': (\d+), 'plain': (\d+), 'captured': (\d+)\}", said)

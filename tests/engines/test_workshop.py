@@ -366,6 +366,38 @@ def test_code_of_guests_runs_in_boxes(three, one_process, edited, ids):
     assert relative(ann.run(PROMPT).logits.torch(), truth) < 1e-5
 
 
+@pytest.mark.skipif(bool(available()), reason=available() or "boxes can be made")
+def test_code_in_boxes_shares_forwards_once_it_has_run_well(three, server):
+    said = {guest.name: [] for guest in three}
+    for n, guest in enumerate(three):
+        guest.printer = said[guest.name].append
+        guest.hook(
+            SITE, f"x *= {n + 1} / 4\nctx['top'] = x.abs().max()\nprint('I am {guest.name}')", name="mine"
+        )
+    asked = [lambda g=g: g.run(PROMPT[: 30 + len(g.name)], capture=SITE) for g in three]
+    alone = [ask() for ask in asked]
+    server.workshop.pause()
+    done = []
+    thread = threading.Thread(target=lambda: done.extend(at_once(*asked)))
+    thread.start()
+    while server.workshop._desk.waiting < 3:
+        threading.Event().wait(0.01)  # polling for the gateway's own sign
+    server.workshop.resume()
+    thread.join()
+    lines = [json.loads(line) for line in server.workshop.journal.path.read_text().splitlines()]
+    assert [line["together"] for line in lines if line["what"] == "run"] == [1, 1, 1, 3, 3, 3]
+    for guest, one, other in zip(three, done, alone, strict=True):
+        assert relative(one.logits.torch(), other.logits.torch()) < 1e-5
+        assert float(one.context["top"]) == pytest.approx(float(other.context["top"]), rel=1e-5)
+        assert "".join(said[guest.name]).count("I am") == 2
+        assert "".join(said[guest.name]).count(f"I am {guest.name}") == 2
+    assert len({float(run.context["top"]) for run in done}) == 3
+    three[0].hook(SITE, "raise ValueError('mine alone')", name="mine")
+    found = at_once(*asked)
+    assert "mine alone" in str(found[0])
+    assert relative(found[1].logits.torch(), alone[1].logits.torch()) < 1e-5
+
+
 def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
     weight = "model.layers.1.mlp.down_proj.weight"
     server = Server(Workshop(loaded.cluster_name, trusted=True, journal=tmp_path / "log.jsonl"))
