@@ -413,7 +413,7 @@ def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
         assert "ann" in server.workshop.alarm
         assert weight in server.workshop.alarm
         assert torch.equal(loaded.model.parameter(weight), before), "as the owner had edited it"
-        ann.hook(SITE, "module.down_proj.weight.data.mul_(2)", name="bad")
+        ann.hook(SITE, PAST_TORCH, name="bad")
         ann.run(PROMPT)
         assert not torch.equal(loaded.model.parameter(weight), before), "torch's counter does not see it"
         assert weight in server.workshop.check_weights()
@@ -432,6 +432,13 @@ def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
     finally:
         server.close()
         edit.undo()
+
+
+PAST_TORCH = """
+part = module.down_proj.weight
+part = part.to_local() if hasattr(part, "to_local") else part
+part.detach().numpy()[...] *= 2
+"""
 
 
 def refuses(_names):
