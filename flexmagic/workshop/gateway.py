@@ -24,6 +24,7 @@ from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.journal import Journal
 from flexmagic.workshop.lesson import TOLD, Lesson
 from flexmagic.workshop.memory import Memory
+from flexmagic.workshop.mending import Mending
 from flexmagic.workshop.notices import Board
 from flexmagic.workshop.running import Runner, RunResult
 from flexmagic.workshop.weights_watch import WeightsWatch
@@ -40,11 +41,6 @@ IDLE_MINUTES = 120.0
 
 REFUSALS = 100
 """Refusals of one guest that the log notes in a minute, and of all strangers."""
-
-MENDED = "Note: an engine had ended and was started again with your hooks; this was done after that.\n"
-NOT_MENDED = "An engine of the workshop has ended, and its owner has to start it again."
-ENDED_TWICE = "An engine ended, was started again, and ended again in this, which is not tried once more."
-"""What guests are told of engines that end."""
 
 KEPT_JOBS = 4
 """How many finished runs of a guest can still be asked for by their tickets."""
@@ -99,7 +95,8 @@ class Workshop:
         self._refusals: dict[str, Window] = {}
         self._tickets = itertools.count(1)
         self.alarm = before.get("alarm", "")
-        self._desk = Desk(self._do, self._mates, lambda: self.together, self._look_after)
+        do = Mending(self._host, self.journal, self._tried, self._fail).do
+        self._desk = Desk(do, self._mates, lambda: self.together, self._look_after)
         self.lesson = Lesson(
             self.board,
             self.guests,
@@ -227,23 +224,6 @@ class Workshop:
             return self._runner.mates(first, other)
         return all(answers.is_small(job.guest, job.kind, job.request) for job in (first, other))
 
-    def _do(self, jobs: list[Job]) -> None:
-        """Do one thing, or several of a kind at once; whatever happens, every job has an answer after it.
-
-        What an engine that ended has kept from being done is done once more, each by itself.
-        """
-        ended = self._tried(jobs)
-        if not ended:
-            return
-        mended = self._mended(ended[0])
-        for job in [job for job in jobs if not job.done.done()]:
-            if not mended:
-                self._fail([job], EngineError(NOT_MENDED))
-                continue
-            job.guest.said.append(MENDED)
-            if second := self._tried([job]):
-                self._fail([job], EngineError(ENDED_TWICE if self._mended(second[0]) else NOT_MENDED))
-
     def _tried(self, jobs: list[Job]) -> list[EngineError]:
         """Give jobs their answers; which engines that ended kept from it, those jobs being left open."""
         ended: list[EngineError] = []
@@ -299,17 +279,6 @@ class Workshop:
                 if not job.is_run:
                     self.refused(job.guest.name, 200, str(error))
                 job.done.set_exception(error)
-
-    def _mended(self, error: EngineError) -> bool:
-        """Start an engine again that has ended; whether that could be done."""
-        self.journal.note("gateway", "engine ended", error=str(error)[:200])
-        try:
-            self._host.session.recover()
-        except Exception as worse:  # noqa: BLE001 - whatever it was, the worker must live
-            self.journal.note("gateway", "not recovered", error=str(worse)[:200])
-            return False
-        self.journal.note("gateway", "recovered")
-        return True
 
     def _alarm(self, who: list[str], parameters: list[str]) -> str:
         """Weights were changed while guests' runs were made; what was done about it.

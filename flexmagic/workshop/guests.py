@@ -40,7 +40,7 @@ class Guest:
     than what is on the ``board``, by the gateway's clock. ``former``: the hash of the seat that it had before
     the gateway was started again. ``world``: what its tenant's hooks and runs are known by on the engines,
     empty before there is one; ``held``: how many of them there were when the gateway ended.
-    ``under_way``: requests whose answers have not left yet. ``values``: bytes that came with versions of hooks.
+    ``under_way``: requests whose answers have not left yet. ``values``: bytes that came with hooks.
     """
 
     name: str
