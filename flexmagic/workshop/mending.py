@@ -1,4 +1,4 @@
-"""What is done about an engine that ends while guests' work is under way: another one, and the work once more."""
+"""What is done about an engine that ends while guests' work is under way: a new one, and the work again."""
 
 from __future__ import annotations
 
