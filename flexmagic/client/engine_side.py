@@ -6,7 +6,9 @@ The one place where an engine meets IPython.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import io
 import os
 import socket
 import sys
@@ -21,6 +23,10 @@ PRINTED, SHOWN, BAR = "flexmagic printed", "flexmagic shown ", "flexmagic bar"
 
 TOKENS = "flexmagic tokens"
 """Under this key an engine publishes the tokens that it has generated, with how likely each was."""
+
+
+SMALL = 1 << 20
+"""Bytes of the largest tensor that travels as an array; of larger ones several may share memory."""
 
 
 def host_name() -> str:
@@ -43,10 +49,28 @@ def offer_port(host: str) -> int:
 
 def packed(args: Any, kwargs: Any = None) -> bytes:
     """Arguments of a verb as :func:`call` takes them."""
-    import cloudpickle
+    out = io.BytesIO()
+    _pickler()(out).dump((args, kwargs or {}))
+    return out.getvalue()
 
-    raw: bytes = cloudpickle.dumps((args, kwargs or {}))
-    return raw
+
+@functools.cache
+def _pickler() -> Any:
+    """Pickles by value; plain tensors as arrays, as torch writes each of them as a file of its own."""
+    import cloudpickle
+    import torch
+
+    class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
+        def reducer_override(self, value: Any) -> Any:
+            plain = type(value) is torch.Tensor and not value.requires_grad and not value.__dict__
+            if plain and value.nbytes <= SMALL:
+                try:
+                    return torch.from_numpy, (value.numpy(),)
+                except (RuntimeError, TypeError):  # on another device, or of a dtype that numpy has not
+                    pass
+            return super().reducer_override(value)
+
+    return Pickler
 
 
 def call(verb: str, payload: bytes) -> Any:

@@ -21,7 +21,7 @@ def trace_source(code: str | Callable[..., Any], given: Mapping[str, Any], first
 
     for name in given:
         if not name.isidentifier() or keyword.iskeyword(name) or name in NAMES:
-            raise InputError(f"{name!r} cannot be given to a trace: it is no free name.")
+            raise InputError(f"{name!r} cannot be given to a trace: it is no free name. Choose another.")
     if callable(code):
         return TraceSource(from_function(TRACE, 1, code), dict(given))
     source = from_text(TRACE, 1, code, first_line)

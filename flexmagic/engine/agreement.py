@@ -69,15 +69,16 @@ def _digest(arguments: Mapping[str, Any]) -> int:
     return digest
 
 
-def form_of(model: nn.Module) -> int:
-    """A number that changes with the modules, their parameters' shapes and the kind of attention."""
-    parts = []
+def form_of(model: nn.Module) -> tuple[object, ...]:
+    """What changes with the modules, their parameters' shapes and the kind of attention."""
+    parts: list[object] = []
     for path, module in modules_of(model).items():
-        shapes = [tuple(parameter.shape) for parameter in module.parameters(recurse=False)]
-        parts.append(f"{path}{kind_of(module).__qualname__}{shapes}")
-        config = getattr(module, "config", None)
-        parts.append(str(getattr(config, "_attn_implementation", "")))
-    return zlib.crc32("|".join(parts).encode())
+        parts += [path, kind_of(module)]
+        own = module._parameters.values()  # noqa: SLF001 - the public way takes most of the time of all this
+        parts += [parameter.shape for parameter in own if parameter is not None]
+        if (config := module.__dict__.get("config")) is not None:
+            parts.append(str(getattr(config, "_attn_implementation", "")))
+    return tuple(parts)
 
 
 def form_of_input(arguments: Mapping[str, Any]) -> tuple[tuple[Any, ...], ...]:

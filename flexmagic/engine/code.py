@@ -7,6 +7,7 @@ when the body ends is the site's new value; ``return value`` does the same earli
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import pickle
 import textwrap
@@ -62,7 +63,7 @@ class HookSource:
             return self.function.__code__.co_filename
         return f"<flexhook {self.name} v{self.version}>"
 
-    @property
+    @functools.cached_property
     def captures_only(self) -> bool:
         """Whether there is nothing to run: no statement in the body."""
         return self.function is None and not ast.parse(self.text).body
@@ -263,7 +264,7 @@ def _compiled(source: HookSource, names: Sequence[str], body: list[ast.stmt]) ->
     function = template.body[0]
     assert isinstance(function, ast.FunctionDef)  # the template above is one
     function.body = [*body, *function.body]
-    return compile(ast.fix_missing_locations(template), source.filename, "exec")
+    return compile(template, source.filename, "exec")
 
 
 def failure(

@@ -45,7 +45,7 @@ from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey, together
 from flexmagic.engine.tensors import detached, dtype_name, local_of
 from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.trainable import taking_gradients
-from flexmagic.engine.twin import probe_inputs
+from flexmagic.engine.twin import probe_inputs, probe_names
 from flexmagic.engine.weight_edits import WeightEdits
 from flexmagic.engine.whole import Whole
 from flexmagic.errors import ModelError
@@ -276,7 +276,7 @@ class Runtime:
         groups = max(self.row_groups, default=0) + 1
         mine = self.row_groups[self.place.rank] if self.row_groups else 0
         arguments, shared_out = share(prepared.arguments, mine, groups)
-        surveyed = probe_inputs(self.model, 1, 1) if self.guessable else None
+        surveyed = probe_names(self.model) if self.guessable else None
         extent = extent_of(prepared.arguments, shared_out=shared_out, surveyed=surveyed)
         instrument = self.instrument(plan, extent)
         instrument.at_once = plan.backward is not None  # a loss is one of all rows

@@ -104,7 +104,7 @@ def shortened(
         _check_one_stage(skip.path, rules)
     instrument.skipped = frozenset(skip.path for skip in short.skip)
     instrument.at_once = instrument.at_once or bool(short.skip) or short.stop_at is not None
-    here = modules_of(model)
+    here = modules_of(model) if short.skip else {}
     skips = [
         (skip, forms.get(skip.path))
         for skip in short.skip
@@ -134,7 +134,7 @@ def passing_by(
     model: nn.Module, skips: Sequence[tuple[Skip, Any]], rules: Mapping[Site, Rule], instrument: Instrument
 ) -> Iterator[None]:
     """Let modules not run, for the length of a block; ``skips``: with the form of what each returns."""
-    modules = modules_of(model)
+    modules = modules_of(model) if skips else {}
     instead = {modules[skip.path]: _passing(skip, form, rules, instrument) for skip, form in skips}
     with replaced(instead):
         yield

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Iterator
+import weakref
 from typing import Any, cast
 
 from torch import nn
@@ -26,8 +26,20 @@ class Staged(nn.Module):
         self.stage_module = stage_module
 
 
+_WRAPPED: weakref.WeakKeyDictionary[type[nn.Module], str] = weakref.WeakKeyDictionary()
+"""The attribute in which modules of a class have what they wrap, ``""`` for those that are no wrappers."""
+
+
 def inner_of(module: nn.Module) -> nn.Module | None:
     """The module that a wrapper wraps; ``None`` for a module that is no wrapper."""
+    kind = type(module)
+    name = _WRAPPED.get(kind)
+    if name is None:
+        name = _WRAPPED[kind] = _wrapped_in(kind)
+    return cast("nn.Module", getattr(module, name)) if name else None
+
+
+def _wrapped_in(kind: type[nn.Module]) -> str:
     wrappers: list[tuple[type[nn.Module], str]] = [
         (Staged, "stage_module"),
         (DistributedDataParallel, "module"),
@@ -38,8 +50,7 @@ def inner_of(module: nn.Module) -> nn.Module | None:
     deepspeed = sys.modules.get("deepspeed")
     if deepspeed is not None:
         wrappers += [(deepspeed.DeepSpeedEngine, "module"), (deepspeed.InferenceEngine, "module")]
-    name = next((name for kind, name in wrappers if isinstance(module, kind)), None)
-    return None if name is None else cast("nn.Module", getattr(module, name))
+    return next((name for wrapper, name in wrappers if issubclass(kind, wrapper)), "")
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -51,18 +62,20 @@ def unwrapped(module: nn.Module) -> nn.Module:
 
 def modules_of(model: nn.Module) -> dict[str, nn.Module]:
     """Every module by its own path, ``""`` for the model itself; a shared module under its first path."""
-    return dict(_walk(model, "", set()))
+    found: dict[str, nn.Module] = {}
+    _walk(model, "", set(), found)
+    return found
 
 
-def _walk(module: nn.Module, path: str, seen: set[nn.Module]) -> Iterator[tuple[str, nn.Module]]:
+def _walk(module: nn.Module, path: str, seen: set[nn.Module], found: dict[str, nn.Module]) -> None:
     shown = module if isinstance(module, Staged) else unwrapped(module)
     module = unwrapped(module)
     if module in seen:
         return
     seen.add(module)
-    yield path, shown
+    found[path] = shown
     for name, child in module.named_children():
-        yield from _walk(child, f"{path}.{name}" if path else name, seen)
+        _walk(child, f"{path}.{name}" if path else name, seen, found)
 
 
 def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -79,8 +92,8 @@ def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def kind_of(module: nn.Module) -> type[nn.Module]:
     """The class that the user knows: ``fully_shard`` puts one of its own before it."""
-    kinds: list[Any] = [kind for kind in type(unwrapped(module)).__mro__ if not issubclass(kind, FSDPModule)]
-    return cast("type[nn.Module]", kinds[0])
+    kinds = type(unwrapped(module)).__mro__
+    return cast("type[nn.Module]", next(kind for kind in kinds if not issubclass(kind, FSDPModule)))
 
 
 def unit_gathered(

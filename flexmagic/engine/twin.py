@@ -46,13 +46,24 @@ def probe_inputs(model: nn.Module, batch: int, seq: int) -> dict[str, Any] | Non
 
     No token comes twice, if the vocabulary is large enough for that.
     """
-    inner = unwrapped(model)
-    vocabulary = getattr(getattr(inner, "config", None), "vocab_size", None)
-    if vocabulary is None or getattr(inner, "main_input_name", "") != "input_ids":
+    vocabulary = _vocabulary(model)
+    if vocabulary is None:
         return None
     generator = torch.Generator().manual_seed(1)
     ids = torch.randperm(max(vocabulary, batch * seq), generator=generator)[: batch * seq] % vocabulary
-    return {"input_ids": ids.view(batch, seq).to(device_of(model)), **forward_options(inner)}
+    return {"input_ids": ids.view(batch, seq).to(device_of(model)), **forward_options(model)}
+
+
+def probe_names(model: nn.Module) -> set[str] | None:
+    """The names of the arguments that :func:`probe_inputs` gives."""
+    return None if _vocabulary(model) is None else {"input_ids", *forward_options(model)}
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    """The number of tokens that a language model knows; ``None`` for any other model."""
+    inner = unwrapped(model)
+    size: int | None = getattr(getattr(inner, "config", None), "vocab_size", None)
+    return size if getattr(inner, "main_input_name", "") == "input_ids" else None
 
 
 def device_of(model: nn.Module) -> torch.device:
