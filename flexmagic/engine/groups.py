@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime as dt
 import gc
+import socket
 import sys
 import traceback
 from collections.abc import Sequence
@@ -71,8 +72,18 @@ class Groups:
             is_master=self.place.rank == 0,
             timeout=STORE_TIMEOUT,
             wait_for_workers=False,
+            master_listen_fd=self._listens_at(meeting),
         )
         return dist.PrefixStore(f"flexmagic/{meeting.generation}", store)
+
+    def _listens_at(self, meeting: Meeting) -> int | None:
+        """A socket for the store of ranks of this machine, else it would listen to others, too."""
+        if self.place.rank or not meeting.host.startswith("127."):
+            return None
+        try:
+            return socket.create_server((meeting.host, meeting.port)).detach()  # the store closes it
+        except OSError:  # the store says it
+            return None
 
     def _open(self, meeting: Meeting, others: Sequence[GroupSpec], store: dist.Store) -> None:
         place = self.place

@@ -86,9 +86,10 @@ def write_answers(folder: Path, guests: int, seed: int) -> None:
     for guest in range(guests):
         out = {}
         for n, task in enumerate(tasks(guest, seed)):
-            left = []
+            left, before = [], []
 
-            def hook(_module, _args, value, task=task, left=left):
+            def hook(_module, _args, value, task=task, left=left, before=before):
+                before.append(float(value.abs().max()))
                 value = value.clone()
                 exec(task.body, {"x": value[:, -1:] if task.last else value, "ctx": {}})  # noqa: S102 - of above
                 left.append(value)
@@ -98,7 +99,7 @@ def write_answers(folder: Path, guests: int, seed: int) -> None:
             with torch.no_grad():
                 out[f"logits{n}"] = model(**tokenizer(task.prompt, return_tensors="pt")).logits.numpy()
             handle.remove()
-            out[f"site{n}"] = left[0].numpy()
+            out[f"site{n}"], out[f"largest{n}"] = left[0].numpy(), np.array(before[0])
         np.savez(folder / f"guest{guest}.npz", **out)
 
 
@@ -125,16 +126,17 @@ class Tally:
         off = self._off(run.logits.numpy(), self.answers[f"logits{n}"])
         self.looks += 1
         if self.work[n].captures:
-            off = max(off, self._off(run[self.work[n].site].numpy(), self.answers[f"site{n}"]))
+            largest = float(self.answers[f"largest{n}"])  # before the hook, which may leave little of it
+            off = max(off, self._off(run[self.work[n].site].numpy(), self.answers[f"site{n}"], largest))
             self.looks += 1
         self.worst = max(self.worst, off)
         self.right, self.wrong = self.right + (off <= WRONG), self.wrong + (not off <= WRONG)
 
     @staticmethod
-    def _off(got: np.ndarray, wanted: np.ndarray) -> float:
+    def _off(got: np.ndarray, wanted: np.ndarray, largest: float = 0.0) -> float:
         if got.shape != wanted.shape:
             return float("inf")
-        return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), 1e-30))
+        return float(np.abs(got - wanted).max() / max(np.abs(wanted).max(), largest, 1e-30))
 
     def refuse(self, error: object) -> None:
         """Something was refused or failed, which is none of the work."""

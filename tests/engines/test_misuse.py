@@ -10,7 +10,6 @@ import random
 import secrets
 import socket
 import threading
-import time
 
 import psutil
 import pytest
@@ -19,7 +18,6 @@ import torch
 from flexmagic.engine.box_walls import available
 from flexmagic.engine.declared import Declared
 from flexmagic.errors import ClusterError, FlexError, HookError, InputError, SiteError
-from flexmagic.workshop import serving
 from flexmagic.workshop.frames import VERSION, pack, unpack
 from flexmagic.workshop.gateway import Workshop
 from flexmagic.workshop.guest import Guest
@@ -286,109 +284,3 @@ def test_mangled_messages_are_refused_one_by_one(shop, steady, bad):
     assert 400 in seen
     assert not any(line["who"] == "gateway" and line["what"] == "error" for line in log(shop))
     assert named(shop, bad, "400", "message")
-
-
-def many(server, guest, count):
-    """Tiny requests, sent in a row without waiting for answers; how many were answered with a refusal."""
-    refused = 0
-    link = http.client.HTTPConnection("127.0.0.1", server.port, timeout=120)
-    with contextlib.closing(link):
-        for number in range(10_000, 10_000 + count):
-            body = pack({"version": VERSION, "number": number, "kind": "status"})
-            link.request("POST", "/ask", body, headers(guest))
-            refused += "error" in unpack(link.getresponse().read())[0]
-    return refused
-
-
-def test_requests_without_end_are_slowed_down(shop, steady, bad, monkeypatch):
-    monkeypatch.setattr(serving, "SLOWED", 0.01)
-    most = shop.workshop.allowance.requests
-    assert many(shop, bad, most + 50) >= 50
-    assert named(shop, bad, f"{most} requests a minute")
-    monkeypatch.setattr(serving, "SLOWED", 5.0)
-    links = []
-    try:
-        for number in range(40):
-            body = pack({"version": VERSION, "number": 20_000 + number, "kind": "status"})
-            link = http.client.HTTPConnection("127.0.0.1", shop.port, timeout=60)
-            links.append(link)
-            link.request("POST", "/ask", body, headers(bad))
-        assert [link.getresponse().status for link in links[-10:]] == [429] * 10
-        steady.once_more()
-    finally:
-        for link in links:
-            link.close()
-
-
-def test_replies_that_nobody_reads_are_thrown_away(shop, steady, bad, monkeypatch):
-    monkeypatch.setattr(serving, "UNREAD", 0.5)
-    run = bad.run([PROMPT] * 64)
-    shape = run.logits.shape
-    body = pack({
-        "version": VERSION, "number": 30_000, "kind": "read", "run": run.number, "site": ":output.logits",
-        "index": [[0, n] for n in shape],
-    })  # fmt: skip
-    with socket.socket() as link:
-        link.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        link.connect(("127.0.0.1", shop.port))
-        said = "".join(f"{k}: {v}\r\n" for k, v in {**headers(bad), "Content-Length": len(body)}.items())
-        link.sendall(f"POST /ask HTTP/1.1\r\nHost: x\r\n{said}\r\n".encode() + body)
-        end = time.monotonic() + 60
-        while not any("not read" in json.dumps(line) for line in own(shop, bad)):
-            assert time.monotonic() < end
-            steady.once_more()
-        read = 0
-        with contextlib.suppress(OSError):
-            while part := link.recv(1 << 20):
-                read += len(part)
-    assert read < 4 * 64 * 2048 * shape[1]
-
-
-# --- the model -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.usefixtures("steady")
-def test_versions_of_hooks_and_their_values_are_only_so_many(shop, bad):
-    for n in range(20):
-        bad.hook(SITE, Declared("scale", (float(n),)), name="again")
-    guest = next(guest for guest in shop.workshop.guests if guest.name == bad.name)
-    assert guest.tenant.hooks["again"].versions == list(range(13, 21))
-    large = Declared("add", (), torch.ones(1, 400, 256))
-    shop.workshop.limit("captured=1MB")
-    try:
-        for _ in range(2):
-            bad.hook(SITE, large, name="large")
-        with pytest.raises(InputError, match="bytes of values; you may hold"):
-            bad.hook(SITE, large, name="large")
-        bad.hooks["large"].remove()
-        bad.hook(SITE, large, name="large")
-    finally:
-        shop.workshop.limit("captured=256MB")
-    assert named(shop, bad, "bytes of values; you may hold", "you may hold")
-
-
-@pytest.mark.usefixtures("steady")
-def test_a_hook_on_every_site_is_one_guests_own(shop, bad, one_process, ids):
-    bad.hook([f"model.layers.*{rest}" for rest in EVERY], Declared("scale", (0.9,)), name="all")
-    run = bad.run(PROMPT)
-    assert relative(run.logits.torch(), one_process(ids).logits.detach()) > 1e-3
-    shop.workshop.limit("captured=1MB")
-    try:
-        with pytest.raises(InputError, match="you may hold"):
-            bad.run([PROMPT] * 20)
-    finally:
-        shop.workshop.limit("captured=256MB")
-    assert named(shop, bad, "you may hold")
-
-
-def test_weights_that_a_trusted_guest_edits_are_named(engines, shop, tmp_path):
-    server = Server(Workshop(engines.cluster_name, trusted=True, journal=tmp_path / "log.jsonl"))
-    try:
-        ann = joined(server, "ann")
-        ann.hook(SITE, "module.down_proj.weight.mul_(1.0)", name="bad")
-        with pytest.raises(FlexError, match="weights changed while this run"):
-            ann.run(PROMPT)
-        assert "ann" in server.workshop.alarm
-        assert any(line["what"] == "weights changed" and line["guests"] == ["ann"] for line in log(server))
-    finally:
-        server.close()
