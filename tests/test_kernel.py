@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import json
+import os
+import signal
 import struct
 import sys
 from contextlib import contextmanager
@@ -157,6 +159,52 @@ def test_a_kernel_that_restarts_finds_its_cluster_and_its_model(prefix, tmp_path
         client.shutdown()
     left = [psutil.Process(int(before))] if psutil.pid_exists(int(before)) else []
     assert not psutil.wait_procs(left, 60)[1]
+
+
+def shown(client, code):
+    """What a cell shows on the way to its end, as messages; nobody answers the comms that it opens."""
+    heard = []
+    client.execute_interactive(code, timeout=120, output_hook=heard.append)
+    return heard
+
+
+@pytest.mark.engines
+@pytest.mark.timeout(300)
+def test_a_front_end_without_widgets_an_interrupt_and_a_kernel_that_is_killed(prefix, tmp_path, monkeypatch):
+    """As VS Code without its renderers: comms that nobody answers, pictures and text, an end by force."""
+    home, here = tmp_path / "ipython", tmp_path / "here"
+    monkeypatch.setenv("IPYTHONDIR", str(home))
+    start = flexmagic_kernel.Start(engines=1, model=str(MODEL))
+    flexmagic_kernel.install(prefix=str(prefix), start=start)
+    with kernel("flexmagic", installed(prefix)) as client:
+        heard = shown(client, "run = %flexrun 'Paris is' --capture model.norm\nrun['model.norm']")
+        assert "comm_open" in {message["msg_type"] for message in heard}
+        bundles = [m["content"]["data"] for m in heard if m["msg_type"] == "display_data"]
+        assert any("image/png" in data for data in bundles)
+        assert all("text/plain" in data for data in bundles)
+        assert "model.norm:output" in "".join(data["text/plain"] for data in bundles)
+        shown(client, f"%%flexhook lm_head --name loop\nopen({str(here)!r}, 'w')\nwhile True: pass")
+        endless, next_one = client.execute("%flexrun 'Paris is'"), client.execute("1 + 1")
+        while not here.exists():
+            assert client.is_alive()
+        kernel.manager.interrupt_kernel()
+        replies = [client.get_shell_msg(timeout=60) for _ in range(2)]
+        ends = {reply["parent_header"]["msg_id"]: reply["content"] for reply in replies}
+        assert ends[endless]["ename"] == "KeyboardInterrupt"
+        assert ends[next_one]["status"] == "aborted", "Run All stops"
+        mine = [one for one in psutil.process_iter() if with_home(one, home)]
+        assert len(mine) > 2
+        os.kill(kernel.manager.provisioner.pid, signal.SIGKILL)
+        assert not psutil.wait_procs(mine, 60)[1]
+    assert not list(home.glob("profile_default/security/*"))
+
+
+def with_home(process, home):
+    """Whether a process of another is at work for a kernel that has this folder."""
+    try:
+        return process.environ().get("IPYTHONDIR") == str(home) and process.pid != os.getpid()
+    except psutil.Error:
+        return False
 
 
 def test_uninstall_leaves_nothing(prefix):
