@@ -1,7 +1,9 @@
 """Pieces come whole and bit for bit, read from where they are or by messages, and leave nothing behind."""
 
 import contextlib
+import mmap
 import os
+import resource
 import subprocess
 import sys
 import warnings
@@ -284,3 +286,32 @@ def test_stretches_hold_everything_once_and_never_more_than_they_may(most):
 def test_a_tensor_without_elements_is_one_without_asking_anybody(dtype):
     found = fetch(Line(None, None, None, set()), [], (48, 0), dtype)
     assert (found.shape, found.dtype) == ((48, 0), dtype)
+
+
+def faults_of_touching(array):
+    """How many pages of an array get their memory when it is written."""
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_minflt
+    array[:: mmap.PAGESIZE] += 1
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_minflt - before
+
+
+def test_room_is_made_for_whole_pages_and_no_others():
+    page, count = mmap.PAGESIZE, 64
+    fresh = mmap.mmap(-1, count * page)
+    fresh.madvise(mmap.MADV_NOHUGEPAGE)
+    array = np.frombuffer(fresh, np.uint8)
+    reading.make_room(array.ctypes.data + 1, (count // 2) * page)
+    ready, rest = array[page : count // 2 * page], array[count // 2 * page :]
+    assert faults_of_touching(ready) < count // 8
+    assert faults_of_touching(rest) >= count // 4
+    assert (array == 0).sum() == len(array) - count + 1
+
+
+def test_an_array_has_its_room_before_anything_is_read(small, monkeypatch):
+    made = []
+    monkeypatch.setattr(reading, "make_room", lambda start, nbytes: made.append((start, nbytes)))
+    monkeypatch.setattr(reading, "AT_A_TIME", 1000)
+    monkeypatch.setattr(reading, "AHEAD", 2500)
+    out, _ = came("columns", torch.float32, machines=(segments.machine(), segments.machine()))
+    start = out.data_ptr()
+    assert sorted(made) == [(start, 1000), (start + 1000, 1000), (start + 2000, 1000)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +24,12 @@ SHORT = 256
 """Bytes below which a row is not worth a place of its own: such are read together, and then copied."""
 
 THREADS = 4
+
+AHEAD = 64 << 20
+"""Bytes of an array that get their memory while ranks are asked."""
+
+AT_A_TIME = 4 << 20
+"""Bytes that get it at a time."""
 
 
 @dataclass(frozen=True)
@@ -87,20 +94,43 @@ def _fill(places: NDArray[np.uint64], pid: int, address: int) -> None:
             places[0] += np.array([rest, -rest], np.int64).view(np.uint64)
 
 
+def make_room(start: int, nbytes: int) -> None:
+    """Have the system give memory to whole pages of a stretch of addresses now, not at the first touch.
+
+    Nothing happens where a system does not know how.
+    """
+    page = mmap.PAGESIZE
+    first = -(-start // page) * page
+    length = (start + nbytes - first) // page * page
+    if length > 0:
+        _MADVISE(first, length, _POPULATE_WRITE)
+
+
 class Readers:
     """A few threads that read at the same time."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
 
+    def make_room(self, out: NDArray[Any]) -> None:
+        """Begin with :func:`make_room` for the first :data:`AHEAD` bytes of an array without gaps."""
+        for start in range(0, min(out.nbytes, AHEAD), AT_A_TIME):
+            size = min(out.nbytes - start, AT_A_TIME)
+            self._threads.submit(make_room, out.ctypes.data + start, size)
+
     def read(self, *args: Any) -> Future[None]:
         """:func:`read`, on one of them."""
         return self._threads.submit(read, *args)
 
-    def stop(self) -> None:
+    def close(self) -> None:
         """Wait for what has begun, and begin nothing more."""
         self._threads.shutdown(cancel_futures=True)
 
+
+_MADVISE = ctypes.CDLL(None).madvise
+_MADVISE.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_POPULATE_WRITE = 23
+"""Of Linux from 5.14 on."""
 
 _READV = ctypes.CDLL(None, use_errno=True).process_vm_readv
 _READV.restype = ctypes.c_ssize_t

@@ -7,6 +7,7 @@ messages of a bounded size through the controller, one after the other. So no si
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import math
 import os
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from flexmagic.client.reading import Readers
     from flexmagic.engine.captures import Reader
     from flexmagic.engine.lending import Lent
     from flexmagic.engine.outlet import Offer
@@ -104,7 +106,7 @@ def _read_large(line: Line, reads: list[Read], out: NDArray[Any], tell: Callable
 
     No other notebook can have the ranks do anything meanwhile, so that what is read stays as it is.
     """
-    from flexmagic.engine.lending import Lent
+    from flexmagic.client.reading import Readers
     from flexmagic.engine.segments import machine
 
     reader, total = (machine(), os.getpid()), 0
@@ -114,25 +116,37 @@ def _read_large(line: Line, reads: list[Read], out: NDArray[Any], tell: Callable
         total += nbytes
         tell(total)
 
-    with line.turn():
+    with line.turn(), contextlib.closing(Readers()) as readers:
+        readers.make_room(out)  # while the ranks are asked
         lent = line.ask("lend", reads, [read.local for read in reads], reader)
-        found = list(zip(reads, lent, strict=True))
         try:
-            near = [(read, where) for read, where in found if isinstance(where, Lent)]
-            far = [(read, where) for read, where in found if not isinstance(where, Lent)]
-            return _in_place(near, out, came) + _sent(line.unreachable, far, out, came)
+            return _had(readers, line.unreachable, list(zip(reads, lent, strict=True)), out, came)
         finally:
+            readers.close()
             for rank in {read.rank for read in reads}:
                 line.tell(rank, reader)
 
 
-def _in_place(found: list[tuple[Read, Lent]], out: NDArray[Any], came: Callable[[int], None]) -> list[Read]:
-    """Read what ranks of this machine hold from their memory; returns what may not be read."""
-    from flexmagic.client.reading import Readers
+def _had(
+    readers: Readers,
+    unreachable: set[str],
+    found: list[tuple[Read, Lent | Offer]],
+    out: NDArray[Any],
+    came: Callable[[int], None],
+) -> list[Read]:
+    """Have each read from where it is; returns those that could not be had."""
+    from flexmagic.engine.lending import Lent
 
-    if not found:
-        return []
-    readers, here = Readers(), 0
+    near = [(read, where) for read, where in found if isinstance(where, Lent)]
+    far = [(read, where) for read, where in found if not isinstance(where, Lent)]
+    return _in_place(readers, near, out, came) + _sent(unreachable, far, out, came)
+
+
+def _in_place(
+    readers: Readers, found: list[tuple[Read, Lent]], out: NDArray[Any], came: Callable[[int], None]
+) -> list[Read]:
+    """Read what ranks of this machine hold from their memory; returns what may not be read."""
+    here = 0
     pending: list[tuple[int, Future[None]]] = []
     try:
         for read, where in found:
@@ -146,9 +160,8 @@ def _in_place(found: list[tuple[Read, Lent]], out: NDArray[Any], came: Callable[
         came(-here)
         if error.errno != errno.ESRCH:  # an engine that has ended says so itself when it is asked
             _warn(error.strerror or str(error))
+        readers.close()  # nothing more is to come into what is then had otherwise
         return [read for read, _ in found]
-    finally:
-        readers.stop()
     return []
 
 
