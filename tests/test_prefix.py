@@ -172,3 +172,5 @@ def test_rows_are_repeated_along_their_dim(dims, dim):
     x = torch.arange(8.0).reshape(2, 4)
     rules = {Site("a"): rule("a", dims=dims)}
     assert torch.equal(repeated(x, "a", rules, 3), torch.cat([x] * 3, dim))
+    one = x.narrow(dim, 1, 1)
+    assert torch.equal(repeated(one, "a", rules, 3), torch.cat([one] * 3, dim))

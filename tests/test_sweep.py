@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from flexmagic.client.sweep import cells_at_once, same_values
+from flexmagic.client.sweep import Batches, cells_at_once, ends_of, same_values
 from flexmagic.engine.sweeping import NoRows, Rows, rows_dim
 from flexmagic.layout.dims import Dim
 from flexmagic.layout.mesh import Mesh
@@ -40,6 +40,35 @@ def test_as_many_traces_share_a_forward_as_fit():
     assert cells_at_once(RULES, [], 1 << 30) == 1
     meets = {Site("moe"): rule("moe", Dim("batch·seq"), Dim("feature", 8), together=True)}
     assert cells_at_once(RULES | meets, IDS, 1 << 30) == 1
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most", "ends"),
+    [
+        ((3, 20), 34, [0, 20, 40, 60]),
+        ((3, 20), 16, [0, 10, 20, 30, 40, 50, 60]),
+        ((2, 7), 4, [0, 3, 7, 10, 14]),
+        ((7, 5), 12, [0, 10, 20, 30, 35]),
+        ((3, 7), 100, [0, 21]),
+        ((3,), 1, [0, 1, 2, 3]),
+    ],
+)
+def test_a_forward_ends_where_the_first_names_have_other_values(sizes, most, ends):
+    assert ends_of({str(n): range(size) for n, size in enumerate(sizes)}, most) == ends
+
+
+def test_traces_share_forwards_up_to_their_ends():
+    made = []
+
+    def shared(cells, _reuse):
+        made.append([cell["n"] for cell in cells])
+        return [SimpleNamespace(context={"n": cell["n"]}) for cell in cells], 0
+
+    cells = [{"n": n} for n in range(12)]
+    first = SimpleNamespace(context={"n": 0})
+    runs = Batches(lambda _cell: first, shared, 5, [0, 4, 8, 12]).run(cells, first)
+    assert made == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+    assert [run.context["n"] for run in runs] == list(range(12))
 
 
 @pytest.mark.parametrize("groups", [(2,), (2, 1), (1, 1, 1)])

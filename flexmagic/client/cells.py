@@ -19,7 +19,16 @@ from flexmagic.client.run import Run
 from flexmagic.client.running import Running
 from flexmagic.client.scan import Scan, scanned
 from flexmagic.client.scripts import cell_source, trace_source
-from flexmagic.client.sweep import MEMORY, ONE_FORWARD, Batches, Over, Sweep, cells_at_once, combinations
+from flexmagic.client.sweep import (
+    MEMORY,
+    ONE_FORWARD,
+    Batches,
+    Over,
+    Sweep,
+    cells_at_once,
+    combinations,
+    ends_of,
+)
 from flexmagic.client.waiting import Attending, Progress
 from flexmagic.errors import InputError
 
@@ -204,7 +213,8 @@ class Cells(ABC):
             counted.count(0 if made is None else len(made[0]))
             return made
 
-        batches = Batches(alone, shared, self._together(first, len(cells), memory, options))
+        together = self._together(first, len(cells), memory, options)
+        batches = Batches(alone, shared, together, ends_of(over, together))
         try:
             return Sweep(over, batches.run(cells, first))
         finally:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -95,18 +97,37 @@ def _same(one: Any, other: Any) -> bool:
     return bool(torch.isclose(a, b, rtol=0, atol=most, equal_nan=True).all())
 
 
+def ends_of(over: Over, most: int) -> list[int]:
+    """Where forwards of no more than so many traces end, those of each with few values of the first names.
+
+    Such traces mostly touch the model from the same layer on, before which nothing is computed twice.
+    """
+    sizes = [len(values) for values in over.values()]
+    total, block = math.prod(sizes), 1
+    while sizes and block * sizes[-1] <= most:
+        block *= sizes.pop()
+    inner = sizes[-1] if block == 1 and sizes else block
+    parts = -(-inner // max(most, 1))
+    together = max(most // inner, 1)
+    cuts = [inner * part // parts for part in range(1, parts)]
+    starts = range(0, total, inner * together)
+    found = {start + cut for start in range(0, total, inner) for cut in cuts}
+    return sorted(found.union(starts, [total]))
+
+
 @dataclass
 class Batches:
     """Traces in as few forwards as are right. ``alone``: runs one; ``shared``: several in one forward.
 
     The latter is told whether layers that no trace touches may be passed by, and says how many were, beside
-    the runs; ``None`` if it cannot be. ``together``: how many may share one at most. What is shared is
-    checked against a trace alone when it is first used.
+    the runs; ``None`` if it cannot be. ``together``: how many may share one at most; ``ends``: where
+    one is to end at the latest. What is shared is checked against a trace alone when it is first used.
     """
 
     alone: Callable[[Cell], Run]
     shared: Callable[[list[Cell], bool], tuple[list[Run], int] | None]
     together: int
+    ends: Sequence[int] = ()
     reuse: bool = True
     checked: bool = False
 
@@ -116,11 +137,13 @@ class Batches:
         while len(made) < len(cells):
             at, runs = len(made), None
             if self.together > 1 and at + 1 < len(cells):
-                runs = self._next(
-                    list(cells[at : at + self.together]), (cells[0], first) if at == 1 else None
-                )
+                runs = self._next(list(cells[at : self._end(at)]), (cells[0], first) if at == 1 else None)
             made += runs or [self.alone(cells[at])]
         return made
+
+    def _end(self, at: int) -> int:
+        """Where the traces of a forward end that begins with one of them."""
+        return min([at + self.together, *self.ends[bisect.bisect_right(self.ends, at) :][:1]])
 
     def _next(self, cells: list[Cell], beside: tuple[Cell, Run] | None) -> list[Run] | None:
         """The runs of some, in one forward with one whose run is known, if any; ``None`` for other values."""

@@ -34,6 +34,8 @@ def agree(groups: Groups, arguments: Mapping[str, Any], *, stale: bool) -> bool:
 
 def numbers_of_all(groups: Groups, mine: list[int]) -> list[list[int]]:
     """A few numbers of every rank, in rank order; all ranks must call it."""
+    if groups.place.world_size == 1:
+        return [list(mine)]
     numbers = torch.tensor(mine, dtype=torch.int64)
     out = [torch.empty_like(numbers) for _ in range(groups.place.world_size)]
     dist.all_gather(out, numbers, group=groups.own)

@@ -76,16 +76,19 @@ class Exchange:
     mates: frozenset[int] | None = None
     outboxes: Outboxes = field(default_factory=Outboxes)
 
-    def gather(self, rule: Rule, local: torch.Tensor, *, well: bool) -> tuple[Layout, torch.Tensor]:
+    def gather(
+        self, rule: Rule, local: torch.Tensor, *, well: bool, copied: bool = True
+    ) -> tuple[Layout, torch.Tensor]:
         """The layout and the whole tensor of a site from this rank's local piece.
 
-        ``well``: whether nothing failed on this rank so far. Raises :class:`RunStopped` on all
+        ``well``: whether nothing failed on this rank so far. ``copied``: not ``local`` itself, where every
+        rank has the whole. Raises :class:`RunStopped` on all
         ranks that hold the site alike if any is not, or if they are not at the same site; a
         :class:`~flexmagic.errors.LayoutError` on all alike if the shapes do not follow the rule.
         """
         rule = self._among_mates(rule)
         if self._has_all(rule):
-            return self._own_layout(rule, local), local.clone()
+            return self._own_layout(rule, local), local.clone() if copied else local
         graph = torch.is_grad_enabled() and local.requires_grad
         by_all = len(rule.ranks) == dist.get_world_size(self.group)
         left = NEVER if graph or not by_all else self.outboxes.leave(local, self.rank)

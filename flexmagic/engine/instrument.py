@@ -12,7 +12,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
-from flexmagic.engine.active_hook import ActiveHook
+from flexmagic.engine.active_hook import ActiveHook, places_of
 from flexmagic.engine.captures import Captures, RunKey
 from flexmagic.engine.code import NAMES, failure
 from flexmagic.engine.draws import cannot_draw, same_draws
@@ -87,14 +87,13 @@ class Instrument:
         code = [hook.source for hook in self.hooks if not hook.source.captures_only]
         whole = self.at_once or any(not source.local for source in code)
         self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
-        wanted = self._capture.union(self._capture_at, *(hook.sites for hook in self.hooks))
         modules = modules_of(self._model)
-        places = sorted({(site.path, site.port) for site in wanted if site.port != "grad"}, key=_edits_first)
-        for path, port in places:
+        captured = self._capture.union(self._capture_at)
+        for (path, port), passes in places_of(captured, self.hooks, lambda: self._idle):
             if path not in modules or path in self.skipped:  # on another pipeline stage, or not run
                 continue
             module = modules[path]
-            self._handles.append(self._attach(module, path, port))
+            self._handles.append(self._attach(module, path, port, passes))
         return self
 
     @property
@@ -119,12 +118,12 @@ class Instrument:
         self.exchange = replace(self.exchange, extent=extent)
         self.outcome = Outcome()
 
-    def _attach(self, module: nn.Module, path: str, port: str) -> Any:
+    def _attach(self, module: nn.Module, path: str, port: str, passes: Callable[[], bool]) -> Any:
         """Put one torch hook on a module, for the length of the run."""
         if port == "input":
-            return module.register_forward_pre_hook(self._on_input(path), with_kwargs=True)
+            return module.register_forward_pre_hook(self._on_input(path, passes), with_kwargs=True)
         if port == "output":
-            return module.register_forward_hook(self._on_output(path))
+            return module.register_forward_hook(self._on_output(path, passes))
         if port == "grad_input":
             return module.register_forward_pre_hook(self._before_gradients(path), with_kwargs=True)
         return module.register_forward_hook(self._after_gradients(path))
@@ -137,8 +136,10 @@ class Instrument:
         self._batches.stop()
         self.outcome.refused.update(self._captures.join(self._run, self._batches.join))
 
-    def _on_output(self, path: str) -> Callable[..., Any]:
+    def _on_output(self, path: str, passes: Callable[[], bool]) -> Callable[..., Any]:
         def hook(module: nn.Module, _args: Any, output: Any) -> Any:
+            if passes():
+                return None
             changed = self._visit(module, path, "output", output)
             return None if changed is output else changed
 
@@ -156,8 +157,10 @@ class Instrument:
 
         return keep
 
-    def _on_input(self, path: str) -> Callable[..., Any]:
+    def _on_input(self, path: str, passes: Callable[[], bool]) -> Callable[..., Any]:
         def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
+            if passes():
+                return None
             new_args = self._visit(module, path, "input", args)
             new_kwargs = self._visit(module, path, "input", kwargs)
             return None if new_args is args and new_kwargs is kwargs else (new_args, new_kwargs)
@@ -282,7 +285,7 @@ class Instrument:
                     x, cut = (
                         value.part(functools.partial(self._places, hook, site), well=well)
                         if parts
-                        else (value.whole(well=well), False)
+                        else (value.whole(well=well, copied=not hook.own_rows), False)
                     )
                 except RunStopped as stop:
                     if len(self._rules[site].ranks) == self._rules[site].mesh.size:
@@ -388,9 +391,3 @@ class Instrument:
         which = "" if hook.heads is None else str(hook.heads.starts)
         call = 0 if site is None else self._visits[site]
         return same_draws(f"{self._seed}|{site}{which}|{hook.source.name}|{call}")
-
-
-def _edits_first(place: tuple[str, str]) -> tuple[bool, str, str]:
-    """Gradients are watched on what the forward hooks left: those come first."""
-    path, port = place
-    return port.startswith("grad"), path, port

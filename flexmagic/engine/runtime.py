@@ -43,8 +43,10 @@ from flexmagic.engine.spent import Spent
 from flexmagic.engine.stage_standing import check_standings, settled, stage_mates, standing
 from flexmagic.engine.surveying import PROBE_SEQ, everyone, survey, together
 from flexmagic.engine.tensors import detached, dtype_name, local_of
+from flexmagic.engine.traced import Names
 from flexmagic.engine.tracing import TraceHook, TraceSource, trace_hook, traced
 from flexmagic.engine.trainable import taking_gradients
+from flexmagic.engine.tree import modules_of
 from flexmagic.engine.twin import probe_inputs, probe_names
 from flexmagic.engine.weight_edits import WeightEdits
 from flexmagic.engine.whole import Whole
@@ -135,6 +137,7 @@ class Runtime:
     lasting: defaultdict[str, Lasting] = field(default_factory=lambda: defaultdict(Lasting))
     edits: WeightEdits = field(default_factory=WeightEdits)
     prefix: Prefix | None = None
+    known_names: Names | None = None
     boxes: Boxes = field(default_factory=Boxes)
     hooks: dict[tuple[str, str, int], tuple[HookSource, Callable[[dict[str, Any]], Any]]] = field(
         default_factory=dict
@@ -260,8 +263,14 @@ class Runtime:
     def _trace_hook(self, source: TraceSource, instrument: Instrument) -> TraceHook:
         whole = self.whole_model(instrument)
         return trace_hook(
-            source, whole, self.rules, self.groups, namespace=self.namespace, context=instrument.context
+            source, whole, self.names(), self.groups, namespace=self.namespace, context=instrument.context
         )
+
+    def names(self) -> Names:
+        """What a trace finds in the model; made anew only after a survey."""
+        if self.known_names is None or self.known_names.rules is not self.rules:
+            self.known_names = Names(self.rules, modules_of(self.model), self.place.rank)
+        return self.known_names
 
     def whole_model(self, instrument: Instrument) -> Whole:
         """The model as a trace sees it in a run."""

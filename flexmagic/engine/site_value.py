@@ -37,14 +37,20 @@ class SiteValue:
         self._part: Part | None = None
         self._changed = False
 
-    def whole(self, *, well: bool) -> torch.Tensor:
-        """The whole tensor; raises :class:`RunStopped` as :meth:`Exchange.gather` does."""
-        if self._whole is None:
-            try:
-                self._layout, self._whole = self._gathered(well=well)
-            except LayoutError as error:
-                raise RunStopped(str(error)) from None
-        return self._whole
+    def whole(self, *, well: bool, copied: bool = True) -> torch.Tensor:
+        """The whole tensor; raises :class:`RunStopped` as :meth:`Exchange.gather` does.
+
+        ``copied``: it may be written into; else it may be what the model has.
+        """
+        if self._whole is not None:
+            return self._whole
+        try:
+            self._layout, whole = self._gathered(well=well, copied=copied)
+        except LayoutError as error:
+            raise RunStopped(str(error)) from None
+        if copied:
+            self._whole = whole
+        return whole
 
     def part(self, pick: Pick, *, well: bool) -> tuple[torch.Tensor, bool]:
         """The part of the whole that is picked, and whether it is only that; else as :meth:`whole`.
@@ -71,9 +77,9 @@ class SiteValue:
         assert own is not None  # gather_part() refuses layouts in which a rank holds nothing
         self._piece = self._part.pasted(rank, self._piece, own)
 
-    def _gathered(self, *, well: bool) -> tuple[Layout, torch.Tensor]:
+    def _gathered(self, *, well: bool, copied: bool) -> tuple[Layout, torch.Tensor]:
         if self._gradient is None or not (torch.is_grad_enabled() and self._piece.requires_grad):
-            return self._exchange.gather(self._rule, self._piece, well=well)
+            return self._exchange.gather(self._rule, self._piece, well=well, copied=copied)
         layout, whole = self._exchange.gather(self._rule, self._piece.detach(), well=well)
         return layout, enter(self._piece, whole, layout, self._gradient, self._exchange)
 

@@ -7,7 +7,6 @@ asks for what has no rows, the forward is given up and the client makes one for 
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import time
 import zlib
@@ -32,7 +31,7 @@ from flexmagic.engine.runtime import RunPlan, RunReply, Runtime, mode
 from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.tensors import detached, dtype_name
 from flexmagic.engine.trace import Trace
-from flexmagic.engine.traced import Save, Traced, View
+from flexmagic.engine.traced import Names, Save, Traced, View
 from flexmagic.engine.tracing import NAMES, TraceHook, TraceSource
 from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site, layer_of
@@ -95,15 +94,31 @@ class SweepHook(ActiveHook):
     rows: Rows
     rules: Mapping[Site, Rule]
     seed: int
+    own_rows: bool = True
     passed: set[Site] = field(default_factory=set)
     waiting: dict[Site, list[int]] = field(default_factory=dict)
 
+    def begin(self) -> None:
+        """Run each trace up to the first that it waits for. Where all have passed, they share."""
+        for cell, hook in enumerate(self.traces):
+            if cell:
+                draw_from(f"{self.seed}|None|{hook.source.name}|0")  # as it does alone
+            hook.trace._passed = self.passed  # noqa: SLF001 - theirs is one and the same forward
+            hook.trace.begin()
+            self.begun(cell)
+
     def begun(self, cell: int) -> None:
-        """A trace has stopped: note where it goes on, if it does. Where all have passed, they share."""
-        trace = self.traces[cell].trace
-        trace._passed = self.passed  # noqa: SLF001 - theirs is one and the same forward
-        if trace.waits_for is not None:
-            self.waiting.setdefault(trace.waits_for, []).append(cell)
+        """A trace has stopped: note where it goes on, if it does."""
+        site = self.traces[cell].trace.waits_for
+        if site is not None:
+            self.waiting.setdefault(site, []).append(cell)
+
+    def passes(self, sites: Sequence[Site]) -> bool:
+        """Whether none of them waits for one of some sites; all hear of it."""
+        if any(site in self.waiting for site in sites):
+            return False
+        self.passed.update(sites)
+        return True
 
     def acts_at(self, site: Site) -> bool:
         """Whether any of them waits for a site that the forward has reached; all hear of it."""
@@ -163,14 +178,14 @@ def sweep(runtime: Runtime, plan: RunPlan, prepared: Prepared, traces: Traces) -
     contexts: list[dict[str, Any]] = [{} for _ in traces.sources]
     instrument = runtime.instrument(plan, replace(extent, rows=batch * count))
     hooks = _trace_hooks(runtime, instrument, traces.sources, contexts)
-    instrument.hooks.append(hook := _hook(hooks, Rows(count, tuple(own)), runtime.rules, plan.seed))
+    instrument.hooks.append(hook := _hook(hooks, Rows(count, tuple(own)), runtime.names(), plan.seed))
     shared = _Shared(runtime, instrument, plan, traces, alone)
     reply = _forward(shared, hook)
-    cells = []
+    cells: list[RunReply] = []
     if not (reply.error or reply.outcome.failures or reply.outcome.stopped):
-        for cell, (number, context) in enumerate(zip(traces.numbers, contexts, strict=True)):
+        cells = _taken(runtime, plan, traces.numbers, replace(reply, extent=extent))
+        for number, context in zip(traces.numbers, contexts, strict=True):
             runtime.captures.remember((plan.owner, number), detached(context))
-            cells.append(_taken(runtime, plan, number, replace(reply, extent=extent), (cell, count)))
     runtime.captures.drop(plan.key)
     return Swept(reply, cells, shared.reused)
 
@@ -183,17 +198,16 @@ def _trace_hooks(
 ) -> list[TraceHook]:
     """The hooks of traces with the same code and the same names; what they can share is made once."""
     groups, world_size = runtime.groups, runtime.place.world_size
-    view = View(Trace(runtime.rules, world_size), runtime.whole_model(instrument), runtime.rules)
-    sites = frozenset(view.sites)
+    names = runtime.names()
+    view = View(Trace(runtime.rules, world_size), runtime.whole_model(instrument), names)
     body = build_script(sources[0].code, (*NAMES, *sources[0].given), runtime.namespace)
     out = []
     for source, context in zip(sources, contexts, strict=True):
-        own = copy.copy(view)
-        own._parameters = {}  # noqa: SLF001 - what one trace does to its copies is not for the others
-        own.trace = trace = Trace(runtime.rules, world_size)
+        trace = Trace(runtime.rules, world_size)
+        own = view.of(trace)
         named = dict(zip(NAMES, (Traced(own), Save(context), context, runtime.place.rank), strict=True))
         run = functools.partial(body, {**named, **source.given})
-        hook = TraceHook(source.code, _by_itself, sites, trace=trace, groups=groups, run=run)
+        hook = TraceHook(source.code, _by_itself, names.everywhere, trace=trace, groups=groups, run=run)
         trace.cell = hook
         out.append(hook)
     return out
@@ -268,12 +282,15 @@ def _forward(shared: _Shared, hook: SweepHook) -> RunReply:
     return runtime.report(plan.key, instrument, started, error)
 
 
-def _hook(traces: Sequence[TraceHook], rows: Rows, rules: Mapping[Site, Rule], seed: int) -> SweepHook:
+def _hook(traces: Sequence[TraceHook], rows: Rows, names: Names, seed: int) -> SweepHook:
     def call(names: dict[str, Any]) -> torch.Tensor:
         return hook.arrive(Site.parse(names["site"]), names["x"])
 
     first = traces[0]
-    hook = SweepHook(first.source, call, first.sites, traces=traces, rows=rows, rules=rules, seed=seed)
+    hook = SweepHook(
+        first.source, call, names.everywhere,
+        places=names.held, traces=traces, rows=rows, rules=names.rules, seed=seed,
+    )  # fmt: skip
     return hook
 
 
@@ -281,10 +298,8 @@ def _hook(traces: Sequence[TraceHook], rows: Rows, rules: Mapping[Site, Rule], s
 def _traced(instrument: Instrument, hook: SweepHook) -> Iterator[None]:
     """All traces begin before the forward and must have come to their ends after it."""
     try:
-        for cell, one in enumerate(hook.traces):
-            with instrument.contained(one):
-                one.trace.begin()
-                hook.begun(cell)
+        with instrument.contained(hook):
+            hook.begin()
         hook.settle(well=not instrument.outcome.failures)
         yield
         for one in () if instrument.outcome.failures else hook.traces:
@@ -294,18 +309,20 @@ def _traced(instrument: Instrument, hook: SweepHook) -> Iterator[None]:
             one.trace.close()
 
 
-def _taken(runtime: Runtime, plan: RunPlan, number: int, reply: RunReply, which: tuple[int, int]) -> RunReply:
-    """Keep a trace's rows of what was captured under its number, as views; ``which``: it, of how many."""
-    cell, count = which
-    local: dict[Site, tuple[tuple[int, ...], str]] = {}
-    nbytes = 0
+def _taken(runtime: Runtime, plan: RunPlan, numbers: Sequence[int], reply: RunReply) -> list[RunReply]:
+    """Keep each trace's rows of what was captured under its number, as views; the report of each."""
+    found: list[dict[Site, torch.Tensor]] = [{} for _ in numbers]
     for site in reply.local:
         piece, dim = runtime.captures.get(plan.key, site), batch_dim(runtime.rules[site])
-        if dim is not None and dim >= 0:
-            rows = piece.shape[dim] // count
-            piece = piece.narrow(dim, cell * rows, rows)
-        runtime.captures.keep((plan.owner, number), site, piece)
-        local[site] = tuple(piece.shape), dtype_name(piece.dtype)
-        nbytes += piece.nbytes
-    outcome = Outcome(calls=reply.outcome.calls, refused=reply.outcome.refused)
-    return RunReply(outcome, local, nbytes, reply.seconds / count, reply.extent)
+        rows = 0 if dim is None or dim < 0 else piece.shape[dim] // len(numbers)
+        for cell, own in enumerate(found):
+            own[site] = piece if dim is None or dim < 0 else piece.narrow(dim, cell * rows, rows)
+    replies = []
+    for number, own in zip(numbers, found, strict=True):
+        for site, piece in own.items():
+            runtime.captures.keep((plan.owner, number), site, piece)
+        local = {site: (tuple(piece.shape), dtype_name(piece.dtype)) for site, piece in own.items()}
+        outcome = Outcome(calls=reply.outcome.calls, refused=reply.outcome.refused)
+        nbytes = sum(piece.nbytes for piece in own.values())
+        replies.append(RunReply(outcome, local, nbytes, reply.seconds / len(numbers), reply.extent))
+    return replies

@@ -8,7 +8,7 @@ does in between is done at the site where it is. The cell's text is all there is
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -89,12 +89,12 @@ class Trace:
         self._passed.clear()
         return self._next is not None and self._next[0] == step
 
-    def meets(self, site: Site) -> bool:
-        """The forward is at a site: whether the cell waits for it."""
-        if site == self.waits_for:
-            return True
-        self._passed.add(site)
-        return False
+    def passes(self, sites: Sequence[Site]) -> bool:
+        """The forward is at some sites: whether the cell waits for none of them."""
+        if self.waits_for in sites:
+            return False
+        self._passed.update(sites)
+        return True
 
     def passed(self, rank: int) -> None:
         """The turn of another pipeline stage is over, of which this is a rank."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from flexmagic.engine.trace import Trace
 from flexmagic.engine.whole import Whole
 from flexmagic.errors import SiteError
+from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site, one_of
 
 PORTS = ("input", "output")
@@ -20,29 +21,54 @@ NAMES = ("input", "inputs", "output")
 """What a module has in a trace: the first tensor it takes, all that it takes, and what it returns."""
 
 
-class View:
-    """What all names of one trace share: the coroutine, the whole model and the sites there are."""
+class Names:
+    """The names that there are in a model as it was surveyed; the same for all traces of it.
 
-    def __init__(self, trace: Trace, whole: Whole, sites: Collection[Site]) -> None:
-        self.trace, self.whole = trace, whole
-        self._parameters: dict[str, torch.Tensor] = {}
-        self.sites = [site for site in sites if site.port in PORTS]
+    ``held``: by path and port the sites of which this rank has something.
+    """
+
+    def __init__(self, rules: Mapping[Site, Rule], modules: Iterable[str], rank: int) -> None:
+        self.rules = rules
+        self.sites = [site for site in rules if site.port in PORTS]
+        self.everywhere = frozenset(self.sites)
         ends = [site.path.split(".") for site in self.sites]  # also modules that other pipeline stages have
         known = [".".join(parts[:depth]) for parts in ends for depth in range(1, len(parts) + 1)]
-        self.modules: dict[str, nn.Module | None] = {**dict.fromkeys(known), **whole.modules}
-        self._leaves: dict[tuple[str, str], list[str]] = {}
+        self.modules = dict.fromkeys([*known, *modules])
+        self.children: dict[str, list[str]] = {}
+        for path in filter(None, self.modules):
+            parent, _, name = path.rpartition(".")
+            self.children.setdefault(parent, []).append(name)
+        self.leaves: dict[tuple[str, str], list[str]] = {}
+        self.held: dict[tuple[str, str], list[Site]] = {}
         for site in self.sites:
-            self._leaves.setdefault((site.path, site.port), []).append(site.leaf)
+            self.leaves.setdefault((site.path, site.port), []).append(site.leaf)
+            if rules[site].refused or rank in rules[site].ranks:
+                self.held.setdefault((site.path, site.port), []).append(site)
+
+
+class View:
+    """What all names of one trace share: the coroutine, the whole model and the names there are."""
+
+    def __init__(self, trace: Trace, whole: Whole, names: Names) -> None:
+        self.trace, self.whole, self._names = trace, whole, names
+        self._parameters: dict[str, torch.Tensor] = {}
+        self.sites, self.modules = names.sites, names.modules
+
+    def of(self, trace: Trace) -> View:
+        """The same for another trace."""
+        return View(trace, self.whole, self._names)
+
+    def module(self, path: str) -> nn.Module | None:
+        """What this rank has of a module, ``None`` if it is another pipeline stage's."""
+        return self.whole.modules.get(path)
 
     def children(self, path: str) -> list[str]:
         """The names of the modules right inside one."""
-        start = f"{path}." if path else ""
-        names = [p[len(start) :] for p in self.modules if p and p.startswith(start)]
-        return [name for name in names if name and "." not in name]
+        return self._names.children.get(path, [])
 
     def leaves(self, path: str, port: str) -> list[str]:
         """The ways to the tensors of a module's input or output; raises :class:`SiteError` for none."""
-        found = self._leaves.get((path, port))
+        found = self._names.leaves.get((path, port))
         if not found:
             raise SiteError(f"No tensor was seen at {Site(path, port)} in the survey.")
         return found
@@ -123,11 +149,11 @@ class Traced:
             return inside
         if name in NAMES:
             return view.value(*view.place(path, name))
-        module = view.modules[path]
         if name == "steps" and not path:
             return Steps(view.trace)
         if (parameter := view.whole.parameter_name(path, name)) is not None:
             return view.parameter(parameter)
+        module = view.module(path)
         if name == "config" and module is not None and hasattr(module, name):
             return module.config
         raise AttributeError(self._absent(name, module))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,9 +20,8 @@ from flexmagic.engine.pipeline import Pipeline, Turns
 from flexmagic.engine.stage_standing import standing
 from flexmagic.engine.stage_trace import Line
 from flexmagic.engine.trace import Trace
-from flexmagic.engine.traced import Save, Traced, View
+from flexmagic.engine.traced import Names, Save, Traced, View
 from flexmagic.engine.whole import Whole
-from flexmagic.layout.rule import Rule
 from flexmagic.layout.sites import Site
 
 NAMES = ("model", "save", "ctx", "rank")
@@ -51,7 +50,11 @@ class TraceHook(ActiveHook):
 
     def acts_at(self, site: Site) -> bool:
         """Whether the cell waits for a site that the forward has reached."""
-        return self.trace.meets(site)
+        return not self.trace.passes((site,))
+
+    def passes(self, sites: Sequence[Site]) -> bool:
+        """Whether the cell waits for none of some sites."""
+        return self.trace.passes(sites)
 
     def settle(self, *, well: bool) -> None:
         """Go on only if all ranks are well and wait for the same; raises :class:`RunStopped` on all alike."""
@@ -66,20 +69,23 @@ class TraceHook(ActiveHook):
 def trace_hook(
     source: TraceSource,
     whole: Whole,
-    rules: Mapping[Site, Rule],
+    names: Names,
     groups: Groups,
     *,
     namespace: dict[str, Any],
     context: dict[str, Any],
 ) -> TraceHook:
-    """The hook of a trace for one run, whose ``context`` it saves into; ``whole``: the model it sees."""
+    """The hook of a trace for one run, whose ``context`` it saves into; ``whole``: the model it sees.
+
+    ``names``: what is in it.
+    """
     stands = standing(whole.model)
     line = None if stands is None else Line(groups, stands.line)
-    trace = Trace(rules, groups.place.world_size, None if line is None else line.ranks)
-    view = View(trace, whole, rules)
+    trace = Trace(names.rules, groups.place.world_size, None if line is None else line.ranks)
+    view = View(trace, whole, names)
     own = dict(zip(NAMES, (Traced(view), Save(context), context, groups.place.rank), strict=True))
-    names = {**own, **source.given}
-    body = build_script(source.code, tuple(names), namespace)
+    given = {**own, **source.given}
+    body = build_script(source.code, tuple(given), namespace)
 
     def arrive(at: dict[str, Any]) -> torch.Tensor:
         waits_for = trace.waits_for
@@ -90,10 +96,11 @@ def trace_hook(
     hook = TraceHook(
         source.code,
         arrive,
-        frozenset(view.sites),
+        names.everywhere,
+        places=names.held,
         trace=trace,
         groups=groups,
-        run=lambda: body(names),
+        run=lambda: body(given),
         line=line,
     )
     trace.cell = hook
