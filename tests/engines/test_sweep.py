@@ -63,7 +63,7 @@ def test_traces_of_one_forward_are_as_each_alone(loaded, forwards):
     small = loaded.sweep(TEXTS, PATCH, OVER, memory=2_500_000)
     counts = forwards()
     assert counts[0] == 1
-    assert sum(counts) == 7
+    assert sum(counts) == 8  # one of those that begin later is beside them run alone
     assert 1 < max(counts) < 6
     assert relative(small["p"], together["p"]) < 1e-5
 

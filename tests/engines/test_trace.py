@@ -315,9 +315,9 @@ COUNT = """
 from flexmagic.engine.exchange import Exchange
 gathered, was = [], Exchange.gather
 
-def gather(self, rule, local, *, well):
+def gather(self, rule, local, **how):
     gathered.append(str(rule.site))
-    return was(self, rule, local, well=well)
+    return was(self, rule, local, **how)
 
 Exchange.gather = gather
 """
