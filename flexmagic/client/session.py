@@ -153,6 +153,7 @@ class Session(Work, Cells):
             session = cls(cluster)
             with cluster.turns.turn():  # what a notebook that is at work runs comes to its end first
                 session._join()
+                session._calls.connect()
             session._calls.mend = session._mend
         except BaseException:
             if cluster.owned:
@@ -300,6 +301,7 @@ class Session(Work, Cells):
             if 0 in recovered.replaced:
                 lost = "What an earlier notebook left (hooks, runs) was known to rank 0 alone and is lost."
                 recovered = replace(recovered, lines=(*recovered.lines, lost))
+        self._calls.connect()
         if recovered.replaced:
             self._world.keep(OWNER, Owner())  # rank 0 may be another one now
             for hook in self.hooks:
@@ -344,7 +346,7 @@ class Session(Work, Cells):
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""
-        _OPEN.discard(self)
+        self._hang_up()
         if self._cluster.owned:
             self._cluster.stop()
         else:
@@ -352,7 +354,7 @@ class Session(Work, Cells):
 
     def shutdown_engines(self) -> None:
         """End the engines whoever started them."""
-        _OPEN.discard(self)
+        self._hang_up()
         self._cluster.stop()
 
     def leave(self, *, kernel: str = "") -> None:
@@ -364,6 +366,7 @@ class Session(Work, Cells):
             model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
             self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
             return
+        self._hang_up()
         if self._cluster.keep:
             self._cluster.disconnect()
         else:
@@ -375,8 +378,11 @@ class Session(Work, Cells):
 
     def __exit__(self, *exc: object) -> None:
         """End the session as :meth:`leave` does."""
-        _OPEN.discard(self)
         self.leave()
+
+    def _hang_up(self) -> None:
+        _OPEN.discard(self)
+        self._calls.ranks.lines.close()
 
     def __repr__(self) -> str:
         """Cluster and model; asks no engine."""
