@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import threading
 from collections import defaultdict
 from types import SimpleNamespace
@@ -180,6 +181,26 @@ def test_an_engine_that_ends_ends_its_calls(engine, client, line, verbs):
         pending.get()
     assert not line.stands
     assert line.send(client, "hold", b"", answer=True) is None
+
+
+def test_what_is_no_answer_ends_the_line_and_no_other(engine, client, verbs):
+    verbs["well"] = lambda _payload: 1
+    lines = Lines()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.bind("\0flexmagic-odd")
+        server.listen()
+        lines.connect(0, "flexmagic-odd")
+        lines.connect(1, engine.end.name)
+        odd, good = lines.of(0), lines.of(1)
+        peer, _ = server.accept()
+        pending = odd.send(client, "well", b"", answer=True)
+        peer.send(b"?")
+        pending.wait(PATIENCE)
+        with pytest.raises(ConnectionError):
+            pending.get()
+        assert value(good.send(client, "well", b"", answer=True)) == 1
+        peer.close()
+    lines.close()
 
 
 def test_there_is_no_line_to_a_name_that_nobody_has():

@@ -171,7 +171,10 @@ class Lines:
                         self._end()
                         return
                     continue
-                key.data.hear()
+                try:
+                    key.data.hear()
+                except Exception:  # noqa: BLE001 - whoever waits on another line must hear of its answer
+                    key.data.end()
                 if not key.data.stands:
                     self._selector.unregister(key.data.socket)
                     key.data.socket.close()
