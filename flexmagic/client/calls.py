@@ -13,6 +13,7 @@ from flexmagic.client.mail import Answer
 from flexmagic.client.ranks import RECOVER, Ranks
 from flexmagic.client.recovery import Freed, postponed, uninterrupted
 from flexmagic.client.regroup import Regroup, merged
+from flexmagic.client.straight import Straight
 from flexmagic.client.waiting import Pending, Progress, Waiting
 from flexmagic.client.watching import SILENT, SILENT_AT_FIRST
 from flexmagic.errors import READY, EngineError, FlexError, StuckError
@@ -78,7 +79,7 @@ class Calls:
     def post(self, rank: int, verb: str, *args: Any) -> None:
         """A verb on one rank, whose answer nobody waits for; an engine that is gone is not told."""
         with contextlib.suppress(Exception):
-            self.ranks.ask(rank, engine_side.call, verb, engine_side.packed(args))
+            self.ranks.call(rank, verb, engine_side.packed(args), answer=False)
 
     def some(self, requests: Requests, progress: Progress | None = None) -> dict[int, Any]:
         """Different verbs on different ranks at once.
@@ -112,6 +113,16 @@ class Calls:
         with self.waiting.attending.gathering(what) as heard:
             yield heard
 
+    def connect(self) -> None:
+        """Take up straight lines to the engines of this machine that have none."""
+        from flexmagic.engine import segments
+
+        new = [rank for rank in self.ranks.alive() if self.ranks.lines.of(rank) is None]
+        said = self.groups.each(dict.fromkeys(new, (engine_side.straight, ())))
+        for rank, (machine, name) in said.items():
+            if name and machine == segments.machine():
+                self.ranks.lines.connect(rank, name)
+
     def rebuild(self) -> None:
         """Make all process groups again; see :meth:`Regroup.rebuild`."""
         with self._turns.turn():
@@ -119,10 +130,10 @@ class Calls:
 
     def _ask(self, requests: Requests) -> Pending:
         packed: dict[int, bytes] = {}
-        pending: dict[int, Answer] = {}
+        pending: dict[int, Answer | Straight] = {}
         for rank, (verb, args, kwargs) in requests.items():
             payload = packed.setdefault(id(args), engine_side.packed(args, kwargs))
-            pending[rank] = self.ranks.ask(rank, engine_side.call, verb, payload)
+            pending[rank] = self.ranks.call(rank, verb, payload)
         return pending
 
     def _answers(self, requests: Requests, progress: Progress | None) -> dict[int, Any]:

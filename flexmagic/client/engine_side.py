@@ -47,6 +47,24 @@ def offer_port(host: str) -> int:
         return int(probe.getsockname()[1])
 
 
+def straight() -> tuple[str, str]:
+    """The machine this engine is on, and the name at which it listens for notebooks there."""
+    from IPython import get_ipython
+
+    from flexmagic.engine.segments import machine
+
+    shell = get_ipython()
+    assert shell is not None  # an engine is an IPython kernel
+    try:
+        from flexmagic.client.straight_end import End
+
+        end = getattr(shell, "_flexmagic_straight", None) or End(shell.kernel)
+    except (AttributeError, ImportError, OSError, RuntimeError):  # another system, or another version
+        return machine(), ""
+    shell._flexmagic_straight = end  # noqa: SLF001 - once for all notebooks
+    return machine(), end.name
+
+
 def packed(args: Any, kwargs: Any = None) -> bytes:
     """Arguments of a verb as :func:`call` takes them."""
     out = io.BytesIO()

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flexmagic.client import engine_side
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.control import Control
 from flexmagic.client.endings import Endings
 from flexmagic.client.mail import Answer, Mail
+from flexmagic.client.straight import Lines, Straight
 from flexmagic.errors import ClusterError, EngineError
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ class Ranks:
         self.lives = [0] * len(self.engines)
         self._ended: set[int] = set()
         self.endings.tell(self)
+        self.lines = Lines()
         self._mail = Mail(lambda: cluster.client)
 
     @property
@@ -41,13 +44,25 @@ class Ranks:
         return len(self.engines)
 
     def ask(self, rank: int, function: Callable[..., Any], *args: Any) -> Answer:
-        """Have a rank run a function; the pending answer."""
+        """Have a rank run a function, by the controller; the pending answer."""
         try:
             return self._mail.send(self.engines[rank], function, *args)
         except IndexError:
             raise self.gone_error([rank]) from None
 
-    def value(self, rank: int, answer: Answer) -> Any:
+    def call(self, rank: int, verb: str, payload: bytes, *, answer: bool = True) -> Answer | Straight:
+        """Have a rank run a verb, on the shortest way there is; the pending answer, if one is to come.
+
+        What was sent through the controller and is still under way there is not overtaken.
+        """
+        line, client = self.lines.of(rank), self.cluster.client
+        if line is not None and not client.outstanding:
+            pending = line.send(client, verb, payload, answer=answer)
+            if pending is not None:
+                return pending
+        return self.ask(rank, engine_side.call, verb, payload)
+
+    def value(self, rank: int, answer: Answer | Straight) -> Any:
         """What a rank answered; raises :class:`EngineError` if its engine ended instead."""
         try:
             return answer.get()

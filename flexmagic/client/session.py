@@ -154,6 +154,7 @@ class Session(Work, Cells):
             session = cls(cluster)
             with cluster.turns.turn():  # what a notebook that is at work runs comes to its end first
                 session._join()
+                session._calls.connect()
             session._calls.mend = session._mend
         except BaseException:
             if cluster.owned:
@@ -301,6 +302,7 @@ class Session(Work, Cells):
             if 0 in recovered.replaced:
                 lost = "What an earlier notebook left (hooks, runs) was known to rank 0 alone and is lost."
                 recovered = replace(recovered, lines=(*recovered.lines, lost))
+        self._calls.connect()
         if recovered.replaced:
             self._restoring.settle()
         return recovered
@@ -348,7 +350,7 @@ class Session(Work, Cells):
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""
-        _OPEN.discard(self)
+        self._hang_up()
         if self._cluster.owned:
             self._cluster.stop()
         else:
@@ -356,7 +358,7 @@ class Session(Work, Cells):
 
     def shutdown_engines(self) -> None:
         """End the engines whoever started them."""
-        _OPEN.discard(self)
+        self._hang_up()
         self._cluster.stop()
 
     def leave(self, *, kernel: str = "") -> None:
@@ -368,6 +370,7 @@ class Session(Work, Cells):
             model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
             self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
             return
+        self._hang_up()
         if self._cluster.keep:
             self._cluster.disconnect()
         else:
@@ -379,8 +382,11 @@ class Session(Work, Cells):
 
     def __exit__(self, *exc: object) -> None:
         """End the session as :meth:`leave` does."""
-        _OPEN.discard(self)
         self.leave()
+
+    def _hang_up(self) -> None:
+        _OPEN.discard(self)
+        self._calls.ranks.lines.close()
 
     def __repr__(self) -> str:
         """Cluster and model; asks no engine."""

@@ -15,6 +15,7 @@ from flexmagic.client.mail import Answer
 from flexmagic.client.pace import Pace
 from flexmagic.client.ranks import Ranks
 from flexmagic.client.recovery import Freed, free
+from flexmagic.client.straight import Straight
 from flexmagic.client.watching import SETTLED, SILENT, STILL, TimeLimits, Verdict, Watcher
 from flexmagic.errors import FlexError
 
@@ -101,7 +102,7 @@ class Attending(Protocol):
         """For a loop: the number of its passes that are done."""
 
 
-Pending = Mapping[int, Answer]
+Pending = Mapping[int, Answer | Straight]
 """Answers that have been asked for, by rank."""
 
 
@@ -247,7 +248,7 @@ def _told(now: float, pending: Pending, pace: Pace) -> Waited:
     return Waited(now, far, printed, shown, aside, bars, str(pace), tokens=tuple(tokens))
 
 
-def _failed(answer: Answer) -> bool:
+def _failed(answer: Answer | Straight) -> bool:
     try:
         return getattr(answer.get(), "error", None) is not None
     except Exception:  # noqa: BLE001 - any remote exception counts as a failure
