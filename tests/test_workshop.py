@@ -284,6 +284,11 @@ def test_limits_are_read_as_they_are_written():
     changed = Allowance().changed("runs=20, captured=64MB seconds=2.5")
     assert (changed.runs, changed.captured, changed.seconds) == (20, 64_000_000, 2.5)
     assert Allowance().changed(str(changed)) == changed
+    assert "captured=64MB" in str(changed)
+    assert "moved=1000001B" in str(changed.changed("moved=1000001"))
+    assert Allowance().changed("tokens=12345678").tokens == 12345678
+    odd = Allowance().changed("moved=1000001 tokens=12345678 captured=0.5KB")
+    assert Allowance().changed(str(odd)) == odd
     for wrong in ("runs", "walks=3", "runs=-1", "runs=3MB", "captured=much"):
         with pytest.raises(InputError):
             Allowance().changed(wrong)

@@ -12,6 +12,7 @@ from flexmagic.errors import InputError
 MINUTE = 60.0
 
 _UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+_BYTES = {"captured", "moved"}
 
 
 class OverLimitError(InputError):
@@ -48,8 +49,15 @@ class Allowance:
         return replace(self, **whole)
 
     def __str__(self) -> str:
-        """As it is written."""
-        return " ".join(f"{field.name}={getattr(self, field.name):g}" for field in fields(self))
+        """As it is written, and as :meth:`changed` takes it."""
+        return " ".join(f"{field.name}={_text(field.name, getattr(self, field.name))}" for field in fields(self))
+
+
+def _text(name: str, value: float) -> str:
+    if name not in _BYTES:
+        return f"{value:g}" if isinstance(value, float) else str(value)
+    unit = max((unit for unit, size in _UNITS.items() if unit and value % size == 0), key=_UNITS.__getitem__)
+    return f"{int(value) // _UNITS[unit]}{unit}"
 
 
 def _number(name: str, text: str) -> float:
@@ -59,7 +67,7 @@ def _number(name: str, text: str) -> float:
         number = float(digits) * _UNITS[unit]
     except (ValueError, KeyError):
         raise InputError(f"{name}={text}: give a number, for bytes with B, KB, MB or GB.") from None
-    if not 0 < number < 1e15 or (unit and name not in {"captured", "moved"}):
+    if not 0 < number < 1e15 or (unit and name not in _BYTES):
         raise InputError(
             f"{name}={text} is no limit: give a number above 0, bytes only for captured and moved."
         )
