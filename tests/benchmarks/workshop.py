@@ -73,12 +73,7 @@ class Memory:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 command = " ".join(process.cmdline())
-                kinds = {
-                    "ipyparallel.engine": "engines",
-                    "ipyparallel.controller": "controller",
-                    "box_start": "boxes",
-                }
-                kind = next((kind for word, kind in kinds.items() if word in command), "")
+                kind = next((kind for word, kind in KINDS.items() if word in command), "")
                 if kind:
                     now[kind] = now.get(kind, 0.0) + process.memory_full_info().uss
         for kind, size in now.items():
