@@ -50,7 +50,9 @@ class Allowance:
 
     def __str__(self) -> str:
         """As it is written, and as :meth:`changed` takes it."""
-        return " ".join(f"{field.name}={_text(field.name, getattr(self, field.name))}" for field in fields(self))
+        return " ".join(
+            f"{field.name}={_text(field.name, getattr(self, field.name))}" for field in fields(self)
+        )
 
 
 def _text(name: str, value: float) -> str:
