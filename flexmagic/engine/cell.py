@@ -21,6 +21,7 @@ from flexmagic.engine.draws import seed_model
 from flexmagic.engine.exchange import RunStopped
 from flexmagic.engine.generation import Step
 from flexmagic.engine.instrument import OTHER_FAILED, Instrument
+from flexmagic.engine.kv_cache import tokens_in
 from flexmagic.engine.pipeline import Pipeline
 from flexmagic.engine.prints import Prints
 from flexmagic.engine.runtime import RunPlan, Runtime, mode
@@ -124,10 +125,9 @@ class _Steps:
         shown = ids if ids is not None else next((t for t in found.values() if t.ndim), None)
         rows = None if shown is None else shown.shape[0]
         seq = shown.shape[1] if shown is not None and shown.ndim > 1 else None
-        length = getattr(arguments.get("past_key_values"), "get_seq_length", int)
         self._ids = ids.tolist() if ids is not None else []
         self._started, self._running = time.perf_counter(), True
-        extent = Extent(rows, seq, shared_out=False, past=int(length()))
+        extent = Extent(rows, seq, shared_out=False, past=tokens_in(arguments))
         self._instrument.begin_step(len(self.done), extent)
 
     def end(self, *_: Any) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from flexmagic.engine.kv_cache import cache_in, name_in
 from flexmagic.engine.loss import LOGITS
 from flexmagic.engine.messages import MOST_TENSORS
 from flexmagic.engine.pipeline import Pipeline
@@ -21,7 +22,6 @@ from flexmagic.engine.tree import unwrapped
 from flexmagic.engine.twin import forward_options
 from flexmagic.errors import InputError
 
-CACHE = "past_key_values"
 OF_ALL_LAYERS = frozenset({"output_attentions", "output_hidden_states", "output_router_logits"})
 """Options by which a model returns something of every layer."""
 
@@ -48,7 +48,7 @@ def whole_of(
         for name in OF_ALL_LAYERS & arguments.keys():
             if arguments[name]:
                 raise InputError(f"No pipeline stage has what {name} asks for: capture the layers instead.")
-        cache = arguments.get(CACHE)
+        cache = cache_in(arguments)
         if cache is None:
             arguments |= forward_options(inner)
         if form is not None:
@@ -88,17 +88,18 @@ def _with_cache(output: Any, cache: Any) -> Any:
     found = dict(leaves(output))
     if LOGITS in found and not hasattr(output, "logits"):
         return _logits_alone(found[LOGITS], cache)
-    if not hasattr(output, CACHE) or getattr(output, CACHE) is cache:
+    name = name_in(output)
+    if name is None or getattr(output, name) is cache:
         return output
     changed = copy.copy(output)
-    changed[CACHE] = cache  # an output of transformers is a mapping too
+    changed[name] = cache  # an output of transformers is a mapping too
     return changed
 
 
 def _logits_alone(logits: torch.Tensor, cache: Any = None) -> Any:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
-    return CausalLMOutputWithPast(logits=logits, past_key_values=cache)
+    return _with_cache(CausalLMOutputWithPast(logits=logits), cache)
 
 
 def form_of(unsharded: Callable[[], nn.Module] | None) -> nn.Module | None:
