@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import re
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flexmagic.client import reaper
+from flexmagic.client.devices import Devices, check_size, local_devices, rank_environment
 from flexmagic.client.restart import Offer, take
 from flexmagic.client.running_clusters import found_running, profile_of
 from flexmagic.client.turns import Turns
@@ -40,52 +39,14 @@ UNLISTED = 5.0
 START_TIMEOUT = 120.0
 """Seconds in which all engines must have come up."""
 
+TRIES = 2
+"""How often a cluster is started once more of whose controller a part has ended at once."""
+
 _CONTROLLER = ["--nodb", "--HeartMonitor.period=500", "--HeartMonitor.max_heartmonitor_misses=3"]
 
 
-@dataclass(frozen=True)
-class Devices:
-    """What one host offers to ranks: ``count`` devices of a ``kind`` (``GPU`` or ``CPU core``)."""
-
-    kind: str
-    count: int
-
-
-def local_devices() -> Devices:
-    """The GPUs of this host, or its CPU cores if it has none."""
-    import torch
-
-    if torch.cuda.is_available():
-        return Devices("GPU", torch.cuda.device_count())
-    return Devices("CPU core", len(os.sched_getaffinity(0)))
-
-
-def check_size(n: int, devices: Devices, *, oversubscribe: bool) -> None:
-    """Raise :class:`ClusterError` for a number of engines that the devices do not carry."""
-    if n < 1:
-        msg = f"A cluster needs at least one engine, not {n}. Type %flexcluster start -n 2."
-        raise ClusterError(msg)
-    if n > devices.count and not oversubscribe:
-        have = f"{devices.count} {devices.kind}{'s' if devices.count != 1 else ''}"
-        msg = (
-            f"{n} engines asked for, but this machine has {have}. "
-            f"Type %flexcluster start -n {devices.count}, "
-            f"or let engines share them: %flexcluster start -n {n} --oversubscribe."
-        )
-        raise ClusterError(msg)
-
-
-def rank_environment(rank: int, devices: Devices) -> dict[str, str]:
-    """What an engine's process must know before it imports torch."""
-    environment = {
-        "OMP_NUM_THREADS": "1",
-        "MKL_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "GLOO_SOCKET_IFNAME": "lo",
-    }
-    if devices.kind == "GPU":
-        environment["CUDA_VISIBLE_DEVICES"] = str(rank % devices.count)
-    return environment
+class _LameControllerError(ClusterError):
+    """A part of a controller has ended: start another."""
 
 
 class Cluster:
@@ -109,10 +70,19 @@ class Cluster:
 
         ``progress`` hears how many of the ``n`` engines are up. Raises :class:`ClusterError`.
         """
-        import ipyparallel as ipp
-
         devices = local_devices()
         check_size(n, devices, oversubscribe=oversubscribe)
+        for _ in range(TRIES):
+            with contextlib.suppress(_LameControllerError):
+                return cls._started(n, devices, keep=keep, progress=progress)
+        return cls._started(n, devices, keep=keep, progress=progress)
+
+    @classmethod
+    def _started(
+        cls, n: int, devices: Devices, *, keep: bool, progress: Callable[[int, str], None]
+    ) -> Cluster:
+        import ipyparallel as ipp
+
         launched = ipp.Cluster(
             cluster_id=f"flexmagic-{uuid.uuid4().hex[:6]}",
             delay=0,
@@ -157,10 +127,23 @@ class Cluster:
                 )
                 msg = f"The engines could not be started: {what}. Their logs are in {self.log_folder}."
                 raise ClusterError(msg)
+            self._check_schedulers()
             with contextlib.suppress(TimeoutError):
                 self.client.wait_for_engines(n, timeout=step, interactive=False)
             waited += step
+        self._check_schedulers()
         progress(n, "engines are up")
+
+    def _check_schedulers(self) -> None:
+        """Raise if one of the controller's processes has ended: what it was to pass on would never come.
+
+        The controller asks the system for free ports before it takes them, and others may be faster.
+        """
+        controller = getattr(self._cluster.controller, "process", None)
+        if controller is not None and not all(map(_lives, controller.children())):
+            raise _LameControllerError(
+                f"A part of the cluster's controller has ended at once. Its log is in {self.log_folder}."
+            )
 
     @classmethod
     def attach(cls, name: str | None = None) -> Cluster:

@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from flexmagic import ClusterError, Session
-from flexmagic.client.cluster import Devices, check_size, rank_environment
+from flexmagic.client.cluster import Cluster
+from flexmagic.client.devices import Devices, check_size, rank_environment
 
 from .conftest import MODEL, PROMPT
 
@@ -98,6 +99,25 @@ def test_leaving_a_session_ends_its_engines_and_nothing_else():
         assert all(p.is_running() for p in processes)
     assert gone(processes)
     assert not os.path.exists(file)  # noqa: PTH110
+
+
+def test_a_controller_of_which_a_part_ends_at_once_is_replaced(monkeypatch):
+    """As where another process took a port first that the controller had found free."""
+    controllers, awaited = [], Cluster._await_engines
+
+    def lamed(self, *args):
+        controllers.append(self._cluster.controller.process)
+        if len(controllers) == 1:
+            while not (parts := controllers[0].children()):
+                assert controllers[0].is_running()
+            parts[0].kill()
+        awaited(self, *args)
+
+    monkeypatch.setattr(Cluster, "_await_engines", lamed)
+    with Session.start(1, oversubscribe=True) as session:
+        assert session.status().rows
+    assert len(controllers) == 2
+    assert not controllers[0].is_running()
 
 
 def test_a_failed_start_leaves_nothing(monkeypatch):
