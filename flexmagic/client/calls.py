@@ -90,9 +90,8 @@ class Calls:
         if (together := gathering(self)) is not None:
             return together.ask(requests)
         self.ranks.refuse_if_ended(requests)
-        if replaced := self.ranks.replaced():
-            self.renewed(replaced)
         with self._turns.turn(self.waiting.for_turn(progress)):
+            self._renew()
             try:
                 replies = self._answers(requests, progress)
             except StuckError as stuck:
@@ -103,6 +102,16 @@ class Calls:
         if errors:
             raise merged(errors)
         return {rank: reply.value for rank, reply in replies.items()}
+
+    def _renew(self) -> None:
+        """Make known to engines that others have replaced what this session has there."""
+        if not (replaced := self.ranks.replaced()):
+            return
+        try:
+            self.renewed(replaced)
+        except BaseException:
+            self.ranks.ranks_ended(tuple(replaced))  # to be done with the next call
+            raise
 
     @contextlib.contextmanager
     def arriving(self, what: str, progress: Arriving | None) -> Iterator[Arriving | None]:

@@ -81,6 +81,7 @@ def _pickler() -> Any:
     class Pickler(cloudpickle.Pickler):  # type: ignore[misc]  # it has no types
         def reducer_override(self, value: Any) -> Any:
             plain = type(value) is torch.Tensor and not value.requires_grad and not value.__dict__
+            plain = plain and value.layout is torch.strided
             if plain and value.nbytes <= SMALL:
                 try:
                     return torch.from_numpy, (value.numpy(),)

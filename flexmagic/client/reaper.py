@@ -95,11 +95,11 @@ def forget(path: Path) -> None:
     """Remove a cluster's file, and what lies beside it under its name: keys, and whose turn it is."""
     path.unlink(missing_ok=True)
     name = path.stem.removeprefix("cluster-")
-    if not name:  # a pattern that would fit the files of all clusters
-        return
-    more = [path.with_name(f"{name}{end}") for end in (".turn", "-workshop.lock")]
-    for left in [*path.parent.glob(f"*{name}*.json"), *more]:
-        left.unlink(missing_ok=True)
+    ends = (".turn", ".wish", "-workshop.lock", "-workshop.json")
+    left = [f"{name}{end}" for end in ends]
+    left += [f"ipcontroller-{name}-{who}.json" for who in ("client", "engine")]
+    for file in left:
+        path.with_name(file).unlink(missing_ok=True)
 
 
 def end(family: list[psutil.Process]) -> None:

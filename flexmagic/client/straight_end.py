@@ -104,8 +104,8 @@ class End:
             except BaseException as error:  # noqa: BLE001 - whoever asks must hear of anything
                 reply = RuntimeError(f"{type(error).__name__}: {error}")
             answer = _packed(reply) if number else b""
-        except KeyboardInterrupt:  # it came late
-            answer = _packed(RuntimeError("KeyboardInterrupt"))
+        except BaseException as error:  # noqa: BLE001 - a late interrupt, or a reply that cannot travel
+            answer = _packed(RuntimeError(f"{type(error).__name__}: {error}")) if number else b""
         finally:
             kernel.post_handler_hook()
         for stream in (sys.stdout, sys.stderr):

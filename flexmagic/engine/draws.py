@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import ctypes
 import functools
 import random
 import zlib
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +19,7 @@ def same_draws(what: str) -> Iterator[None]:
 
     The generators' states are put back at the end.
     """
-    numpy_state, python_state = _NUMPY.state(), random.getstate()
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002 - users draw from it
     generators = _generators()
     states = [generator.get_state() for generator in generators]
     draw_from(what)
@@ -30,54 +28,8 @@ def same_draws(what: str) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
-        _NUMPY.put_back(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         random.setstate(python_state)
-
-
-_LEGACY: Any = np.random
-"""Users draw from its own generator; not all of it has types."""
-
-
-class _Numpy:
-    """The state of numpy's own generator, from which users draw, read out of its memory.
-
-    numpy copies it number by number, which takes longer than most hooks. It tells nowhere else whether it
-    keeps a second normal number for the next draw; where it did not and nothing was drawn since, it still
-    does not.
-    """
-
-    def __init__(self) -> None:
-        self._of: Any = None
-        self._address = 0
-        self._known = b""
-
-    def state(self) -> bytes | dict[str, Any]:
-        """What :meth:`put_back` takes."""
-        generator = _LEGACY.get_bit_generator()
-        if generator is not self._of:
-            self._of, self._known, self._address = generator, b"", 0
-            if type(generator) is np.random.MT19937:
-                self._address = int(generator.ctypes.state_address)
-        raw = ctypes.string_at(self._address, _MT19937) if self._address else b""
-        if raw and raw == self._known:
-            return raw
-        whole: dict[str, Any] = _LEGACY.get_state(legacy=False)
-        self._known = b"" if whole.get("has_gauss", True) else raw
-        return whole
-
-    def put_back(self, state: bytes | dict[str, Any]) -> None:
-        """Make it again what it was."""
-        if isinstance(state, bytes) and _LEGACY.get_bit_generator() is self._of:
-            np.random.seed(0)  # noqa: NPY002 - lets go of the second normal number
-            ctypes.memmove(self._address, state, _MT19937)
-        elif not isinstance(state, bytes):
-            _LEGACY.set_state(state)
-
-
-_MT19937 = 625 * 4
-"""Bytes of the generator's state: 624 words, and which of them is next."""
-
-_NUMPY = _Numpy()
 
 
 def draw_from(what: str) -> None:

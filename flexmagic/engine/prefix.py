@@ -207,9 +207,7 @@ def repeated(output: Any, path: str, rules: Mapping[Site, Rule], count: int) -> 
     for where, tensor in list(leaves(output)):
         dim = rows_dim(rules[Site(path, "output", where)])
         assert dim is not None  # _repeats() asked
-        sizes = [count if at == dim else -1 for at in range(tensor.ndim)]
-        copies = tensor.expand(sizes) if tensor.shape[dim] == 1 else torch.cat([tensor] * count, dim)
-        output = replace_leaf(output, where, copies)
+        output = replace_leaf(output, where, torch.cat([tensor] * count, dim))
     return output
 
 

@@ -12,7 +12,8 @@ import torch
 from torch.distributed.tensor import DTensor
 
 _STEP = re.compile(r"\[(\d+)\]|\.(\w+)")
-_COLUMNS = 64
+_COLUMNS = 127
+"""A prime, so that rows of a tensor that change places change the columns' sums."""
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
