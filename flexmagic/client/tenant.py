@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -87,6 +87,16 @@ class Host:
         waiting = self.calls.waiting
         waiting.limits = replace(waiting.limits, run=seconds)
 
+    @contextlib.contextmanager
+    def unhurried(self) -> Iterator[None]:
+        """In a block, calls may take as long as they do: guests' limits are not for what mends."""
+        waiting = self.calls.waiting
+        before, waiting.limits = waiting.limits, replace(waiting.limits, run=None)
+        try:
+            yield
+        finally:
+            waiting.limits = before
+
     def watched(
         self, work: Callable[[], T], before_it: Callable[[Versions], None] = lambda _versions: None
     ) -> tuple[T | BaseException, list[str]]:
@@ -112,7 +122,7 @@ class Host:
 
     def weights(self) -> tuple[Versions, list[dict[str, tuple[int, int]]]]:
         """Of each rank: how often each parameter was written into, and exact sums over its bits."""
-        with self._turn():
+        with self._turn(), self.unhurried():
             return self.calls.all("weight_versions"), self.calls.all("weight_sums")
 
     def put_back(self, names: Sequence[str]) -> None:
@@ -121,7 +131,7 @@ class Host:
         For as long as it takes, engines hold the model twice. Raises :class:`ModelError` if it was not loaded
         from files, else what loading raises.
         """
-        with self._turn():
+        with self._turn(), self.unhurried():
             origin, _ = self.calls.one(0, "origin")
             if origin is None or origin.spec is None:
                 raise ModelError("the model was made in a cell, so that there is nothing to put back from")

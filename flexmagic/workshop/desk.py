@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -10,7 +11,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from flexmagic.client.waiting import Waited
-from flexmagic.errors import InputError
+from flexmagic.errors import FlexError, InputError
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.guests import Guest
@@ -161,7 +162,7 @@ class Desk:
             work, done = self._errands.popleft()
             try:
                 work()
-            except Exception as error:  # noqa: BLE001 - whoever waits for it hears of it
+            except BaseException as error:  # noqa: BLE001 - whoever waits for it hears of it
                 done.set_exception(error)
             else:
                 done.set_result(None)
@@ -174,17 +175,28 @@ class Desk:
             if jobs:
                 for job in jobs:
                     job.began = began
-                self._do(jobs)
+                self._surely_do(jobs)
                 if jobs[0].is_run:
                     self._mean += 0.2 * (time.monotonic() - began - self._mean)
                     self._looks_until = time.monotonic() + self._mean
                 self.now = []
             if time.monotonic() - last > IDLE:
                 last = time.monotonic()
-                self._idle()
+                with contextlib.suppress(Exception):  # a disk that is full; it comes again in a second
+                    self._idle()
         self._run_errands()
         for job in self._rest():
             job.done.set_exception(InputError("The workshop was closed."))
+
+    def _surely_do(self, jobs: list[Job]) -> None:
+        """Do jobs; whatever happens, this thread goes on and nobody waits for ever."""
+        try:
+            self._do(jobs)
+        except BaseException as error:  # noqa: BLE001 - an interrupt among them
+            for job in jobs:
+                if not job.done.done():
+                    said = f"The workshop could not do that: {type(error).__name__}."
+                    job.done.set_exception(FlexError(said))
 
     def _rest(self) -> list[Job]:
         out = []

@@ -14,7 +14,7 @@ from typing import Any
 from flexmagic.client.gathering import Gathering
 from flexmagic.client.table import Table
 from flexmagic.client.tenant import Host
-from flexmagic.errors import EngineError, FlexError, InputError, ModelError
+from flexmagic.errors import ClusterError, EngineError, FlexError, InputError, ModelError
 from flexmagic.workshop import answers, standing
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.allowance import Allowance, Use, Window
@@ -23,7 +23,7 @@ from flexmagic.workshop.desk import Desk, Job
 from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.journal import Journal
 from flexmagic.workshop.lesson import TOLD, Lesson
-from flexmagic.workshop.memory import Memory
+from flexmagic.workshop.memory import OTHER_KIND, Memory
 from flexmagic.workshop.mending import Mending
 from flexmagic.workshop.notices import Board
 from flexmagic.workshop.running import Runner, RunResult
@@ -52,7 +52,8 @@ class Workshop:
     ``trusted``: the code of guests' hooks runs in the engines with all that these can do, not in boxes.
     ``together``: how many guests' runs may share one forward, 1 for none. ``open_to_all``: one key lets
     anybody in; else every place has its own token, or ``users`` says whose a token is. What a gateway of the
-    same cluster left that has ended is gone on with. Raises :class:`ClusterError` or :class:`ModelError`.
+    same cluster left that has ended is gone on with, by the same kind of gateway, or to be ended by any
+    (``ending``). Raises :class:`ClusterError` or :class:`ModelError`.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class Workshop:
         users: Callable[[str], str] | None = None,
         journal: Path | None = None,
         idle_minutes: float = IDLE_MINUTES,
+        ending: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.together, self.idle_minutes = together, idle_minutes
@@ -74,45 +76,43 @@ class Workshop:
         self._host = Host(cluster)
         self.name = self._host.session.cluster_name
         self.memory = Memory(self._host.folder, self.name)
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._host.close)
+            undo.callback(self.memory.let_go)
             before = self.memory.take()
+            self._hub = users is not None
+            if before and before.get("hub", False) != self._hub and not ending:
+                raise ClusterError(OTHER_KIND)
             _ = self._host.model
             self._weights = WeightsWatch(self._host)
             self.no_boxes = self._host.no_boxes()
-        except BaseException:
-            self.memory.let_go()
-            self._host.close()
-            raise
-        self.allowance = allowance or Allowance(**before.get("allowance", {}))
-        self.trusted = trusted or before.get("trusted", False)
-        known = before.get("journal") or Path.cwd() / f"{self.name}-workshop.jsonl"
-        self.journal = Journal(journal or Path(known))
-        self.board = Board()
-        open_now = before.get("open", open_to_all) and users is None
-        self.guests = Guests(guests, self._guest, clock, open_to_all=open_now, users=users)
-        self._worlds = Worlds(self._host, self.guests, trusted=self.trusted)
-        self._runner = Runner(self._host, self._weights, self._alarm)
-        self._refusals: dict[str, Window] = {}
-        self._tickets = itertools.count(1)
-        self.alarm = before.get("alarm", "")
-        do = Mending(self._host, self.journal, self._tried, self._fail).do
-        self._desk = Desk(do, self._mates, lambda: self.together, self._look_after)
-        self.lesson = Lesson(
-            self.board,
-            self.guests,
-            self.journal,
-            self._host.calls,
-            errand=self._desk.errand,
-            code=lambda: self.code,
-        )
-        self.goes_on = bool(before)
-        if before:
-            self._recall(before)
-        self.memory.facts = self._facts
-        self._desk.start()
-        self.memory.save()
-        what = "open again" if before else "open"
-        self.journal.note("owner", what, model=str(self._host.model), trusted=self.trusted)
+            self.allowance = allowance or Allowance(**before.get("allowance", {}))
+            self.trusted = trusted or before.get("trusted", False)
+            known = before.get("journal") or Path.cwd() / f"{self.name}-workshop.jsonl"
+            self.journal = Journal(journal or Path(known))
+            self.board = Board()
+            open_now = before.get("open", open_to_all) and users is None
+            self.guests = Guests(guests, self._guest, clock, open_to_all=open_now, users=users)
+            self._worlds = Worlds(self._host, self.guests, trusted=self.trusted)
+            self._runner = Runner(self._host, self._weights, self._alarm)
+            self._refusals: dict[str, Window] = {}
+            self._tickets = itertools.count(1)
+            self.alarm = before.get("alarm", "")
+            do = Mending(self._host, self.journal, self._tried, self._fail).do
+            self._desk = Desk(do, self._mates, lambda: self.together, self._look_after)
+            self.lesson = Lesson(
+                self.board, self.guests, self.journal, self._host.calls, errand=self._desk.errand,
+                code=lambda: self.code,
+            )  # fmt: skip
+            self.goes_on = bool(before)
+            if before:
+                self._recall(before)
+            self.memory.facts = self._facts
+            self._desk.start()
+            self.memory.save()
+            what = "open again" if before else "open"
+            self.journal.note("owner", what, model=str(self._host.model), trusted=self.trusted)
+            undo.pop_all()  # it is open
 
     def _guest(self, name: str, token: str) -> Guest:
         return Guest(name, token, Use(lambda: self.allowance, self._clock), self._clock(), self.board)
@@ -120,7 +120,12 @@ class Workshop:
     def _facts(self) -> dict[str, Any]:
         """What a gateway that comes after this one must know."""
         own = {"allowance": asdict(self.allowance), "trusted": self.trusted, "alarm": self.alarm}
-        more = {"journal": str(self.journal.path), "open": bool(self.guests.key), "paused": self._desk.paused}
+        more = {
+            "journal": str(self.journal.path),
+            "open": bool(self.guests.key),
+            "paused": self._desk.paused,
+            "hub": self._hub,
+        }
         return {**own, **more, **self.guests.known}
 
     def _recall(self, before: dict[str, Any]) -> None:
@@ -222,7 +227,8 @@ class Workshop:
     def _mates(self, first: Job, other: Job) -> bool:
         if first.is_run:
             return self._runner.mates(first, other)
-        return all(answers.is_small(job.guest, job.kind, job.request) for job in (first, other))
+        small = all(answers.is_small(job.guest, job.kind, job.request) for job in (first, other))
+        return small and first.guest is not other.guest
 
     def _tried(self, jobs: list[Job]) -> list[EngineError]:
         """Give jobs their answers; which engines that ended kept from it, those jobs being left open."""
@@ -289,12 +295,14 @@ class Workshop:
         self.journal.note("gateway", "weights changed", guests=who, parameters=parameters[:50])
         named = ", ".join(parameters[:3]) + (" …" if len(parameters) > 3 else "")
         self.alarm = f"Weights changed in a run of {', '.join(who)}: {named}."
+        paused = self._desk.paused
+        self._desk.pause(paused=True)
         why_not = self._weights.put_back(parameters)
         if not why_not:
+            self._desk.pause(paused=paused)
             self.alarm += " They were put back, bit for bit, and the workshop goes on."
             self.journal.note("gateway", "weights put back", parameters=parameters[:50])
             return f"{named}: put back, bit for bit, and the workshop goes on."
-        self._desk.pause(paused=True)
         self.alarm += f" They are as they are now: {why_not}. Load the model again, then resume."
         self.journal.note("gateway", "weights not put back", reason=why_not)
         return "the workshop is paused."

@@ -7,6 +7,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from flexmagic.errors import ClusterError
+from flexmagic.workshop.address import LOOPBACK
 from flexmagic.workshop.guests import RefusedError
 
 NEEDED = ("JUPYTERHUB_API_TOKEN", "JUPYTERHUB_API_URL", "JUPYTERHUB_SERVICE_URL")
@@ -33,7 +34,12 @@ class Hub:
             ) from None
         self._auth: Any = HubAuth()
         where = urlsplit(os.environ["JUPYTERHUB_SERVICE_URL"])
-        self.host, self.port = where.hostname or "127.0.0.1", where.port or 0
+        self.host, self.port = where.hostname or LOOPBACK[0], where.port or 0
+        if self.host not in LOOPBACK:
+            raise ClusterError(
+                f"The service's url is at {self.host}, where others would hear users' tokens. Give it one at "
+                f"{LOOPBACK[0]}: the hub's proxy reaches it there, and speaks TLS with everybody else."
+            )
         self.prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/").rstrip("/")
         self.url = f"http://{self.host}:{self.port}{self.prefix}"
 

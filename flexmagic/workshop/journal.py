@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -28,8 +29,9 @@ class Journal:
         line = json.dumps({"who": who, "when": round(time.time(), 3), "what": what, **facts})
         with self._lock:
             if not self._file.closed:
-                self._file.write(line + "\n")
-                self._file.flush()
+                with contextlib.suppress(OSError):  # a disk that is full is no reason to end the workshop
+                    self._file.write(line + "\n")
+                    self._file.flush()
 
     def close(self) -> None:
         """Write no more."""

@@ -242,7 +242,6 @@ class Link:
             self._connection = self._connection or self._open()
             self._hurry(GLANCE)
             answer = self._sent("/ask", raw, {"Authorization": f"Bearer {self.facts['seat']}"})
-            self._hurry(TIMEOUT)
         except _FormerSeatError:
             self._join()
             self._back()
@@ -250,6 +249,7 @@ class Link:
         else:
             return answer
         finally:
+            self._hurry(TIMEOUT)
             self._lock.release()
 
     def _hurry(self, seconds: float) -> None:

@@ -17,6 +17,12 @@ FORM = 1
 """Of the file."""
 
 
+OTHER_KIND = (
+    "The workshop that was left on this cluster is of another kind: of JupyterHub's users, or of guests with "
+    "lines to join. Close it for good before you open this one: flexmagic workshop close."
+)
+
+
 class Memory:
     """The file of one cluster's workshop. Of tokens it has hashes; of a certificate, the private key too.
 

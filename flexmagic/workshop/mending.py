@@ -51,8 +51,9 @@ class Mending:
         """Start an engine again that has ended; whether that could be done."""
         self._journal.note("gateway", "engine ended", error=str(error)[:200])
         try:
-            self._host.session.recover()
-        except Exception as worse:  # noqa: BLE001 - whatever it was, the worker must live
+            with self._host.unhurried():
+                self._host.session.recover()
+        except (Exception, KeyboardInterrupt) as worse:  # noqa: BLE001 - the worker must live
             self._journal.note("gateway", "not recovered", error=str(worse)[:200])
             return False
         self._journal.note("gateway", "recovered")

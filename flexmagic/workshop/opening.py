@@ -59,7 +59,7 @@ def end_workshop(cluster: str | None) -> str:
 
     Raises :class:`ClusterError` if there is none, or if its gateway is at work.
     """
-    workshop = Workshop(cluster)
+    workshop = Workshop(cluster, ending=True)
     workshop.close()
     if not workshop.goes_on:
         raise ClusterError(f"No workshop was left on {workshop.name}.")

@@ -122,6 +122,8 @@ class _Join(_Door):
 class _Ask(_Door):
     """Everything else, from a seat."""
 
+    _counted = _answering = False
+
     def prepare(self) -> None:
         try:
             self.guest = self.workshop.guests.seated(
@@ -134,13 +136,27 @@ class _Ask(_Door):
             self._refuse(429, InputError(f"You have {AT_ONCE} requests under way: wait for an answer."))
             return
         self._begin(GUEST)
+        if not self._finished:
+            self.guest.under_way += 1  # from its first byte on: what arrives takes memory, too
+            self._counted = True
 
     async def post(self) -> None:
         assert self.guest is not None  # prepare() refused otherwise
-        self.guest.under_way += 1
+        self._answering = True
         try:
             await self._leave(await self._heard(self.guest))
         finally:
+            self._over()
+
+    def on_connection_close(self) -> None:
+        """Whoever asked has gone, perhaps before all of the request was here."""
+        super().on_connection_close()
+        if not self._answering:
+            self._over()
+
+    def _over(self) -> None:
+        if self._counted and self.guest is not None:
+            self._counted = False
             self.guest.under_way -= 1
 
     async def _leave(self, sent: asyncio.Future[None] | None) -> None:

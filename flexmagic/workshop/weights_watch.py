@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flexmagic.errors import FlexError
-
 if TYPE_CHECKING:
     from flexmagic.client.tenant import Host, Versions
 
@@ -43,8 +41,8 @@ class WeightsWatch:
         try:
             self._host.put_back(names)
             self._versions, self._sums = self._host.weights()
-        except FlexError as error:
-            return str(error).partition("\n")[0]
+        except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the workshop is to pause then
+            return str(error).partition("\n")[0] or type(error).__name__
         return "" if self._sums == wanted else "what was loaded again differs from what was there before"
 
     def after_runs(self, count: int) -> list[str]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 LOST = "The engines were started anew meanwhile: your hooks and runs are gone."
 
+SAID = 200_000
+"""Characters of what hooks have printed that are kept until a run takes them along."""
+
 
 class Worlds:
     """What guests have on the engines of one host; ``trusted``: their code runs in no boxes."""
@@ -25,8 +28,12 @@ class Worlds:
         """See that a guest has a world; whether it is a new one."""
         if guest.tenant is not None:
             return False
-        say, boxed = guest.said.append, not self._trusted
-        guest.tenant = Tenant(self._host, say, boxed=boxed, owner=guest.world)
+
+        def say(text: str) -> None:
+            if sum(map(len, guest.said)) < SAID:  # runs that fail take nothing of it along
+                guest.said.append(text[:SAID])
+
+        guest.tenant = Tenant(self._host, say, boxed=not self._trusted, owner=guest.world)
         guest.world = guest.tenant.owner
         if guest.notice:  # who has not joined again hears of it with the next run
             guest.said.append(f"Note: {guest.notice}\n")
