@@ -177,7 +177,7 @@ def test_an_engine_that_ends_ends_its_calls(engine, client, line, verbs):
     line.socket.shutdown(2)  # as the system does for a process that is gone
     pending.wait(PATIENCE)
     hold.set()
-    with pytest.raises(ConnectionError, match="died"):
+    with pytest.raises(ConnectionError, match="ended"):
         pending.get()
     assert not line.stands
     assert line.send(client, "hold", b"", answer=True) is None

@@ -200,7 +200,7 @@ class Cluster:
         for process in self._processes(engine):  # whose nanny may be gone
             with contextlib.suppress(Exception):
                 process.kill()
-        self._gone(engine)
+        self.is_gone(engine)
 
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
@@ -252,7 +252,7 @@ class Cluster:
 
         Raises :class:`ClusterError` if they were not started one by one, or do not come up.
         """
-        missing = [rank for rank in ranks if self._gone(rank)]  # someone may have replaced it
+        missing = [rank for rank in ranks if self.is_gone(rank)]  # someone may have replaced it
         if missing and self._size is None:
             msg = (
                 f"The engine of rank {missing[0]} was not started by flexmagic, so that it cannot be "
@@ -270,7 +270,7 @@ class Cluster:
             self._dismiss_reaper()
             self._reaper = reaper.start(self._cluster.cluster_file)
 
-    def _gone(self, engine: int) -> bool:
+    def is_gone(self, engine: int) -> bool:
         """Whether the controller knows no engine of this id; one that was just ended may still be listed."""
         deadline = time.monotonic() + UNLISTED
         while engine in self.client.ids and time.monotonic() < deadline:

@@ -66,6 +66,11 @@ class Ranks:
         """What a rank answered; raises :class:`EngineError` if its engine ended instead."""
         try:
             return answer.get()
+        except ConnectionError as error:  # a straight line has ended
+            if self.cluster.is_gone(self.engines[rank]):
+                raise self.gone_error([rank]) from error
+            msg = f"The connection to rank {rank} broke, though its engine is there. Run it again."
+            raise ClusterError(msg) from error
         except Exception as error:
             text = str(error)
             if "died" in text or "stopped" in text:

@@ -350,16 +350,11 @@ class Session(Work, Cells):
 
     def stop(self) -> None:
         """End the session: its own engines are stopped, those it attached to (or keeps) stay."""
-        self._hang_up()
-        if self._cluster.owned:
-            self._cluster.stop()
-        else:
-            self._cluster.disconnect()
+        self._end(self._cluster.stop if self._cluster.owned else self._cluster.disconnect)
 
     def shutdown_engines(self) -> None:
         """End the engines whoever started them."""
-        self._hang_up()
-        self._cluster.stop()
+        self._end(self._cluster.stop)
 
     def leave(self, *, kernel: str = "") -> None:
         """What the end of the process does: stop the engines unless they shall be kept.
@@ -370,9 +365,8 @@ class Session(Work, Cells):
             model = f", {self._model.name}" if self._model is not None and self._model.alive else ""
             self._cluster.outlive(kernel, f"{self.world_size} engines{model}")
             return
-        self._hang_up()
         if self._cluster.keep:
-            self._cluster.disconnect()
+            self._end(self._cluster.disconnect)
         else:
             self.stop()
 
@@ -384,9 +378,10 @@ class Session(Work, Cells):
         """End the session as :meth:`leave` does."""
         self.leave()
 
-    def _hang_up(self) -> None:
+    def _end(self, how: Callable[[], None]) -> None:
         _OPEN.discard(self)
         self._calls.ranks.lines.close()
+        how()
 
     def __repr__(self) -> str:
         """Cluster and model; asks no engine."""

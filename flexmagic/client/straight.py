@@ -124,7 +124,7 @@ class Line:
         self.stands = False
         while self._waiting:
             with suppress(KeyError):
-                self._waiting.popitem()[1].came.set_exception(ConnectionError("the engine died"))
+                self._waiting.popitem()[1].came.set_exception(ConnectionError("the line has ended"))
 
 
 class Lines:
