@@ -164,7 +164,7 @@ def test_an_interrupted_gateway_stops_and_its_workshop_is_closed_by_a_command(ow
     close = [*FLEXMAGIC, "close", "--profile", owner.cluster_name]
     said = subprocess.run(close, check=False, capture_output=True, text=True, timeout=120)
     assert "is closed" in said.stdout, said.stderr
-    assert not list(owner._cluster._security.glob("*-workshop*"))
+    assert not list(owner._cluster._security.glob(f"{owner.cluster_name}-workshop*"))
     assert subprocess.run(close, check=False, capture_output=True, text=True, timeout=120).returncode == 1
     server = open_workshop(owner.cluster_name, port=int(first.address.split(":")[1].split("/")[0]))
     with contextlib.closing(server), pytest.raises(ClusterError, match="has no place in the workshop"):
