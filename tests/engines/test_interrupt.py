@@ -61,17 +61,17 @@ def test_a_call_can_be_cancelled_from_another_thread(loaded, tmp_path):
 def test_an_interrupt_while_only_some_ranks_have_been_asked_ends_all(loaded, monkeypatch):
     before = loaded.run(PROMPT).logits.torch()
     loaded.hook("model.layers.0.mlp", "while True: pass", name="endless")
-    ask, verbs = loaded._calls.ranks.ask, []
+    call, verbs = loaded._calls.ranks.call, []
 
-    def ask_and_interrupt(rank, function, *args):
-        answer = ask(rank, function, *args)
-        verbs.append((rank, *args[:1]))
+    def call_and_interrupt(rank, verb, payload, **kwargs):
+        answer = call(rank, verb, payload, **kwargs)
+        verbs.append((rank, verb))
         if verbs[-1] == (0, "run"):
             os.kill(os.getpid(), signal.SIGINT)
         return answer
 
     with monkeypatch.context() as patch:
-        patch.setattr(loaded._calls.ranks, "ask", ask_and_interrupt)
+        patch.setattr(loaded._calls.ranks, "call", call_and_interrupt)
         with pytest.raises(KeyboardInterrupt, match=r"(?s)rank 0.*rank 1.*ready"):
             loaded.run(PROMPT)
     assert (1, "run") in verbs
