@@ -200,7 +200,7 @@ class Cluster:
         for process in self._processes(engine):  # whose nanny may be gone
             with contextlib.suppress(Exception):
                 process.kill()
-        self.is_gone(engine)
+        is_unlisted(self.client, engine)
 
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
@@ -252,7 +252,7 @@ class Cluster:
 
         Raises :class:`ClusterError` if they were not started one by one, or do not come up.
         """
-        missing = [rank for rank in ranks if self.is_gone(rank)]  # someone may have replaced it
+        missing = [rank for rank in ranks if is_unlisted(self.client, rank)]  # someone may have replaced it
         if missing and self._size is None:
             msg = (
                 f"The engine of rank {missing[0]} was not started by flexmagic, so that it cannot be "
@@ -269,13 +269,6 @@ class Cluster:
         if self._reaper is not None:
             self._dismiss_reaper()
             self._reaper = reaper.start(self._cluster.cluster_file)
-
-    def is_gone(self, engine: int) -> bool:
-        """Whether the controller knows no engine of this id; one that was just ended may still be listed."""
-        deadline = time.monotonic() + UNLISTED
-        while engine in self.client.ids and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return engine not in self.client.ids
 
     def _set_of(self, rank: int) -> str:
         """The engine set that is one rank's; by its name whoever attaches knows how many there are."""
@@ -341,6 +334,14 @@ class Cluster:
         if self._reaper is not None:
             reaper.dismiss(self._reaper)
             self._reaper = None
+
+
+def is_unlisted(client: Any, engine: int) -> bool:
+    """Whether the controller knows no engine of this id; one that was just ended may be listed for a moment."""
+    deadline = time.monotonic() + UNLISTED
+    while engine in client.ids and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return engine not in client.ids
 
 
 def _lives(process: Any) -> bool:

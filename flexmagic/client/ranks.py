@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import engine_side
-from flexmagic.client.cluster import Cluster
+from flexmagic.client.cluster import Cluster, is_unlisted
 from flexmagic.client.control import Control
 from flexmagic.client.endings import Endings
 from flexmagic.client.mail import Answer, Mail
@@ -67,7 +67,7 @@ class Ranks:
         try:
             return answer.get()
         except ConnectionError as error:  # a straight line has ended
-            if self.cluster.is_gone(self.engines[rank]):
+            if is_unlisted(self.cluster.client, self.engines[rank]):
                 raise self.gone_error([rank]) from error
             msg = f"The connection to rank {rank} broke, though its engine is there. Run it again."
             raise ClusterError(msg) from error
