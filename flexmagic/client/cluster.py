@@ -337,7 +337,7 @@ class Cluster:
 
 
 def is_unlisted(client: Any, engine: int) -> bool:
-    """Whether the controller knows no engine of this id; one that was just ended may be listed for a moment."""
+    """Whether the controller knows no engine of this id; one just ended may be listed for a moment."""
     deadline = time.monotonic() + UNLISTED
     while engine in client.ids and time.monotonic() < deadline:
         time.sleep(0.02)
