@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from flexmagic.engine.declared import KINDS, Declared
-from flexmagic.errors import ClusterError, HookError, InputError, SiteError
+from flexmagic.errors import ClusterError, FlexError, HookError, InputError, SiteError
 from flexmagic.view.reduce import compute_stats
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.address import Address
@@ -223,6 +223,29 @@ def test_only_what_fits_is_done_together():
 def guest_of(name="ann", clock=None):
     clock = clock or Clock()
     return Guest(name, "", Use(Allowance, clock), 0.0)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_nothing_ends_the_worker_and_nobody_waits_for_ever(error):
+    """An interrupt may come at any time, as while an engine is replaced; a disk may be full."""
+    jobs = [Job(guest_of(name), "look", parse("hooks", {}, [])) for name in ("a", "b")]
+
+    def do(now):
+        if now[0] is jobs[0]:
+            raise error
+        now[0].done.set_result(({}, []))
+
+    def full():
+        raise OSError
+
+    desk = Desk(do, lambda _a, _b: False, lambda: 1, full)
+    desk.start()
+    assert desk.add(jobs[0])
+    with pytest.raises(FlexError, match=error.__name__):
+        jobs[0].done.result(timeout=10)
+    assert desk.add(jobs[1])
+    assert jobs[1].done.result(timeout=10) == ({}, [])
+    desk.close()
 
 
 def test_the_desk_works_off_runs_and_looks_and_pauses():
