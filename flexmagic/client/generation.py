@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.run import Run
@@ -51,6 +51,13 @@ class Generation(Run):
         )
         self.known = {"key": key, "answers": answers, "hooks": hooks, "warnings": warnings, "seed": seed}
         self._made = answers[0]
+
+    def lost_on(self, ranks: Iterable[int]) -> None:
+        """As :meth:`Run.lost_on`, with all steps."""
+        gone = list(ranks)
+        super().lost_on(gone)
+        for run in self._steps:
+            run.lost_on(gone)
 
     @property
     def steps(self) -> int:

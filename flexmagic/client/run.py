@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +57,16 @@ class Run:
         self._lives = tuple(calls.lives)
         self._local = [answer.reply.local for answer in answers]
         self.among: Sequence[Run] = ()
+
+    @property
+    def lost(self) -> tuple[int, ...]:
+        """The ranks that hold nothing of it any more, as their engines have ended."""
+        return self._calls.gone(self._lives)
+
+    def lost_on(self, ranks: Iterable[int]) -> None:
+        """Note that ranks hold nothing of it any more, as their engines are not those that it was made on."""
+        gone = set(ranks)
+        self._lives = tuple(life - (rank in gone) for rank, life in enumerate(self._lives))
 
     @property
     def number(self) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.hook_book import HookBook
@@ -28,6 +29,7 @@ from flexmagic.engine.limits import Limits
 from flexmagic.errors import ClusterError, EngineError, FlexError, ModelError
 
 if TYPE_CHECKING:
+    from flexmagic.client.restoring import Recovered
     from flexmagic.engine.verbs import RunAnswer
 
 VERSIONS = 8
@@ -43,7 +45,8 @@ class Host:
     """A connection to a running cluster for others to work on: it takes over nothing of anybody's.
 
     Whoever else uses the cluster goes first. ``again``: called when engines were replaced, by whomever, to
-    give them what tenants have. Raises :class:`ClusterError` if there is no cluster.
+    give them what tenants have. ``mended``: whether an engine had ended before, and was started again here.
+    Raises :class:`ClusterError` if there is no cluster.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -56,6 +59,23 @@ class Host:
         self.again: Callable[[], None] = lambda: None
         self.session._restoring.settle = self._settle  # noqa: SLF001 - as above
         self.session._running.printer = lambda _text: None  # noqa: SLF001 - who is to know is told otherwise
+        self.mended = bool(self.calls.ended())
+        if self.mended:
+            self._mend()
+
+    def _mend(self) -> None:
+        """Start engines again that have ended, and find the model then."""
+
+        def find(_recovered: Recovered) -> None:
+            self.calls.ranks.seats = [*self.calls.groups.everywhere(engine_side.seat)]
+            self.find_model()
+
+        self.session._settle = find  # noqa: SLF001 - as above
+        try:
+            self.session.recover()
+        except BaseException:
+            self.close()
+            raise
 
     def _settle(self) -> None:
         self.again()
@@ -165,7 +185,7 @@ class Tenant(Work):
         self._host = host
         self._calls = host.calls
         self.owner = owner or uuid.uuid4().hex
-        self._world = World(self._calls, self.owner)
+        self._world = World(self._calls, self.owner, spare=True)
         self._runs = Runs(lambda: self._world, self._calls, lambda: self.model)
         self._last = 0
         self.found: dict[int, Run] = {}

@@ -52,21 +52,26 @@ def _started(pid: int) -> float:
 
 
 class World:
-    """What one session has left with rank 0."""
+    """What one session has left with rank 0; ``spare``: and with the last rank, should that engine end."""
 
-    def __init__(self, calls: Calls, owner: str) -> None:
+    def __init__(self, calls: Calls, owner: str, *, spare: bool = False) -> None:
         self._calls = calls
+        self._ranks = sorted({0, calls.world_size - 1 if spare else 0})
         self.owner = owner
 
     def keep(self, name: str, value: Any) -> None:
         """Leave a value under a name; nobody waits for it to arrive."""
         import cloudpickle
 
-        self._calls.post(0, "keep", self.owner, name, cloudpickle.dumps(value))
+        self._post(name, cloudpickle.dumps(value))
 
     def drop(self, name: str) -> None:
         """Take back what was left under a name."""
-        self._calls.post(0, "keep", self.owner, name, None)
+        self._post(name, None)
+
+    def _post(self, name: str, value: bytes | None) -> None:
+        for rank in self._ranks:
+            self._calls.post(rank, "keep", self.owner, name, value)
 
     def names(self, kind: str) -> list[str]:
         """The names of a kind, without it, in the order in which they were left."""
@@ -87,8 +92,8 @@ class World:
         """Everything that was left, by name, oldest first."""
         import cloudpickle
 
-        kept: dict[str, bytes] = self._calls.one(0, "all_kept", self.owner)
-        return {name: cloudpickle.loads(raw) for name, raw in kept.items()}
+        kept: list[dict[str, bytes]] = [self._calls.one(rank, "all_kept", self.owner) for rank in self._ranks]
+        return {name: cloudpickle.loads(raw) for name, raw in max(kept, key=len).items()}
 
 
 def worlds(calls: Calls) -> dict[str, Owner]:
@@ -111,8 +116,9 @@ class Runs:
         self._model = model
 
     def note(self, run: Run) -> None:
-        """Leave with the engines what the notebook knows of a run."""
-        self._world().keep(f"{RUN}{run.number}", (type(run).__name__, run.known))
+        """Leave with the engines what the notebook knows of a run, and which processes hold it."""
+        engines = [0 if rank in run.lost else pid for rank, pid in enumerate(self._engines)]
+        self._world().keep(f"{RUN}{run.number}", (type(run).__name__, run.known, engines))
         if run.number > MOST:
             self._world().drop(f"{RUN}{run.number - MOST}")
 
@@ -120,12 +126,18 @@ class Runs:
         """A run; raises :class:`SiteError` if the engines hold none of that number."""
         return self.made(self._world().get(f"{RUN}{number}"))
 
-    def made(self, noted: tuple[str, dict[str, Any]]) -> Run:
-        """A run of what was noted of it."""
-        kind, known = noted
+    @property
+    def _engines(self) -> list[int]:
+        """The process of each rank's engine, 0 where it is not known."""
+        return [0 if seat is None else seat.pid for seat in self._calls.ranks.seats]
+
+    def made(self, noted: tuple[str, dict[str, Any], list[int]]) -> Run:
+        """A run of what was noted of it; it knows which ranks have another engine now."""
+        kind, known, engines = noted
         made = {"Run": Run, "Generation": Generation}[kind]
         model = self._model()
         run: Run = made(calls=self._calls, rules=model.rules, standing_for=model.standing_for, **known)
+        run.lost_on(r for r, (was, now) in enumerate(zip(engines, self._engines, strict=True)) if was != now)
         return run
 
     def __iter__(self) -> Iterator[int]:

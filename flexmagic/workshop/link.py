@@ -167,8 +167,8 @@ class Link:
         raise ClusterError(str(error))
 
     def _back(self) -> None:
-        notice = self.facts.get("notice") or "hooks and runs are as they were"
-        self.say(f"The workshop's gateway was started again. You are {self.facts['guest']}: {notice}.")
+        notice = self.facts.get("notice") or "hooks and runs are as they were."
+        self.say(f"The workshop's gateway was started again. You are {self.facts['guest']}: {notice}")
 
     def _sent(self, path: str, raw: bytes, headers: Mapping[str, str]) -> tuple[dict[str, Any], list[bytes]]:
         self._broken = False

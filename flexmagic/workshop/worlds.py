@@ -49,6 +49,8 @@ class Worlds:
                 guest.runs.update(sorted(guest.tenant.found.items()))
                 if guest.held and not len(guest.tenant.hooks) and not guest.runs:
                     guest.notice = LOST
+        if self._host.mended:
+            self._again()
 
     def _again(self) -> None:
         """Engines were replaced: give them again what guests have."""

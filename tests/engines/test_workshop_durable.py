@@ -201,12 +201,13 @@ def test_an_engine_that_ends_is_replaced_and_nobody_types_anything(owner, tmp_pa
 
 
 def typed(client, cell):
-    """What a kernel prints for a cell; an error there is one here."""
+    """What a kernel prints and shows for a cell, as text; an error there is one here."""
     said = []
 
     def hear(message):
         content = message["content"]
-        said.append(content.get("text", "") or "\n".join(content.get("traceback", [])))
+        shown = content.get("data", {}).get("text/plain", "")
+        said.append(content.get("text", "") or "\n".join(content.get("traceback", [])) or shown)
 
     reply = client.execute_interactive(cell, timeout=120, output_hook=hear)
     assert reply["content"]["status"] == "ok", "".join(said)
