@@ -306,6 +306,8 @@ class Cluster:
         self._dismiss_reaper()
         if self.client is not None:
             self.client.close()
+        if not Path(self._cluster.cluster_file).is_file():
+            self.turns.forget()
 
     def stop(self) -> None:
         """End the engines and the controller, and forget them."""
@@ -319,8 +321,8 @@ class Cluster:
         left = [] if process is None else reaper.family_of({process.pid})  # of a controller that was killed
         with contextlib.suppress(OSError):
             left += reaper.named_in(Path(self._cluster.cluster_file))  # also what another notebook started
+        self._cluster.stop_controller_sync()  # first, so that nobody takes it for engines to be started again
         self._cluster.stop_engines_sync()
-        self._cluster.stop_controller_sync()
         reaper.end(left)
         reaper.forget(self._security / f"cluster-{self.name}.json")
         self._dismiss_reaper()
@@ -342,6 +344,13 @@ def is_unlisted(client: Any, engine: int) -> bool:
     while engine in client.ids and time.monotonic() < deadline:
         time.sleep(0.02)
     return engine not in client.ids
+
+
+def is_over(cluster: Cluster) -> bool:
+    """Whether it was stopped, by whomever, or its controller has ended, as far as is seen from here."""
+    running: Any = cluster._cluster  # noqa: SLF001 - ipyparallel's own
+    process = getattr(running.controller, "process", None)
+    return not Path(running.cluster_file).is_file() or (process is not None and not _lives(process))
 
 
 def _lives(process: Any) -> bool:

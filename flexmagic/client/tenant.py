@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from flexmagic.client import engine_side
 from flexmagic.client.calls import Calls
-from flexmagic.client.cluster import Cluster
+from flexmagic.client.cluster import Cluster, is_over
 from flexmagic.client.hook_book import HookBook
 from flexmagic.client.hooks import Hook
 from flexmagic.client.losses import Losses
@@ -93,6 +93,20 @@ class Host:
     def folder(self) -> Path:
         """Where the cluster's connection files are, which only its owner can read."""
         return self.session._cluster._security  # noqa: SLF001 - as attach()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the cluster was stopped, or cannot be reached any more."""
+        return is_over(self.session._cluster)  # noqa: SLF001 - as attach()
+
+    def begin_boxes(self) -> None:
+        """Have all engines begin with what boxes are made of, which takes seconds; nobody waits for it."""
+        for rank in range(self.calls.world_size):
+            self.calls.post(rank, "begin_boxes")
+
+    def end_boxes(self) -> None:
+        """End all boxes, and what they are made of."""
+        self.calls.all("end_boxes")
 
     def no_boxes(self) -> str:
         """Why some engine can make no box for code that it does not trust; ``""`` if all can."""

@@ -42,6 +42,11 @@ class Turns:
                 finally:
                     self._depth -= 1
 
+    def forget(self) -> None:
+        """Leave no file behind of a cluster that is gone."""
+        for path in (self._path, self._wish):
+            path.unlink(missing_ok=True)
+
     def _wait(self, lock: int, meanwhile: Callable[[], None]) -> None:
         """Take the lock once it is free and, of those that give way, once nobody else waits for it."""
         if not self.gives_way and _taken(lock):

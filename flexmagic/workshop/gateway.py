@@ -20,7 +20,7 @@ from flexmagic.workshop import requests as asked
 from flexmagic.workshop.allowance import Allowance, Use, Window
 from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.desk import Desk, Job
-from flexmagic.workshop.guests import Guest, Guests
+from flexmagic.workshop.guests import Guest, Guests, OverError
 from flexmagic.workshop.journal import Journal
 from flexmagic.workshop.lesson import TOLD, Lesson
 from flexmagic.workshop.memory import OTHER_KIND, Memory
@@ -140,13 +140,9 @@ class Workshop:
         return self.trusted or not self.no_boxes
 
     @property
-    def rules(self) -> str:
-        """What becomes of guests' code, in a sentence."""
-        if self.trusted:
-            return "Guests are trusted: their hooks' code runs in the engines, with all that these can do."
-        if self.no_boxes:
-            return f"Hooks with code are off: {self.no_boxes}. Those without code (--do) work."
-        return "The code of guests' hooks runs in boxes, without files, network or model (seccomp)."
+    def is_over(self) -> bool:
+        """Whether the cluster has ended, and the workshop with it."""
+        return self._host.is_over
 
     # what guests ask for
 
@@ -280,6 +276,7 @@ class Workshop:
     def _fail(self, jobs: list[Job], error: FlexError) -> None:
         for job in jobs:
             if not job.done.done():
+        error = OverError() if self.is_over else error
                 job.guest.errors += 1
                 job.guest.last_error = str(error).partition("\n")[0][:120]
                 if not job.is_run:

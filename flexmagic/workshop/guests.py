@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.client.tenant import Tenant
 
+OVER = "This workshop is over: its cluster has ended. Ask its owner for a new line to join."
+"""What guests are told of that."""
+
 _NAME = re.compile(r"[\w .-]{1,40}")
 
 
@@ -30,6 +33,13 @@ class RefusedError(ClusterError):
 
 class FormerSeatError(RefusedError):
     """A seat of before the gateway was started again: its notebook may take the place once more."""
+
+
+class OverError(ClusterError):
+    """The workshop's cluster has ended, and the workshop with it."""
+
+    def __init__(self) -> None:
+        super().__init__(OVER)
 
 
 @dataclass(eq=False)

@@ -98,6 +98,7 @@ class Link:
         self._name = name or _user()
         self.facts: dict[str, Any] = {}
         self.say: Callable[[str], None] = print
+        self._over = ""
         self.patience = PATIENCE
         self.noticed = 0
         self.join()
@@ -148,7 +149,9 @@ class Link:
                     )
 
     def _wait(self, error: _AwayError) -> None:
-        """Wait for a gateway that has ended, and take the place again; raises if it stays away."""
+        """Wait for a gateway that has ended, and take the place again; raises if it stays away or is over."""
+        if self._over:
+            raise ClusterError(self._over)
         began, said = time.monotonic(), False
         while (waited := time.monotonic() - began) < self.patience:
             if waited > SOON and not said:
@@ -196,6 +199,7 @@ class Link:
         header, frames = unpack(body, longest=32 << 20, strict=False)
         if type(noticed := header.pop("noticed", None)) is int:
             self.noticed = noticed
+            self._over = str(header["message"]) if header.get("over") is True else ""
         if "error" in header:
             raise _error(header)
         return header, frames

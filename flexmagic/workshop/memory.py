@@ -78,9 +78,12 @@ class Memory:
         return False
 
     def save(self) -> None:
-        """Write down what there is to know, in one step; nothing if it is the same, or held no more."""
+        """Write down what there is to know, in one step; nothing if it is the same, or held no more.
+
+        Nor if the files went with the cluster.
+        """
         with self._writing:
-            if self._lock is None or self.facts is None:
+            if self._lock is None or self.facts is None or not self._lock_path.exists():
                 return
             known = {"form": FORM, "door": self.door, "kernel": self.kernel, **self.facts()}
             text = json.dumps(known)

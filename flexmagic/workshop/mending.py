@@ -48,7 +48,9 @@ class Mending:
                 self._fail([job], EngineError(ENDED_TWICE if self._mended(second[0]) else NOT_MENDED))
 
     def _mended(self, error: EngineError) -> bool:
-        """Start an engine again that has ended; whether that could be done."""
+        """Start an engine again that has ended, unless all have; whether that could be done."""
+        if self._host.is_over:
+            return False
         self._journal.note("gateway", "engine ended", error=str(error)[:200])
         try:
             with self._host.unhurried():

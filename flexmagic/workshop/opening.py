@@ -77,8 +77,17 @@ def announcement(server: Server) -> str:
     lines = [f"{name}: {line}" if name else line for name, line in server.lines.items()]
     workshop = server.workshop
     head = [*_of_before(server), *([_head(server)] if lines else [])]
-    more = [workshop.rules, f"Limits of each: {workshop.allowance}", f"Log: {workshop.journal.path}"]
+    more = [_rules(workshop), f"Limits of each: {workshop.allowance}", f"Log: {workshop.journal.path}"]
     return "\n".join([*head, *lines, "", *more])
+
+
+def _rules(workshop: Workshop) -> str:
+    """What becomes of guests' code, in a sentence."""
+    if workshop.trusted:
+        return "Guests are trusted: their hooks' code runs in the engines, with all that these can do."
+    if workshop.no_boxes:
+        return f"Hooks with code are off: {workshop.no_boxes}. Those without code (--do) work."
+    return "The code of guests' hooks runs in boxes, without files, network or model (seccomp)."
 
 
 def _head(server: Server) -> str:

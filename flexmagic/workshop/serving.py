@@ -26,7 +26,7 @@ from flexmagic.workshop.answers import Answer
 from flexmagic.workshop.desk import Job
 from flexmagic.workshop.frames import HEADER, TYPE, VERSION, MalformedError, pack, unpack
 from flexmagic.workshop.gateway import Workshop
-from flexmagic.workshop.guests import FormerSeatError, Guest, RefusedError
+from flexmagic.workshop.guests import FormerSeatError, Guest, OverError, RefusedError
 from flexmagic.workshop.hub import Hub
 
 STRANGER, GUEST = 4096, 16 << 20
@@ -65,6 +65,10 @@ class _Door(tornado.web.RequestHandler):
             return
         connection: Any = self.request.connection
         connection.set_max_body_size(most)
+
+    def _check_over(self) -> None:
+        if self.workshop.is_over:
+            raise OverError
 
     def data_received(self, chunk: bytes) -> None:
         self.body += chunk
@@ -107,6 +111,7 @@ class _Join(_Door):
         try:
             given, _ = unpack(bytes(self.body), longest=STRANGER)
             _same_version(given)
+            self._check_over()
             token, name = given.get("token"), given.get("name")
             if not isinstance(token, str) or not isinstance(name, str) or given.keys() != {"token", "name"}:
                 raise MalformedError("To join takes a token and a name.")
@@ -177,6 +182,7 @@ class _Ask(_Door):
             given, frames = unpack(bytes(self.body), longest=HEADER)
             _same_version(given)
             self.workshop.guests.heard(guest, given.pop("number", None))
+            self._check_over()
             found = self.workshop.ask(guest, given.pop("kind", None), given, frames)
             return await self._wait(found) if isinstance(found, Job) else self._answer(*found)
         except RefusedError as error:
@@ -220,10 +226,14 @@ def _same_version(given: dict[str, Any]) -> None:
 
 
 def error_header(error: FlexError) -> dict[str, Any]:
-    """An error as it travels: its class's name and its message, and whether to join ``again`` helps."""
+    """An error as it travels: its class's name and its message.
+
+    Also whether to join ``again`` helps, or nothing, as the workshop is ``over``.
+    """
     known = next(c for c in type(error).__mro__ if c.__module__ == "flexmagic.errors")
-    again = {"again": True} if isinstance(error, FormerSeatError) else {}
-    return {"error": known.__name__, "message": str(error)[:4000], **again}
+    kinds = {"again": FormerSeatError, "over": OverError}
+    more = {word: True for word, kind in kinds.items() if isinstance(error, kind)}
+    return {"error": known.__name__, "message": str(error)[:4000], **more}
 
 
 def _listening(host: str, port: int, before: int) -> list[socket.socket]:
