@@ -52,6 +52,11 @@ class Boxes:
         self._template: _Template | None = None
         self._boxes: dict[str, Box] = {}
 
+    def begin(self) -> None:
+        """Begin with what boxes are made of, which takes seconds, so that no hook waits for it."""
+        if not available():
+            self._start()
+
     def hook(self, source: HookSource) -> Callable[[dict[str, Any]], Any]:
         """A hook that runs in its owner's box; raises :class:`HookError` where there can be none for it."""
         if reason := available():

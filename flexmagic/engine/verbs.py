@@ -139,6 +139,18 @@ def end_box(runtime: Runtime, owner: str) -> None:
 
 
 @verb
+def begin_boxes(runtime: Runtime) -> None:
+    """Begin with what boxes are made of, if there can be any; nobody waits for it."""
+    runtime.boxes.begin()
+
+
+@verb
+def end_boxes(runtime: Runtime) -> None:
+    """End all boxes of this rank, and what they are made of."""
+    runtime.boxes.end()
+
+
+@verb
 def no_boxes(_runtime: Runtime) -> str:
     """Why this rank can make no box; ``""`` if it can."""
     return available()

@@ -108,6 +108,8 @@ class Workshop:
             if before:
                 self._recall(before)
             self.memory.facts = self._facts
+            if not self.trusted:
+                self._host.begin_boxes()
             self._desk.start()
             self.memory.save()
             what = "open again" if before else "open"
@@ -274,9 +276,9 @@ class Workshop:
             job.done.set_result(result.answer)
 
     def _fail(self, jobs: list[Job], error: FlexError) -> None:
+        error = OverError() if self.is_over else error
         for job in jobs:
             if not job.done.done():
-        error = OverError() if self.is_over else error
                 job.guest.errors += 1
                 job.guest.last_error = str(error).partition("\n")[0][:120]
                 if not job.is_run:
@@ -385,6 +387,8 @@ class Workshop:
             changed = self._weights.look()
             what = "close" if for_good else "stop"
             self.journal.note("owner", what, weights="unchanged" if not changed else changed[:50])
+            if for_good:
+                self._host.end_boxes()
         self.journal.close()
         self._host.close()
         if for_good:

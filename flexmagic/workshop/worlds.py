@@ -54,6 +54,8 @@ class Worlds:
 
     def _again(self) -> None:
         """Engines were replaced: give them again what guests have."""
+        if not self._trusted:
+            self._host.begin_boxes()
         for guest in self._guests:
             if guest.tenant is not None:
                 guest.tenant.again(list(guest.runs.values()))

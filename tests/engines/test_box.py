@@ -1,10 +1,15 @@
 """Hooks in boxes on real engines: the same numbers as without, and what goes wrong in one stays there."""
 
+import contextlib
+
+import psutil
 import pytest
 import torch
 
 from flexmagic import HookError
 from flexmagic.engine.box_walls import available
+from flexmagic.workshop.guest import Guest
+from flexmagic.workshop.opening import open_workshop
 
 from .conftest import PROMPT, relative
 
@@ -64,3 +69,26 @@ def test_what_has_no_walls_around_it_is_refused(boxed):
     boxed.hook("model.layers.2", "x *= 2", name="twice")
     with pytest.raises(HookError, match="gradients do not pass"):
         boxed.run(PROMPT, backward="-logits[0, -1].log_softmax(-1)[5]", capture="model.layers.1:grad_output")
+
+
+def test_a_workshop_begins_with_its_boxes_before_anybody_needs_one(loaded, tmp_path):
+    def begun():
+        engines = [psutil.Process(seat.pid) for seat in loaded._calls.ranks.seats]
+        return [[p.pid for p in e.children() if "box_start" in " ".join(p.cmdline())] for e in engines]
+
+    loaded._calls.all("end_boxes")
+    assert begun() == [[], []]
+    server = open_workshop(loaded.cluster_name, journal=tmp_path / "log.jsonl")
+    with contextlib.closing(server):
+        server.workshop.check_weights()  # the engines have come to it, after what was asked of them before
+        here = begun()
+        assert [len(of_engine) for of_engine in here] == [1, 1]
+        ann = Guest.join(server.lines[""].split()[-1], "ann")
+        ann.hook("model.layers.1.mlp", EDIT, name="edit")
+        assert ann.run(PROMPT).context
+        assert begun() == here, "it is the one that the hook's box was made of"
+    assert begun() == [[], []]
+    server = open_workshop(loaded.cluster_name, trusted=True, journal=tmp_path / "log.jsonl")
+    with contextlib.closing(server):
+        server.workshop.check_weights()
+        assert begun() == [[], []]
