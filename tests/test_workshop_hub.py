@@ -1,9 +1,11 @@
 """A workshop behind JupyterHub, whose library asks a small server that answers as the hub's API does."""
 
+import http.client
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -12,6 +14,7 @@ from flexmagic.workshop.address import Address
 from flexmagic.workshop.allowance import Allowance, Use
 from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.link import Link
+from flexmagic.workshop.notices import Board
 from flexmagic.workshop.serving import Server
 
 pytest.importorskip("jupyterhub", reason="JupyterHub's library is not installed")
@@ -53,7 +56,7 @@ def hub(monkeypatch):
         "JUPYTERHUB_SERVICE_URL": "http://127.0.0.1:0",
         "JUPYTERHUB_SERVICE_PREFIX": "/services/flexmagic/",
         "JUPYTERHUB_SERVICE_NAME": "flexmagic",
-        "JUPYTERHUB_OAUTH_ACCESS_SCOPES": json.dumps([SCOPE]),
+        "JUPYTERHUB_OAUTH_ACCESS_SCOPES": json.dumps(["access:services", SCOPE]),
     }.items():
         monkeypatch.setenv(name, value)
     yield Hub()
@@ -64,16 +67,22 @@ def hub(monkeypatch):
 class Workshop:
     """Of a workshop, its door and its places."""
 
+    is_over = False
+
     def __init__(self, users):
         def guest(name, token):
             return Guest(name, token, Use(Allowance, lambda: 0.0), 0.0)
 
         self.guests = Guests(2, guest, lambda: 0.0, open_to_all=False, users=users)
         self.memory = SimpleNamespace(door={}, save=lambda: None)
+        self.board = Board()
 
     def join(self, secret, name):
         guest, seat, token = self.guests.join(secret, name)
         return {"guest": guest.name, "seat": seat, "token": token}
+
+    def ask(self, guest, kind, _given, _frames):
+        return {"asked": f"{guest.name} {kind}"}, []
 
     def refused(self, *_args):
         pass
@@ -124,3 +133,63 @@ def test_without_a_hub_it_says_so(monkeypatch):
     monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
     with pytest.raises(ClusterError, match="is not set"):
         Hub()
+
+
+class Proxy(BaseHTTPRequestHandler):
+    """A hub's proxy that has no way yet to the service for so many requests."""
+
+    without, port = 0, 0
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if Proxy.without:
+            Proxy.without -= 1
+            self.send_error(404)
+            return
+        there = http.client.HTTPConnection("127.0.0.1", Proxy.port)
+        there.request("POST", self.path, body, dict(self.headers))
+        answer = there.getresponse()
+        body = answer.read()
+        self.send_response(answer.status)
+        for name in ("Content-Type", "Content-Length"):
+            self.send_header(name, answer.getheader(name))
+        self.end_headers()
+        self.wfile.write(body)
+        there.close()
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture
+def proxied(url):
+    proxy = HTTPServer(("127.0.0.1", 0), Proxy)
+    Proxy.without, Proxy.port = 0, urlsplit(url).port
+    threading.Thread(target=proxy.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{proxy.server_port}/services/flexmagic"
+    proxy.shutdown()
+    proxy.server_close()
+
+
+def test_a_hub_that_starts_is_waited_for_by_who_has_a_place(proxied, monkeypatch):
+    monkeypatch.setenv("JUPYTERHUB_API_TOKEN", "token-of-ann")
+    link, said = Link(Address.read(proxied)), []
+    link.say = said.append
+    assert link.ask("status")[0]["asked"] == "ann status"
+    Proxy.without = 3
+    assert link.ask("status")[0]["asked"] == "ann status"
+    assert Proxy.without == 0
+    assert ["started again" in text for text in said] == [True]
+    Proxy.without = 1
+    with pytest.raises(ClusterError, match=r"reaches no workshop at /services/flexmagic \(HTTP 404\)"):
+        Link(Address.read(proxied))
+
+
+def test_users_are_told_the_hubs_address_and_never_the_services_own(hub, monkeypatch):
+    server = Server(Workshop(hub.user), hub.host, hub.port, hub=hub)
+    server.close()
+    assert server.lines == {"": "%flexcluster join"}
+    monkeypatch.setenv("JUPYTERHUB_PUBLIC_URL", "https://lab.example/services/flexmagic/")
+    server = Server(Workshop(hub.user), hub.host, hub.port, hub=Hub())
+    server.close()
+    assert server.lines == {"": "%flexcluster join https://lab.example/services/flexmagic"}

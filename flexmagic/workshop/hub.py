@@ -17,7 +17,8 @@ NEEDED = ("JUPYTERHUB_API_TOKEN", "JUPYTERHUB_API_URL", "JUPYTERHUB_SERVICE_URL"
 class Hub:
     """The hub that started this process as a service, asked by its own library whose a token is.
 
-    Raises :class:`ClusterError` if no hub did, or without that library.
+    ``url``: where users reach the service, if the hub knows its own address in public; never the service's
+    own port. Raises :class:`ClusterError` if no hub did, or without that library.
     """
 
     def __init__(self) -> None:
@@ -41,7 +42,7 @@ class Hub:
                 f"{LOOPBACK[0]}: the hub's proxy reaches it there, and speaks TLS with everybody else."
             )
         self.prefix = os.environ.get("JUPYTERHUB_SERVICE_PREFIX", "/").rstrip("/")
-        self.url = f"http://{self.host}:{self.port}{self.prefix}"
+        self.url = os.environ.get("JUPYTERHUB_PUBLIC_URL", "").rstrip("/")
 
     def user(self, token: str) -> str:
         """The name of the user whose token it is, who may use this service; raises :class:`RefusedError`.
@@ -55,6 +56,7 @@ class Hub:
         if found is None:
             raise RefusedError("JupyterHub does not know your token.")
         if not self._auth.check_scopes(self._auth.access_scopes, found):
-            wanted = ", ".join(sorted(self._auth.access_scopes))
+            scopes = sorted(self._auth.access_scopes)  # any is enough; the widest is for all services
+            wanted = next((scope for scope in scopes if "!" in scope), scopes[0])
             raise RefusedError(f"{found['name']}: your token of JupyterHub lacks {wanted}; ask its admin.")
         return quote(str(found["name"]), safe=" ")

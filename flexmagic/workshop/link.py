@@ -34,6 +34,9 @@ GLANCE = 5.0
 PROXIES = (502, 503, 504)
 """What a hub's proxy says while the gateway behind it is away."""
 
+NO_WAY = (404, 405)
+"""What it, or the hub, says while the hub is starting, or of a service that there is not."""
+
 OF_ONE_GATEWAY = ("wait", "cancel")
 """Requests about a run under way, which ends with the gateway."""
 
@@ -95,10 +98,10 @@ class Link:
         self._connection: http.client.HTTPConnection | None = None
         self._number = 0
         self._broken = False
+        self._over = ""
         self._name = name or _user()
         self.facts: dict[str, Any] = {}
         self.say: Callable[[str], None] = print
-        self._over = ""
         self.patience = PATIENCE
         self.noticed = 0
         self.join()
@@ -182,11 +185,7 @@ class Link:
             raise
         except (OSError, http.client.HTTPException) as error:
             self.close()
-            away = (ClusterError if isinstance(error, TimeoutError) else _AwayError)(
-                f"The workshop at {self._address.host}:{self._address.port} does not answer "
-                f"({type(error).__name__}). "
-                "Try again; a workshop that was opened anew has a new line for you to join."
-            )
+            away = (ClusterError if isinstance(error, TimeoutError) else _AwayError)(self._away(error))
             if isinstance(away, _AwayError):
                 away.heard = self._broken or not isinstance(error, ConnectionRefusedError)
             raise away from None
@@ -199,8 +198,8 @@ class Link:
         header, frames = unpack(body, longest=32 << 20, strict=False)
         if type(noticed := header.pop("noticed", None)) is int:
             self.noticed = noticed
-            self._over = str(header["message"]) if header.get("over") is True else ""
         if "error" in header:
+            self._over = str(header["message"]) if header.get("over") is True else ""
             raise _error(header)
         return header, frames
 
@@ -219,10 +218,23 @@ class Link:
             self.close()
             return self._exchanged(path, raw, headers)
         self.close()
-        if answer.status in PROXIES:
+        if answer.status in PROXIES or (self._address.url and answer.status in NO_WAY):
             raise http.client.HTTPException(f"HTTP {answer.status}")
         raise ClusterError(
             f"Who answers at {self._address.host}:{self._address.port} is no workshop (HTTP {answer.status})."
+        )
+
+    def _away(self, error: Exception) -> str:
+        """What to say of a workshop that does not answer."""
+        at, name = f"{self._address.host}:{self._address.port}", type(error).__name__
+        if self._address.url and isinstance(error, http.client.HTTPException):
+            return (
+                f"JupyterHub at {at} reaches no workshop at {self._address.prefix} ({error}). If the hub or "
+                "the workshop has just been started, try again; else ask who runs the hub for its address."
+            )
+        return (
+            f"The workshop at {at} does not answer ({name}). "
+            "Try again; a workshop that was opened anew has a new line for you to join."
         )
 
     def _open(self) -> http.client.HTTPConnection:

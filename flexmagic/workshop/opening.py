@@ -92,7 +92,8 @@ def _rules(workshop: Workshop) -> str:
 
 def _head(server: Server) -> str:
     if "" in server.lines and not server.workshop.guests.key:
-        return "For the hub's users:"
+        known = "http" in server.lines[""]
+        return f"For the hub's users{'' if known else ', whose servers have FLEXMAGIC_WORKSHOP'}:"
     if not server.workshop.guests.key:
         return "For each guest, and nobody else:"
     return "For guests who are new:" if server.workshop.goes_on else "For the guests:"

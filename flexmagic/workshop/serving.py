@@ -297,7 +297,7 @@ class Server:
     def lines(self) -> dict[str, str]:
         """What guests type to join: one line for all under ``""``, or one for each guest under the name."""
         if self._hub is not None:
-            return {"": f"%flexcluster join {self._hub.url}"}
+            return {"": f"%flexcluster join {self._hub.url}".rstrip()}
         tokens = {"": self.workshop.guests.key} if self.workshop.guests.key else self.workshop.guests.tokens
         return {
             name: f"%flexcluster join {Address(self.host, self.port, token, self._print)}"
