@@ -160,6 +160,10 @@ class Cluster:
             msg = f"{what} running. Running: {listed}. {hint}"
             raise ClusterError(msg)
         cluster = next(iter(wanted.values()))
+        cluster.log = logging.getLogger(f"{__name__}.{cluster.cluster_id}")
+        cluster.log.setLevel(
+            logging.CRITICAL
+        )  # a kernel's would show what engines log that are started from here
         try:
             client = cluster.connect_client_sync(timeout=10)
         except Exception as error:
