@@ -43,6 +43,11 @@ class Ranks:
         """The number of ranks."""
         return len(self.engines)
 
+    @property
+    def pids(self) -> list[int]:
+        """The process of each rank's engine, 0 where it is not known."""
+        return [0 if seat is None else seat.pid for seat in self.seats]
+
     def ask(self, rank: int, function: Callable[..., Any], *args: Any) -> Answer:
         """Have a rank run a function, by the controller; the pending answer."""
         try:

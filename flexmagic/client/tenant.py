@@ -45,8 +45,8 @@ class Host:
     """A connection to a running cluster for others to work on: it takes over nothing of anybody's.
 
     Whoever else uses the cluster goes first. ``again``: called when engines were replaced, by whomever, to
-    give them what tenants have. ``mended``: whether an engine had ended before, and was started again here.
-    Raises :class:`ClusterError` if there is no cluster.
+    give them what tenants have. An engine that had ended before is started again. Raises
+    :class:`ClusterError` if there is no cluster.
     """
 
     def __init__(self, name: str | None) -> None:
@@ -59,8 +59,7 @@ class Host:
         self.again: Callable[[], None] = lambda: None
         self.session._restoring.settle = self._settle  # noqa: SLF001 - as above
         self.session._running.printer = lambda _text: None  # noqa: SLF001 - who is to know is told otherwise
-        self.mended = bool(self.calls.ended())
-        if self.mended:
+        if self.calls.ended():
             self._mend()
 
     def _mend(self) -> None:
@@ -103,10 +102,6 @@ class Host:
         """Have all engines begin with what boxes are made of, which takes seconds; nobody waits for it."""
         for rank in range(self.calls.world_size):
             self.calls.post(rank, "begin_boxes")
-
-    def end_boxes(self) -> None:
-        """End all boxes, and what they are made of."""
-        self.calls.all("end_boxes")
 
     def no_boxes(self) -> str:
         """Why some engine can make no box for code that it does not trust; ``""`` if all can."""

@@ -117,7 +117,7 @@ class Runs:
 
     def note(self, run: Run) -> None:
         """Leave with the engines what the notebook knows of a run, and which processes hold it."""
-        engines = [0 if rank in run.lost else pid for rank, pid in enumerate(self._engines)]
+        engines = [0 if rank in run.lost else pid for rank, pid in enumerate(self._calls.ranks.pids)]
         self._world().keep(f"{RUN}{run.number}", (type(run).__name__, run.known, engines))
         if run.number > MOST:
             self._world().drop(f"{RUN}{run.number - MOST}")
@@ -126,18 +126,14 @@ class Runs:
         """A run; raises :class:`SiteError` if the engines hold none of that number."""
         return self.made(self._world().get(f"{RUN}{number}"))
 
-    @property
-    def _engines(self) -> list[int]:
-        """The process of each rank's engine, 0 where it is not known."""
-        return [0 if seat is None else seat.pid for seat in self._calls.ranks.seats]
-
     def made(self, noted: tuple[str, dict[str, Any], list[int]]) -> Run:
         """A run of what was noted of it; it knows which ranks have another engine now."""
         kind, known, engines = noted
         made = {"Run": Run, "Generation": Generation}[kind]
         model = self._model()
         run: Run = made(calls=self._calls, rules=model.rules, standing_for=model.standing_for, **known)
-        run.lost_on(r for r, (was, now) in enumerate(zip(engines, self._engines, strict=True)) if was != now)
+        now = self._calls.ranks.pids
+        run.lost_on(rank for rank, was in enumerate(engines) if was != now[rank])
         return run
 
     def __iter__(self) -> Iterator[int]:

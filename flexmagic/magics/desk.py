@@ -95,6 +95,8 @@ class Desk:
 
         if left_by(session, kernel):
             try:
+                if session._calls.ended():  # noqa: SLF001 - else the workshop does it, which finds less
+                    print(session.recover())
                 self.workshop = open_workshop(session.cluster_name, kernel=kernel)
             except FlexError as error:
                 print(f"The workshop of before the restart could not be opened again: {error}")

@@ -123,6 +123,7 @@ class Workshop:
         """What a gateway that comes after this one must know."""
         own = {"allowance": asdict(self.allowance), "trusted": self.trusted, "alarm": self.alarm}
         more = {
+            "engines": self._host.calls.ranks.pids,
             "journal": str(self.journal.path),
             "open": bool(self.guests.key),
             "paused": self._desk.paused,
@@ -134,7 +135,7 @@ class Workshop:
         """Be the workshop of before: its guests, what the engines hold of theirs, paused or not."""
         self.guests.recall(before)
         self._desk.pause(paused=before["paused"])
-        self._worlds.find()
+        self._worlds.find(before.get("engines"))
 
     @property
     def code(self) -> bool:
@@ -388,7 +389,7 @@ class Workshop:
             what = "close" if for_good else "stop"
             self.journal.note("owner", what, weights="unchanged" if not changed else changed[:50])
             if for_good:
-                self._host.end_boxes()
+                self._host.calls.all("end_boxes")
         self.journal.close()
         self._host.close()
         if for_good:

@@ -40,8 +40,8 @@ class Worlds:
             guest.notice = ""
         return True
 
-    def find(self) -> None:
-        """Find what a gateway before this one left on the engines, of all guests."""
+    def find(self, engines: list[int] | None) -> None:
+        """Find what a gateway before this one left on its ``engines``, of all guests."""
         for guest in self._guests:
             if guest.world:
                 self.enter(guest)
@@ -49,7 +49,7 @@ class Worlds:
                 guest.runs.update(sorted(guest.tenant.found.items()))
                 if guest.held and not len(guest.tenant.hooks) and not guest.runs:
                     guest.notice = LOST
-        if self._host.mended:
+        if engines != self._host.calls.ranks.pids:
             self._again()
 
     def _again(self) -> None:

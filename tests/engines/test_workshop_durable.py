@@ -214,7 +214,8 @@ def typed(client, cell):
     return "".join(said)
 
 
-def test_the_owners_notebook_restarts_in_the_middle(owner, tmp_path, truths):
+@pytest.mark.parametrize("ended", [(), (0,)])
+def test_the_owners_notebook_restarts_in_the_middle(owner, tmp_path, truths, ended):
     attach = f"%load_ext flexmagic\n%flexcluster attach {owner.cluster_name}\n"
     manager, client = start_new_kernel(kernel_name="python3")
     try:
@@ -223,6 +224,8 @@ def test_the_owners_notebook_restarts_in_the_middle(owner, tmp_path, truths):
         ann.hook(SITE, Declared("scale", (0.25,)), name="mine")
         run = ann.run(PROMPT, capture=SITE)
         values = run[SITE].numpy()
+        for rank in ended:
+            os.kill(owner._calls.ranks.seats[rank].pid, signal.SIGKILL)
         manager.restart_kernel()
         result = []
         waiting = threading.Thread(target=lambda: result.append(ann.run(PROMPT)))
@@ -231,6 +234,8 @@ def test_the_owners_notebook_restarts_in_the_middle(owner, tmp_path, truths):
         said = typed(client, attach)
         waiting.join()
         assert "The workshop goes on: 1 guests are known" in said
+        assert ("was started again under its id" in said) == bool(ended)
+        assert "[IPEngine" not in said, "what engines log is not for the notebook"
         assert ann.said[-1] == AS_BEFORE
         assert len(ann.said) <= 2, "and before it, that it is waited for"
         assert relative(result[0].logits.torch(), truths[1]) < 1e-5

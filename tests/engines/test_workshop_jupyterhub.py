@@ -96,16 +96,17 @@ class Hub:
             env={**os.environ, "PATH": path}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
         self.said = []
-        self._ready, self._ended = threading.Event(), threading.Event()
+        self._ready = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
         self._ready.wait(180)
         assert self.process.poll() is None, "".join(self.said)
 
     def _read(self):
-        for line in self.process.stdout:
-            self.said.append(line)
-            if "JupyterHub is now running" in line:
-                self._ready.set()
+        with self.process.stdout as said:
+            for line in said:
+                self.said.append(line)
+                if "JupyterHub is now running" in line:
+                    self._ready.set()
         self._ready.set()
 
     def ask(self, method, path, body=None):
@@ -132,10 +133,7 @@ class Hub:
 
     def end(self):
         self.process.terminate()
-        try:
-            self.process.wait(60)
-        finally:
-            self.process.stdout.close()
+        self.process.wait(60)
 
 
 @pytest.fixture
