@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.client.tenant import Tenant
 
-OVER = "This workshop is over: its cluster has ended. Ask its owner for a new line to join."
+OVER = "This workshop is over: its cluster has ended. To join another, ask its owner."
 """What guests are told of that."""
 
 _NAME = re.compile(r"[\w .-]{1,40}")
