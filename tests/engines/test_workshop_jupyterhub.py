@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -98,8 +99,15 @@ class Hub:
         self.said = []
         self._ready = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
+        threading.Thread(target=self._wait, daemon=True).start()
         self._ready.wait(180)
-        assert self.process.poll() is None, "".join(self.said)
+        if self.process.poll() is not None:
+            self.end()
+            raise AssertionError("".join(self.said))
+
+    def _wait(self):
+        self.process.wait()
+        self._ready.set()
 
     def _read(self):
         with self.process.stdout as said:
@@ -107,7 +115,6 @@ class Hub:
                 self.said.append(line)
                 if "JupyterHub is now running" in line:
                     self._ready.set()
-        self._ready.set()
 
     def ask(self, method, path, body=None):
         data = None if body is None else json.dumps(body).encode()
@@ -134,6 +141,9 @@ class Hub:
     def end(self):
         self.process.terminate()
         self.process.wait(60)
+        left = self.folder / "jupyterhub-proxy.pid"
+        if left.is_file():  # of a hub that fails, the proxy stays
+            os.kill(int(left.read_text().split()[0]), signal.SIGTERM)
 
 
 @pytest.fixture
