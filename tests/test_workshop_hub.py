@@ -124,3 +124,12 @@ def test_without_a_hub_it_says_so(monkeypatch):
     monkeypatch.delenv("JUPYTERHUB_SERVICE_URL", raising=False)
     with pytest.raises(ClusterError, match="is not set"):
         Hub()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "lab.example", "10.1.2.3"])  # noqa: S104 - that is what is refused
+def test_a_service_where_others_would_hear_tokens_is_refused(hub, monkeypatch, host):
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_URL", f"http://{host}:10101")
+    with pytest.raises(ClusterError, match=f"at {host}, where others would hear"):
+        Hub()
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_URL", "http://127.0.0.1:10101")
+    assert (Hub().host, Hub().port) == ("127.0.0.1", 10101)

@@ -38,14 +38,15 @@ def weight_sums(runtime: Runtime) -> dict[str, tuple[int, int]]:
 def put_back(runtime: Runtime, names: Sequence[str]) -> None:
     """Give parameters the bits again that they had when they were loaded, and on top what edits made of them.
 
-    They come from the model that was just loaded beside the one in use; all ranks call it together.
+    They come from the model that was just loaded beside the one in use, on which the edits are made first: if
+    one fails, nothing is written. All ranks call it together; raises :class:`HookError`.
     """
     assert runtime.built is not None  # just loaded
     (fresh, _), runtime.built = runtime.built, None
     come_to_rest(runtime.model)
+    runtime.edits.again(names, fresh.model, runtime.groups, runtime.namespace)
     loaded = dict(fresh.model.named_parameters())
     with torch.no_grad():
         for name, parameter in runtime.model.named_parameters():
             if name in names:
                 local_part(parameter).copy_(local_part(loaded[name]))
-    runtime.edits.again(names, runtime.model, runtime.groups, runtime.namespace)

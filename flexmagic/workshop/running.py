@@ -72,7 +72,8 @@ class Runner:
     ) -> None:
         self._host, self._weights, self._alarm = host, weights, alarm
         self._fills: dict[str, bool] = {}
-        self._since: set[str] = set()  # whose runs were made since all weights were looked at
+        self._since: set[str] = set()
+        self._looked = weights.checks
         self._proven: dict[str, set[Version]] = {}
 
     def mates(self, first: Job, other: Job) -> bool:
@@ -146,13 +147,16 @@ class Runner:
             self._fills[name] = fills_up(self._host)
         return self._fills[name]
 
+    @property
+    def since(self) -> list[str]:
+        """Whose runs were made since all weights were last looked at, by whomever."""
+        return sorted(self._since) if self._weights.checks == self._looked else []
+
     def _after(self, count: int, names: list[str]) -> None:
-        self._since.update(names)
-        looked = self._weights.checks
+        self._since = {*self.since, *names}
+        self._looked = self._weights.checks
         if unseen := self._weights.after_runs(count):
             self._alarm(sorted(self._since), unseen)
-        if self._weights.checks != looked:
-            self._since.clear()
 
     def _check(self, job: Job, size: tuple[int, int] | FlexError) -> tuple[int, int, int]:
         """Raise what a guest may not have before anything runs; rows, tokens per row, bytes captured."""

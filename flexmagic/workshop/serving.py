@@ -166,7 +166,7 @@ class _Ask(_Door):
         sent.add_done_callback(lambda known: known.cancelled() or known.exception())  # whoever asked has gone
         done, _ = await asyncio.wait([sent], timeout=UNREAD)
         if not done and self.guest is not None:
-            self.workshop.refused(self.guest.name, 408, f"a reply was not read for {UNREAD:g} s")
+            self._note(408, InputError(f"A reply was not read for {UNREAD:g} s, and thrown away."))
             connection: Any = self.request.connection
             connection.stream.close()
 
@@ -174,6 +174,7 @@ class _Ask(_Door):
         """Hear a request, and begin to send its answer; ``None`` if it was refused."""
         found: Job | Answer | None = None
         try:
+            guest.use.request()  # also what is then refused
             given, frames = unpack(bytes(self.body), longest=HEADER)
             _same_version(given)
             self.workshop.guests.heard(guest, given.pop("number", None))
