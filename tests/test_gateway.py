@@ -5,13 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 
+from flexmagic.engine.code import HookSource
+from flexmagic.engine.declared import Declared
 from flexmagic.errors import ClusterError, FlexError, ModelError
 from flexmagic.workshop import gateway, worlds
 from flexmagic.workshop.allowance import Allowance, Use
+from flexmagic.workshop.desk import Job
 from flexmagic.workshop.gateway import Workshop
 from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.memory import OTHER_KIND, Memory
 from flexmagic.workshop.opening import end_workshop, open_workshop
+from flexmagic.workshop.requests import parse
 from flexmagic.workshop.running import Runner
 from flexmagic.workshop.weights_watch import EVERY, WeightsWatch
 from flexmagic.workshop.worlds import SAID, Worlds
@@ -84,9 +88,8 @@ def test_an_opening_that_fails_gives_back_all_that_it_held(host, tmp_path, monke
 
 
 def test_a_door_that_cannot_be_opened_gives_back_all_that_was_held(host, tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        with pytest.raises(ClusterError, match="cannot listen"):
-            open_workshop(None, port=taken.getsockname()[1])
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(ClusterError, match="cannot listen"):
+        open_workshop(None, port=taken.getsockname()[1])
     assert host.made[0].closed
     assert not list(tmp_path.glob("*.json"))
     assert free(tmp_path)
@@ -188,3 +191,23 @@ def test_what_hooks_say_is_kept_up_to_a_bound_until_a_run_takes_it(host, tmp_pat
     ann.said.clear()
     said[0]("y" * (2 * SAID))
     assert ann.said == ["y" * SAID]
+
+
+def acting(**source):
+    """A job whose run has one such hook."""
+    hook = SimpleNamespace(current=SimpleNamespace(source=HookSource("h", 1, **source)))
+    guest = Guest("ann", "", Use(Allowance, lambda: 0.0), 0.0)
+    guest.tenant = SimpleNamespace(owner="w", hooks=SimpleNamespace(acting=lambda _only, _without: [hook]))
+    return Job(guest, "run", parse("run", {"inputs": "x"}, []))
+
+
+def test_code_that_runs_in_the_engines_shares_no_forward(runner):
+    mates = runner.runner.mates
+    half, look = acting(function=Declared("scale", (0.5,)).function()), acting(boxed=False)
+    boxed, trusted = acting(text="x *= 2", boxed=True), acting(text="x *= 2")
+    assert mates(half, look)
+    assert not mates(half, boxed), "it has not run well by itself yet"
+    runner.runner._proven["w"] = {("h", 1)}
+    assert mates(half, boxed)
+    assert not mates(half, trusted)
+    assert not mates(trusted, look)

@@ -30,9 +30,15 @@ def host():
 
 def test_what_is_unhurried_has_no_limit_and_all_else_has_it_again(host):
     waiting = host.calls.waiting
-    with pytest.raises(KeyboardInterrupt), host.unhurried():
-        assert waiting.limits == TimeLimits(code=3.0, run=None)
+    seen = []
+
+    def interrupted():
+        seen.append(waiting.limits)
         raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), host.unhurried():
+        interrupted()
+    assert seen == [TimeLimits(code=3.0, run=None)]
     assert waiting.limits == TimeLimits(code=3.0, run=5.0)
 
 
@@ -50,6 +56,8 @@ def test_starting_an_engine_again_is_unhurried(host):
     journal = SimpleNamespace(note=lambda *_who, **_facts: None)
     job = SimpleNamespace(done=SimpleNamespace(done=lambda: False), guest=SimpleNamespace(said=[]))
     tries = [[EngineError("gone")], []]
-    Mending(host, journal, lambda _jobs: tries.pop(0), lambda *_failed: pytest.fail("it was mended")).do([job])
+    Mending(host, journal, lambda _jobs: tries.pop(0), lambda *_failed: pytest.fail("it was mended")).do(
+        [job]
+    )
     assert host.heard == [None]
     assert host.calls.waiting.limits.run == 5.0

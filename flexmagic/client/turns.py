@@ -35,7 +35,9 @@ class Turns:
     def turn(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Wait for our turn, and keep it for the length of the block; ``meanwhile`` is called as long."""
         if isinstance(threading.current_thread(), Gatherer):  # each would wait for the other
-            raise RuntimeError("What is gathered takes no turn of its own.")
+            raise RuntimeError(  # noqa: TRY004 - no argument is wrong
+                "What is gathered takes no turn of its own."
+            )
         with self._thread:
             if self._depth:
                 yield

@@ -184,13 +184,12 @@ class _Ask(_Door):
             self._refuse(403, error)
         except MalformedError as error:
             self._refuse(400, error)
-        except OverLimitError as error:
-            if found is None:  # else it is noted as the job's
-                self._note(429, error)
-            if not guest.use.may_ask:
-                await asyncio.sleep(SLOWED)
-            return self._answer(error_header(error), [])
         except FlexError as error:
+            over = isinstance(error, OverLimitError)
+            if found is None:  # else it is noted as the job's
+                self._note(429 if over else 200, error)
+            if over and not guest.use.may_ask:
+                await asyncio.sleep(SLOWED)
             return self._answer(error_header(error), [])
         return None
 
