@@ -139,7 +139,9 @@ def calm_guest(server):
 
 @pytest.fixture(scope="module")
 def calm(shop):
-    return calm_guest(shop)
+    guest = calm_guest(shop)
+    yield guest
+    guest.stop()
 
 
 @pytest.fixture
@@ -159,6 +161,7 @@ NUMBERS = itertools.count(1)
 def bad(shop):
     guest = joined(shop, f"bad {next(NUMBERS)}")  # of one name so many refusals are logged in a minute
     yield guest
+    guest.stop()
     shop.workshop.drop(guest.name)
 
 

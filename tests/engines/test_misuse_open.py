@@ -69,6 +69,7 @@ def test_weights_that_a_trusted_guest_writes_into_are_put_back_for_the_others(
         assert max(steady.off) < 1e-5
         assert torch.equal(loaded.model.parameter(WEIGHT), before)
         assert server.workshop.check_weights() == []
+        calm.stop(), bad.stop()
 
 
 # --- who listens -----------------------------------------------------------------------------------------

@@ -173,8 +173,9 @@ WRITTEN = f"""
 import torch
 from flexmagic.engine.distributed import local_part
 from flexmagic.engine.slot import Slot
+from flexmagic.engine.tree import parameters_of
 with torch.no_grad():
-    for name, parameter in Slot.runtime.model.named_parameters():
+    for name, parameter in parameters_of(Slot.runtime.model).items():
         if name in ({DOWN!r}, "model.norm.weight"):
             local_part(parameter).fill_(7)
 """
