@@ -3,6 +3,7 @@
 import pytest
 
 from flexmagic.client.gathering import Gathering, gathering
+from flexmagic.client.turns import Turns
 from flexmagic.engine.slot import Reply
 from flexmagic.errors import EngineError, HookError
 
@@ -10,8 +11,13 @@ from flexmagic.errors import EngineError, HookError
 class Calls:
     """Answers each request with what it was asked for, and notes each message."""
 
-    def __init__(self):
-        self.messages = []
+    def __init__(self, gone=()):
+        self.messages, self.gone = [], set(gone)
+        self.ranks = self
+
+    def refuse_if_ended(self, ranks):
+        if self.gone & set(ranks):
+            raise EngineError("gone")
 
     def some(self, requests):
         if (together := gathering(self)) is not None:
@@ -73,6 +79,30 @@ def test_an_engine_that_ends_is_everybodys():
         ]
     )
     assert [type(out[who]) for who in ("ann", "ben")] == [EngineError, EngineError]
+
+
+@pytest.mark.parametrize("others", [1, 0])
+def test_who_asks_a_rank_that_has_ended_alone_hears_of_it(others):
+    calls, out = Calls(gone=[1]), {}
+    both = {0: ("read", (1,), {}), 1: ("read", (1,), {})}
+    works = [asking(calls, out, "ann", both), asking(calls, out, "ben", {0: ("read", (1,), {})})]
+    Gathering(calls).do(works[: 1 + others])
+    assert type(out["ann"]) is EngineError
+    assert out.get("ben") == ([{0: (0, "read", 1)}] if others else None)
+    assert calls.messages == [{0: 1}] * others
+
+
+def test_what_is_gathered_takes_no_turn_of_its_own(tmp_path):
+    turns, refused = Turns(tmp_path / "turn"), []
+
+    def work():
+        with pytest.raises(RuntimeError, match="no turn of its own") as error, turns.turn():
+            pytest.fail("each would wait for the other")
+        refused.append(error)
+
+    with turns.turn():
+        Gathering(Calls()).do([work])
+    assert len(refused) == 1
 
 
 @pytest.mark.parametrize("count", [1, 30])

@@ -193,3 +193,12 @@ def test_users_are_told_the_hubs_address_and_never_the_services_own(hub, monkeyp
     server = Server(Workshop(hub.user), hub.host, hub.port, hub=Hub())
     server.close()
     assert server.lines == {"": "%flexcluster join https://lab.example/services/flexmagic"}
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "lab.example", "10.1.2.3"])  # noqa: S104 - that is what is refused
+def test_a_service_where_others_would_hear_tokens_is_refused(hub, monkeypatch, host):
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_URL", f"http://{host}:10101")
+    with pytest.raises(ClusterError, match=f"at {host}, where others would hear"):
+        Hub()
+    monkeypatch.setenv("JUPYTERHUB_SERVICE_URL", "http://127.0.0.1:10101")
+    assert (Hub().host, Hub().port) == ("127.0.0.1", 10101)

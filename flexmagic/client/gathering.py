@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.regroup import merged
+from flexmagic.client.turns import Gatherer
+from flexmagic.errors import FlexError
 
 if TYPE_CHECKING:
     from flexmagic.client.calls import Calls, Requests
@@ -41,7 +43,7 @@ class Gathering:
     def do(self, works: Sequence[Callable[[], None]]) -> None:
         """Do all of them, each of which handles its own errors."""
         self._active = len(works)
-        threads = [threading.Thread(target=self._work, args=(work,), daemon=True) for work in works]
+        threads = [Gatherer(target=self._work, args=(work,), daemon=True) for work in works]
         for thread in threads:
             thread.start()
         while round_ := self._round():
@@ -79,9 +81,21 @@ class Gathering:
             found, self._waiting = self._waiting, []
             return found
 
+    def _can_be_asked(self, one: _Asked) -> bool:
+        """Whether all its ranks are there; where not, it alone hears of it."""
+        try:
+            self.calls.ranks.refuse_if_ended(one.requests)
+        except FlexError as error:
+            one.error = error
+            one.done.set()
+        return one.error is None
+
     def _ask(self, asked: list[_Asked]) -> None:
         """Ask for one round, and wake who waits for it."""
         by_rank: dict[int, list[tuple[str, Any, Any]]] = {}
+        asked = [one for one in asked if self._can_be_asked(one)]
+        if not asked:
+            return
         for one in asked:
             for rank, request in one.requests.items():
                 by_rank.setdefault(rank, []).append(request)

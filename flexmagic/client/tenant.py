@@ -26,7 +26,7 @@ from flexmagic.client.world import HOOK, LAST, RUN, Runs, World
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.declared import Declared
 from flexmagic.engine.limits import Limits
-from flexmagic.errors import ClusterError, EngineError, FlexError, ModelError
+from flexmagic.errors import ClusterError, EngineError, FlexError, HookError, ModelError
 
 if TYPE_CHECKING:
     from flexmagic.client.restoring import Recovered
@@ -157,8 +157,8 @@ class Host:
     def put_back(self, names: Sequence[str]) -> None:
         """Give parameters the bits again that they were loaded with, the owner's edits made once more.
 
-        For as long as it takes, engines hold the model twice. Raises :class:`ModelError` if it was not loaded
-        from files, else what loading raises.
+        All of them or none. For as long as it takes, engines hold the model twice. Raises :class:`ModelError`
+        if it was not loaded from files or an edit fails now, else what loading raises.
         """
         with self._turn(), self.unhurried():
             origin, _ = self.calls.one(0, "origin")
@@ -168,6 +168,9 @@ class Host:
             try:
                 self.calls.all("load_model", origin.spec)
                 self.calls.all("put_back", list(names))
+            except HookError as error:
+                said = "; ".join(f"{f.site}: {f.kind}: {f.message}" for f in error.failures[:1]) or str(error)
+                raise ModelError(f"an edit of the owner's could not be made once more ({said})") from None
             finally:
                 self.calls.all("drop_built")
 

@@ -13,6 +13,10 @@ EVERY = 0.02
 """Seconds between two looks at whether it is our turn."""
 
 
+class Gatherer(threading.Thread):
+    """A thread whose questions to ranks go there with others', in the turn of who gathers them."""
+
+
 class Turns:
     """A lock between the processes that use one cluster, and between the threads of each.
 
@@ -30,6 +34,10 @@ class Turns:
     @contextlib.contextmanager
     def turn(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Wait for our turn, and keep it for the length of the block; ``meanwhile`` is called as long."""
+        if isinstance(threading.current_thread(), Gatherer):  # each would wait for the other
+            raise RuntimeError(  # noqa: TRY004 - no argument is wrong
+                "What is gathered takes no turn of its own."
+            )
         with self._thread:
             if self._depth:
                 yield

@@ -12,6 +12,7 @@ from flexmagic.engine.private import come_to_rest
 from flexmagic.engine.runtime import Runtime
 from flexmagic.engine.slot import verb
 from flexmagic.engine.tensors import checksum
+from flexmagic.engine.tree import parameters_of
 
 
 @verb
@@ -23,7 +24,7 @@ def weight_versions(runtime: Runtime) -> dict[str, int]:
     with torch.no_grad():  # in which a part is the tensor itself, not a view of it
         return {
             name: p._version + (p.to_local()._version if isinstance(p, DTensor) else 0)  # noqa: SLF001
-            for name, p in runtime.model.named_parameters()
+            for name, p in parameters_of(runtime.model).items()
         }
 
 
@@ -31,21 +32,22 @@ def weight_versions(runtime: Runtime) -> dict[str, int]:
 def weight_sums(runtime: Runtime) -> dict[str, tuple[int, int]]:
     """Exact sums over the bits of each of this rank's parameters, which see what the counters do not."""
     come_to_rest(runtime.model)
-    return {name: checksum(local_part(p)) for name, p in runtime.model.named_parameters()}
+    return {name: checksum(local_part(p)) for name, p in parameters_of(runtime.model).items()}
 
 
 @verb
 def put_back(runtime: Runtime, names: Sequence[str]) -> None:
     """Give parameters the bits again that they had when they were loaded, and on top what edits made of them.
 
-    They come from the model that was just loaded beside the one in use; all ranks call it together.
+    They come from the model that was just loaded beside the one in use, on which the edits are made first: if
+    one fails, nothing is written. All ranks call it together; raises :class:`HookError`.
     """
     assert runtime.built is not None  # just loaded
     (fresh, _), runtime.built = runtime.built, None
     come_to_rest(runtime.model)
-    loaded = dict(fresh.model.named_parameters())
+    runtime.edits.again(names, fresh.model, runtime.groups, runtime.namespace)
+    loaded = parameters_of(fresh.model)
     with torch.no_grad():
-        for name, parameter in runtime.model.named_parameters():
+        for name, parameter in parameters_of(runtime.model).items():
             if name in names:
                 local_part(parameter).copy_(local_part(loaded[name]))
-    runtime.edits.again(names, runtime.model, runtime.groups, runtime.namespace)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,9 @@ if TYPE_CHECKING:
 NAME, TEXT = 200, 20_000
 """Characters of the longest name, and of the longest text."""
 
+_HALF = re.compile("[\\ud800-\\udfff]")
+"""Halves of characters, which JSON can name, but nothing can print."""
+
 
 class Plain:
     """Fields of one value each, or of a list of such."""
@@ -25,8 +29,8 @@ class Plain:
 
     @property
     def names(self) -> list[str]:
-        """The fields that nobody has asked for yet."""
-        return list(self._given)
+        """The fields that nobody has asked for yet, where it is the guest who names them."""
+        return [_text("a name", name, NAME) for name in self._given]
 
     def _has(self, name: str) -> bool:
         """Whether a field is there and is not ``null``, which then counts as asked for."""
@@ -157,7 +161,7 @@ class Fields(Plain):
 
 
 def _text(name: str, value: Any, most: int) -> str:
-    if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value:
+    if not isinstance(value, str) or not 0 < len(value) <= most or "\0" in value or _HALF.search(value):
         raise MalformedError(f"{name} must be a text of 1 to {most:,} characters.")
     return value
 

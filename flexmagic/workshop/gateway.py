@@ -163,7 +163,6 @@ class Workshop:
 
     def ask(self, guest: Guest, kind: Any, given: dict[str, Any], frames: list[bytes]) -> Job | Answer:
         """A guest's request: its answer, or a job whose answer comes. Raises :class:`InputError`, as said."""
-        guest.use.request()
         request = asked.parse(kind, given, frames)
         if isinstance(request, asked.Since):
             up = [notice.header for notice in self.board.since(request.number)]
@@ -347,9 +346,10 @@ class Workshop:
         found: list[str] = []
 
         def look() -> None:
+            who = self._runner.since
             found.extend(self._weights.look())
             if found:
-                self._alarm(["guests"], found)
+                self._alarm(who or ["guests"], found)
 
         self._desk.errand(look).result()
         return found

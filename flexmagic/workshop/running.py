@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flexmagic.client.hooks import sites_at
 from flexmagic.client.sweep import site_bytes
 from flexmagic.client.together import Wish, fills_up, run_together
+from flexmagic.engine.declared import declares
 from flexmagic.errors import FlexError, InputError
 from flexmagic.layout.sites import Site
 from flexmagic.workshop import answers
@@ -20,6 +21,7 @@ from flexmagic.workshop.journal import digest
 if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.client.tenant import Host
+    from flexmagic.engine.code import HookSource
     from flexmagic.workshop.answers import Answer
     from flexmagic.workshop.desk import Job
     from flexmagic.workshop.guests import Guest
@@ -72,7 +74,8 @@ class Runner:
     ) -> None:
         self._host, self._weights, self._alarm = host, weights, alarm
         self._fills: dict[str, bool] = {}
-        self._since: set[str] = set()  # whose runs were made since all weights were looked at
+        self._since: set[str] = set()
+        self._looked = weights.checks
         self._proven: dict[str, set[Version]] = {}
 
     def mates(self, first: Job, other: Job) -> bool:
@@ -82,20 +85,24 @@ class Runner:
         return len(requests) == 2 and plain and self._proves_well(first) and self._proves_well(other)
 
     def _proves_well(self, job: Job) -> bool:
-        code = self._code(job)
+        acting = self._acting(job)
+        if any(
+            not (s.boxed or s.captures_only or declares(s)) for s in acting
+        ):  # in the engines, of all rows
+            return False
+        code = _boxed(acting)
         return not code or code <= self._proven.get(answers.tenant_of(job.guest).owner, set())
 
-    def _code(self, job: Job) -> set[Version]:
-        """The versions of hooks with code that act in a run."""
+    def _acting(self, job: Job) -> list[HookSource]:
+        """The hooks that act in a run."""
         tenant, request = job.guest.tenant, job.request
         if tenant is None or not isinstance(request, asked.MakeRun):
-            return set()
+            return []
         try:
             acting = tenant.hooks.acting(request.only, request.without)
         except FlexError:  # the run will say it
-            return set()
-        sources = [hook.current.source for hook in acting]
-        return {(s.name, s.version) for s in sources if s.boxed}
+            return []
+        return [hook.current.source for hook in acting]
 
     def run(self, jobs: Sequence[Job], allowance: Allowance) -> list[RunResult]:
         """Make the runs of some jobs; every job has a result."""
@@ -146,13 +153,16 @@ class Runner:
             self._fills[name] = fills_up(self._host)
         return self._fills[name]
 
+    @property
+    def since(self) -> list[str]:
+        """Whose runs were made since all weights were last looked at, by whomever."""
+        return sorted(self._since) if self._weights.checks == self._looked else []
+
     def _after(self, count: int, names: list[str]) -> None:
-        self._since.update(names)
-        looked = self._weights.checks
+        self._since = {*self.since, *names}
+        self._looked = self._weights.checks
         if unseen := self._weights.after_runs(count):
             self._alarm(sorted(self._since), unseen)
-        if self._weights.checks != looked:
-            self._since.clear()
 
     def _check(self, job: Job, size: tuple[int, int] | FlexError) -> tuple[int, int, int]:
         """Raise what a guest may not have before anything runs; rows, tokens per row, bytes captured."""
@@ -200,7 +210,7 @@ class Runner:
         job, began = result.job, time.perf_counter()
         made, changed = self._host.watched(lambda: _made(job), self._weights.before_run)
         result.seconds = time.perf_counter() - began
-        owner, code = answers.tenant_of(job.guest).owner, self._code(job)
+        owner, code = answers.tenant_of(job.guest).owner, _boxed(self._acting(job))
         if changed:
             self._changed([result], changed)
         elif isinstance(made, KeyboardInterrupt):
@@ -239,6 +249,11 @@ class Runner:
         header = answers.run_header(guest, run)
         header["gone"] = gone
         result.answer = header, []
+
+
+def _boxed(sources: Sequence[HookSource]) -> set[Version]:
+    """The versions of hooks whose code runs in a box."""
+    return {(source.name, source.version) for source in sources if source.boxed}
 
 
 def _wish(job: Job) -> Wish:

@@ -171,7 +171,7 @@ class _Ask(_Door):
         sent.add_done_callback(lambda known: known.cancelled() or known.exception())  # whoever asked has gone
         done, _ = await asyncio.wait([sent], timeout=UNREAD)
         if not done and self.guest is not None:
-            self.workshop.refused(self.guest.name, 408, f"a reply was not read for {UNREAD:g} s")
+            self._note(408, InputError(f"A reply was not read for {UNREAD:g} s, and thrown away."))
             connection: Any = self.request.connection
             connection.stream.close()
 
@@ -179,6 +179,7 @@ class _Ask(_Door):
         """Hear a request, and begin to send its answer; ``None`` if it was refused."""
         found: Job | Answer | None = None
         try:
+            guest.use.request()  # also what is then refused
             given, frames = unpack(bytes(self.body), longest=HEADER)
             _same_version(given)
             self.workshop.guests.heard(guest, given.pop("number", None))
@@ -189,13 +190,12 @@ class _Ask(_Door):
             self._refuse(403, error)
         except MalformedError as error:
             self._refuse(400, error)
-        except OverLimitError as error:
-            if found is None:  # else it is noted as the job's
-                self._note(429, error)
-            if not guest.use.may_ask:
-                await asyncio.sleep(SLOWED)
-            return self._answer(error_header(error), [])
         except FlexError as error:
+            over = isinstance(error, OverLimitError)
+            if found is None:  # else it is noted as the job's
+                self._note(429 if over else 200, error)
+            if over and not guest.use.may_ask:
+                await asyncio.sleep(SLOWED)
             return self._answer(error_header(error), [])
         return None
 

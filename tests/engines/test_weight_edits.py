@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from flexmagic import Session
+from flexmagic.client.tenant import Host
 from flexmagic.errors import HookError, ModelError
 
 from .conftest import MODEL, relative
@@ -166,3 +167,40 @@ kept = model
     model.unwrap()
     session.load_cell("model = kept")
     assert torch.equal(session.model.parameter(name), want)
+
+
+WRITTEN = f"""
+import torch
+from flexmagic.engine.distributed import local_part
+from flexmagic.engine.slot import Slot
+from flexmagic.engine.tree import parameters_of
+with torch.no_grad():
+    for name, parameter in parameters_of(Slot.runtime.model).items():
+        if name in ({DOWN!r}, "model.norm.weight"):
+            local_part(parameter).fill_(7)
+"""
+
+
+@pytest.mark.parametrize("how", ["tp", "fsdp", "dp", "pp"])
+def test_weights_are_put_back_with_their_edits_or_not_at_all(session, tmp_path, how):
+    model, gone_wrong = session.load(MODEL, **{how: 2}), tmp_path / "wrong"
+    norm = "model.norm.weight"
+    model.edit([DOWN, norm], "x *= 3")
+    model.edit(
+        norm, f"import os\nif os.path.exists({str(gone_wrong)!r}): raise ValueError('not now')\nx += 1"
+    )
+    edited = {name: model.parameter(name) for name in (DOWN, norm)}
+    session._cluster.client[:].execute(WRITTEN, block=True)
+    host = Host(session.cluster_name)
+    gone_wrong.touch()
+    with pytest.raises(ModelError, match=f"edit of the owner's could not .*{norm}: ValueError: not now"):
+        host.put_back([DOWN, norm])
+    for name in edited:
+        assert bool((model.parameter(name) == 7).all()), "as they were, if not as they should be"
+    gone_wrong.unlink()
+    host.put_back([DOWN])
+    assert torch.equal(model.parameter(DOWN), edited[DOWN])
+    assert bool((model.parameter(norm) == 7).all()), "what is not named stays"
+    host.put_back([norm])
+    assert torch.equal(model.parameter(norm), edited[norm])
+    host.close()

@@ -417,6 +417,7 @@ def test_weights_that_change_in_a_run_are_named_and_put_back(loaded, tmp_path):
         ann.run(PROMPT)
         assert not torch.equal(loaded.model.parameter(weight), before), "torch's counter does not see it"
         assert weight in server.workshop.check_weights()
+        assert f"in a run of ann: {weight}" in server.workshop.alarm, "the last who had one"
         assert torch.equal(loaded.model.parameter(weight), before)
         ann.hooks["bad"].remove()
         assert (ann.run(PROMPT).logits.numpy() == truth).all(), "the workshop went on by itself"
