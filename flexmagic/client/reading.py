@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import mmap
 import os
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,24 +109,34 @@ def make_room(start: int, nbytes: int) -> None:
 
 
 class Readers:
-    """A few threads that read at the same time."""
+    """What some threads, which all share, read at the same time for one look."""
 
     def __init__(self) -> None:
-        self._threads = ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))))
+        self._begun: list[Future[None]] = []
 
     def make_room(self, out: NDArray[Any]) -> None:
         """Begin with :func:`make_room` for the first :data:`AHEAD` bytes of an array without gaps."""
         for start in range(0, min(out.nbytes, AHEAD), AT_A_TIME):
             size = min(out.nbytes - start, AT_A_TIME)
-            self._threads.submit(make_room, out.ctypes.data + start, size)
+            self._begin(make_room, out.ctypes.data + start, size)
 
     def read(self, *args: Any) -> Future[None]:
         """:func:`read`, on one of them."""
-        return self._threads.submit(read, *args)
+        return self._begin(read, *args)
 
     def close(self) -> None:
-        """Wait for what has begun, and begin nothing more."""
-        self._threads.shutdown(cancel_futures=True)
+        """Wait for what has begun, and have no more of it begin."""
+        wait([future for future in self._begun if not future.cancel()])
+
+    def _begin(self, work: Callable[..., None], *args: Any) -> Future[None]:
+        self._begun.append(future := _threads(os.getpid()).submit(work, *args))
+        return future
+
+
+@functools.lru_cache(maxsize=1)
+def _threads(_pid: int) -> ThreadPoolExecutor:
+    """Made once for a process: a thread that starts needs memory, for which it waits for what reads."""
+    return ThreadPoolExecutor(min(THREADS, len(os.sched_getaffinity(0))), "flexmagic-reader")
 
 
 _MADVISE = ctypes.CDLL(None).madvise

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.layout.rule import Rule
 
-MEMORY = 32 << 20
+MEMORY = 64 << 20
 """Bytes that the traces of one forward take on a rank, as estimated; more gave no more speed on a CPU."""
+
+ENOUGH = 16
+"""So many traces make up for the fixed cost of a forward; it has no more values of the first names then."""
 
 ONE_FORWARD = ("seed", "progress", "limit", "first_line", "only", "without")
 """Options that traces may share one forward with."""
@@ -104,11 +107,11 @@ def ends_of(over: Over, most: int) -> list[int]:
     """
     sizes = [len(values) for values in over.values()]
     total, block = math.prod(sizes), 1
-    while sizes and block * sizes[-1] <= most:
+    while sizes and block * sizes[-1] <= min(most, ENOUGH):
         block *= sizes.pop()
     inner = sizes[-1] if block == 1 and sizes else block
     parts = -(-inner // max(most, 1))
-    together = max(most // inner, 1)
+    together = max(min(most // inner, -(-ENOUGH // inner)), 1)
     cuts = [inner * part // parts for part in range(1, parts)]
     starts = range(0, total, inner * together)
     found = {start + cut for start in range(0, total, inner) for cut in cuts}

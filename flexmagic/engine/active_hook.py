@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +39,9 @@ class ActiveHook:
         """Of one that may act anywhere: whether it waits for none of some sites, which are then passed."""
         return not any(site in self.sites for site in sites)
 
+    def follow(self, reach: Callable[[Site], None]) -> None:
+        """Of one that may act anywhere: call ``reach`` with each site that it begins to wait for."""
+
     def settle(self, *, well: bool) -> None:
         """After it ran on a whole tensor: what all ranks have to agree on, given that this one is well."""
 
@@ -47,32 +50,16 @@ Place = tuple[str, str]
 """A module's path, and the port of it that is looked at."""
 
 
-def places_of(
-    captured: Collection[Site], hooks: Sequence[ActiveHook], idle: Callable[[], bool]
-) -> Iterator[tuple[Place, Callable[[], bool]]]:
-    """Where a run has to look, gradients last, and what says there that it may go on without a look.
+def places_of(captured: Collection[Site], hooks: Sequence[ActiveHook]) -> list[Place]:
+    """Where a run has to look from its start, gradients last.
 
-    That is only where nothing acts or is captured but one hook that may act anywhere, or ``idle`` says so.
+    Hooks that may act anywhere are looked for there where gradients are: those are watched on what they left.
     """
-    roaming = [hook for hook in hooks if hook.places]
     named = {*captured, *(site for hook in hooks if not hook.places for site in hook.sites)}
     looking = {(site.path, site.port) for site in named if site.port != "grad"}
-    if len(roaming) > 1:
-        looking.update(*(hook.places for hook in roaming))
-    for hook in roaming[:1]:
-        for place, sites in hook.places.items():
-            if place not in looking:
-                yield place, _passing(hook, sites, idle)
-    for place in sorted(looking, key=_edits_first):
-        yield place, _never
-
-
-def _passing(hook: ActiveHook, sites: Sequence[Site], idle: Callable[[], bool]) -> Callable[[], bool]:
-    return lambda: idle() or hook.passes(sites)
-
-
-def _never() -> bool:
-    return False
+    paths = {path for path, port in looking if port.startswith("grad")}
+    looking.update(place for hook in hooks for place in hook.places if place[0] in paths)
+    return sorted(looking, key=_edits_first)
 
 
 def _edits_first(place: Place) -> tuple[bool, str, str]:

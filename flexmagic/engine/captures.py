@@ -154,11 +154,12 @@ class Captures:
 
     def drop(self, run: RunKey) -> None:
         """Forget a run, all steps of a generation; or one step, if the key names it."""
-        for key in [key for key in self._runs if key[: len(run)] == run]:
+        whole = owner, number = run[:2]
+        steps = [key for key in self._runs if key[1] == number and key[0] == owner]  # there may be thousands
+        for key in [key for key in steps if key[: len(run)] == run]:
             del self._runs[key]
             self._finished.discard(key)
-        whole = run[:2]
-        if not any(key[:2] == whole for key in self._runs):
+        if not any(key in self._runs for key in steps):
             self._contexts.pop(whole, None)
 
     def clear(self) -> None:

@@ -23,6 +23,7 @@ from flexmagic.engine.limits import Picks, Window
 from flexmagic.engine.micro_batches import MicroBatches
 from flexmagic.engine.outcome import Edit, Outcome
 from flexmagic.engine.prints import Prints
+from flexmagic.engine.roaming import Roaming
 from flexmagic.engine.screen import Screen
 from flexmagic.engine.site_value import SiteValue, gradient_at
 from flexmagic.engine.tensors import check_result, checksum, leaves, like_original, local_of, replace_leaf
@@ -43,7 +44,8 @@ class Instrument:
     escape into the forward: it is recorded, the original value passes on, and all ranks end the run
     together at their next exchange, so that every started collective is completed.
 
-    ``skipped``: modules that do not run. ``at_once``: no pipeline may cut the batch, whatever the hooks.
+    ``skipped``: modules that do not run. ``ends_at``: where nothing is attached any more later.
+    ``at_once``: no pipeline may cut the batch, whatever the hooks.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Instrument:
         self.step = 0
         self.generates = False
         self.skipped: frozenset[str] = frozenset()
+        self.ends_at: Site | None = None
         self._idle = False
         self.at_once = False
         self._handles: list[Any] = []
@@ -86,14 +89,13 @@ class Instrument:
         """Attach one torch hook per module and port that is looked at."""
         code = [hook.source for hook in self.hooks if not hook.source.captures_only]
         whole = self.at_once or any(not source.local for source in code)
-        self._batches.start(self._capture.union(self._capture_at), whole=whole, context=self.context)
-        modules = modules_of(self._model)
         captured = self._capture.union(self._capture_at)
-        for (path, port), passes in places_of(captured, self.hooks, lambda: self._idle):
-            if path not in modules or path in self.skipped:  # on another pipeline stage, or not run
-                continue
-            module = modules[path]
-            self._handles.append(self._attach(module, path, port, passes))
+        self._batches.start(captured, whole=whole, context=self.context)
+        self._modules = {p: m for p, m in modules_of(self._model).items() if p not in self.skipped}
+        places = places_of(captured if self.ends_at is None else captured | {self.ends_at}, self.hooks)
+        for path, port in places:
+            self._attach(path, port)
+        self._roaming = Roaming(self.hooks, self._modules, set(places), self._attach, lambda: self._idle)
         return self
 
     @property
@@ -118,18 +120,23 @@ class Instrument:
         self.exchange = replace(self.exchange, extent=extent)
         self.outcome = Outcome()
 
-    def _attach(self, module: nn.Module, path: str, port: str, passes: Callable[[], bool]) -> Any:
-        """Put one torch hook on a module, for the length of the run."""
+    def _attach(self, path: str, port: str, passes: Callable[[], bool] = lambda: False) -> None:
+        """Put one torch hook on a module that is here and runs; ``passes`` says there that it may go on."""
+        if (module := self._modules.get(path)) is None:
+            return
         if port == "input":
-            return module.register_forward_pre_hook(self._on_input(path, passes), with_kwargs=True)
-        if port == "output":
-            return module.register_forward_hook(self._on_output(path, passes))
-        if port == "grad_input":
-            return module.register_forward_pre_hook(self._before_gradients(path), with_kwargs=True)
-        return module.register_forward_hook(self._after_gradients(path))
+            handle = module.register_forward_pre_hook(self._on_input(path, passes), with_kwargs=True)
+        elif port == "output":
+            handle = module.register_forward_hook(self._on_output(path, passes))
+        elif port == "grad_input":
+            handle = module.register_forward_pre_hook(self._before_gradients(path), with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(self._after_gradients(path))
+        self._handles.append(handle)
 
     def __exit__(self, *exc: object) -> None:
         """Take everything off again."""
+        self._roaming.stop()
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

@@ -102,7 +102,7 @@ def shortened(
     model, rank = loaded.model, instrument.exchange.rank
     for skip in short.skip:
         _check_one_stage(skip.path, rules)
-    instrument.skipped = frozenset(skip.path for skip in short.skip)
+    instrument.skipped, instrument.ends_at = frozenset(skip.path for skip in short.skip), short.stop_at
     instrument.at_once = instrument.at_once or bool(short.skip) or short.stop_at is not None
     here = modules_of(model) if short.skip else {}
     skips = [

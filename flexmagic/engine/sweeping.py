@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,6 +148,11 @@ class SweepHook(ActiveHook):
             for at, part in zip(index, left.split([p.stop - p.start for p in places], dim), strict=True):
                 out[at] = part
         return out
+
+    def follow(self, reach: Callable[[Site], None]) -> None:
+        """Have it called with each site that one of them begins to wait for."""
+        for hook in self.traces:
+            hook.follow(reach)
 
     def settle(self, *, well: bool) -> None:
         """Go on only if all ranks are well and their traces wait for the same."""

@@ -41,11 +41,13 @@ class Trace:
 
     What the cell asked for in vain is raised in the coroutine, so that the error has the user's line.
     ``steps``: how many forwards a generation may have, ``None`` for a run of one.
-    ``line``: of a pipeline the ranks of its stages, one for each; else all ranks.
+    ``line``: of a pipeline the ranks of its stages, one for each; else all ranks. ``reach`` is called with
+    each site that the cell begins to wait for.
     """
 
     cell: Cell
     steps: int | None = None
+    reach: Callable[[Site], None] = staticmethod(lambda _site: None)
 
     def __init__(
         self, rules: Mapping[Site, Rule], world_size: int, line: tuple[int, ...] | None = None
@@ -268,6 +270,7 @@ class Trace:
 
     def _wait(self, site: Site) -> None:
         self.waits_for = site
+        self.reach(site)
         try:
             self._stop()
         finally:

@@ -56,6 +56,10 @@ class TraceHook(ActiveHook):
         """Whether the cell waits for none of some sites."""
         return self.trace.passes(sites)
 
+    def follow(self, reach: Callable[[Site], None]) -> None:
+        """Have it called with each site that the cell begins to wait for."""
+        self.trace.reach = reach
+
     def settle(self, *, well: bool) -> None:
         """Go on only if all ranks are well and wait for the same; raises :class:`RunStopped` on all alike."""
         try:

@@ -7,8 +7,8 @@ their paths. Here a wrapper is looked through: the module inside has the path th
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
-import weakref
 from typing import Any, cast
 
 from torch import nn
@@ -26,20 +26,15 @@ class Staged(nn.Module):
         self.stage_module = stage_module
 
 
-_WRAPPED: weakref.WeakKeyDictionary[type[nn.Module], str] = weakref.WeakKeyDictionary()
-"""The attribute in which modules of a class have what they wrap, ``""`` for those that are no wrappers."""
-
-
 def inner_of(module: nn.Module) -> nn.Module | None:
     """The module that a wrapper wraps; ``None`` for a module that is no wrapper."""
-    kind = type(module)
-    name = _WRAPPED.get(kind)
-    if name is None:
-        name = _WRAPPED[kind] = _wrapped_in(kind)
+    name = _wrapped_in(type(module))  # type: ignore[arg-type]  # it takes the hash of instances for the class's
     return cast("nn.Module", getattr(module, name)) if name else None
 
 
+@functools.lru_cache(maxsize=1024)
 def _wrapped_in(kind: type[nn.Module]) -> str:
+    """The attribute in which modules of a class have what they wrap, ``""`` for what is no wrapper."""
     wrappers: list[tuple[type[nn.Module], str]] = [
         (Staged, "stage_module"),
         (DistributedDataParallel, "module"),
