@@ -161,9 +161,7 @@ class Cluster:
             raise ClusterError(msg)
         cluster = next(iter(wanted.values()))
         cluster.log = logging.getLogger(f"{__name__}.{cluster.cluster_id}")
-        cluster.log.setLevel(
-            logging.CRITICAL
-        )  # a kernel's would show what engines log that are started from here
+        cluster.log.setLevel(logging.CRITICAL)  # a kernel's would show the logs of engines started here
         try:
             client = cluster.connect_client_sync(timeout=10)
         except Exception as error:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from flexmagic.engine.code import HookSource
+from flexmagic.engine.elementwise import is_elementwise
+from flexmagic.engine.limits import Window
+from flexmagic.layout.dims import Dim
 from flexmagic.layout.heads import Heads
+from flexmagic.layout.part import Places
 from flexmagic.layout.sites import Site
 
 
@@ -30,6 +34,30 @@ class ActiveHook:
     def limited(self) -> bool:
         """Whether its body sees only a part of the tensor."""
         return not self.source.limits.whole or self.heads is not None
+
+    @property
+    def elementwise(self) -> bool:
+        """Whether it may do to each rank's piece what it does to the whole, as its text shows."""
+        plain = type(self) is ActiveHook and self.source.function is None and not self.source.boxed
+        return plain and not self.limited and is_elementwise(self.source.text)
+
+    def places_in(self, dims: Sequence[Dim], shape: tuple[int, ...], past: int) -> Places | None:
+        """Which part of a tensor its body sees; ``None`` for all of it. ``past``: tokens before it."""
+        return self.source.limits.places(dims, shape, past, self.heads)
+
+    def window(
+        self, dims: Sequence[Dim], shape: tuple[int, ...], past: int, *, cut: bool, strict: bool
+    ) -> Window | None:
+        """The same as a window on it, which is ``cut`` already or not; ``None`` where there is nothing.
+
+        ``strict``: tokens that are not there are an error.
+        """
+        if cut:
+            return Window((), self.heads and self.heads.packed())
+        if self.source.limits.whole:
+            return Window((), self.heads)
+        window = self.source.limits.window(dims, shape, past, strict=strict)
+        return None if window.empty else replace(window, heads=self.heads)
 
     def acts_at(self, site: Site) -> bool:
         """Whether it runs at a site that the forward has reached."""

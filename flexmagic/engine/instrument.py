@@ -73,12 +73,10 @@ class Instrument:
         self._capture = capture
         self._capture_at = capture_at or {}
         self._lasting = lasting or Lasting()
-        self.step = 0
-        self.generates = False
+        self.step, self.generates = 0, False
         self.skipped: frozenset[str] = frozenset()
         self.ends_at: Site | None = None
-        self._idle = False
-        self.at_once = False
+        self._idle = self.at_once = False
         self._handles: list[Any] = []
         self._visits: Counter[Site | None] = Counter()
         self.context: dict[str, Any] = {}
@@ -281,9 +279,10 @@ class Instrument:
                 if self._batches.part is None:  # the hooks after this one may write into what it keeps
                     self._captures.keep(self._run, site.seen_by(hook.source.name), value.piece().clone())
                 continue
-            if hook.source.local:
+            apart = hook.elementwise and value.may_be_apart
+            if hook.source.local or apart:
                 x = value.piece().clone()
-                changed = self._guarded(hook, site, module, x)
+                changed = self._guarded(hook, site, module, x, alike=not apart)
                 if changed is not None:
                     value.put_piece(changed)
             else:
@@ -307,11 +306,18 @@ class Instrument:
         return local if self.outcome.failures else value.piece()
 
     def _guarded(
-        self, hook: ActiveHook, site: Site, module: nn.Module, x: torch.Tensor, *, cut: bool = False
+        self,
+        hook: ActiveHook,
+        site: Site,
+        module: nn.Module,
+        x: torch.Tensor,
+        *,
+        cut: bool = False,
+        alike: bool = True,
     ) -> torch.Tensor | None:
         """What the body left of ``x``, or ``None`` if it changed nothing or failed.
 
-        ``cut``: ``x`` is no more than what it is limited to.
+        ``cut``: ``x`` is no more than what it is limited to. ``alike``: ranks are to be left with the same.
         """
         if self.outcome.failures:
             return None
@@ -344,7 +350,8 @@ class Instrument:
             if not (result is part and window.is_view):
                 window.paste(x, result)
             result = x
-        sums = checksum(result) if edited and not hook.source.local else (0, 0)
+        alike = alike and not hook.source.local and self._rules[site].mesh.size > 1
+        sums = checksum(result) if edited and alike else (0, 0)
         self.outcome.edits.append(Edit(str(site), hook.source.name, edited, sums, hook.source.local))
         return result if edited else None
 
@@ -375,21 +382,14 @@ class Instrument:
         return found
 
     def _places(self, hook: ActiveHook, site: Site, whole: Layout) -> Places | None:
-        dims, past = self._rules[site].dims, self.exchange.extent.past
-        return hook.source.limits.places(dims, whole.shape, past, hook.heads)
+        return hook.places_in(self._rules[site].dims, whole.shape, self.exchange.extent.past)
 
     def _window(self, hook: ActiveHook, site: Site, x: torch.Tensor, *, cut: bool) -> Window | None:
         """The part of the tensor that the body sees; ``None`` if its condition fails or there is none."""
-        limits = hook.source.limits
-        if limits.asks_hooks and not limits.holds(self._condition_names(site)):
+        if hook.source.limits.asks_hooks and not hook.source.limits.holds(self._condition_names(site)):
             return None
-        if cut:
-            return Window((), hook.heads and hook.heads.packed())
-        if limits.whole:
-            return Window((), hook.heads)
-        past = self.exchange.extent.past
-        window = limits.window(self._rules[site].dims, x.shape, past, strict=not self.generates)
-        return None if window.empty else replace(window, heads=hook.heads)
+        dims, past = self._rules[site].dims, self.exchange.extent.past
+        return hook.window(dims, x.shape, past, cut=cut, strict=not self.generates)
 
     def _draws(self, hook: ActiveHook, site: Site | None) -> contextlib.AbstractContextManager[None]:
         """Random numbers that depend on the run's seed, site, hook and call, and on nothing else."""

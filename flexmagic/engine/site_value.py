@@ -69,6 +69,16 @@ class SiteValue:
         self._part = found
         return x, True
 
+    @property
+    def may_be_apart(self) -> bool:
+        """Whether what is done to each element by itself may be done to the pieces: none is an addend.
+
+        Not if the whole is here anyway; and gradients go the ways of the whole, which were measured.
+        """
+        rule = self._rule
+        summed = rule.addends or rule.row_addends
+        return self._whole is None and not (torch.is_grad_enabled() or rule.refused or summed)
+
     def put_part(self, new: torch.Tensor) -> None:
         """Make a tensor the value of the part that was asked for last."""
         assert self._part is not None  # part() gave one

@@ -86,9 +86,7 @@ class Runner:
 
     def _proves_well(self, job: Job) -> bool:
         acting = self._acting(job)
-        if any(
-            not (s.boxed or s.captures_only or declares(s)) for s in acting
-        ):  # in the engines, of all rows
+        if not all(s.boxed or s.captures_only or declares(s) for s in acting):  # code that sees all rows
             return False
         code = _boxed(acting)
         return not code or code <= self._proven.get(answers.tenant_of(job.guest).owner, set())

@@ -198,7 +198,8 @@ def test_retrieval_adds_no_collective_to_the_forward(loaded):
     view.execute(counter, block=True)
     try:
         counts = []
-        for capture, body in [((), None), (("model.layers.*.mlp.*", "model.layers.*"), None), ((), "x *= 2")]:
+        layers = ("model.layers.*.mlp.*", "model.layers.*")
+        for capture, body in [((), None), (layers, None), ((), "x *= 2"), ((), "x -= x.mean()")]:
             view.execute("_counts.clear()", block=True)
             if body:
                 loaded.hook("model.layers.0.mlp.up_proj", body, name="edit")
@@ -206,9 +207,10 @@ def test_retrieval_adds_no_collective_to_the_forward(loaded):
             counts.append(view["_counts"])
     finally:
         view.execute("for n, f in _originals.items(): setattr(dist, n, f)", block=True)
-    plain, retrieving, editing = counts
+    plain, retrieving, apart, editing = counts
     assert plain[0]["all_reduce"] > 0  # the counter sees the model's own collectives
     assert retrieving == plain
+    assert apart == plain  # each element by itself, as its text shows
     assert editing != plain  # and it would see ours
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from suite import on_ranks
 from suite.models import llama, views_of
-from suite.on_ranks import Found, Work
+from suite.on_ranks import WHOLE, Found, Work
 from suite.pairs import Times, overhead, ratio
 from suite.report import Report, Row
 
@@ -58,7 +58,7 @@ def forward_rows(
             name = {"tp": "TP=2", "fsdp": "FSDP2=2", "dp": "DP=2"}[strategy]
             for edit in (False, True):
                 for where in sites():
-                    work = Work(where.paths, where.width, BATCH, SEQ, TIMES * rounds, edit, local=edit)
+                    work = Work(where.paths, where.width, BATCH, SEQ, TIMES * rounds, edit, whole=edit)
                     tell(report, on_all(session, work), edit=edit, what=f"{where.words}, {name}")
 
 
@@ -85,8 +85,10 @@ def tell(
 
     row(title, "plain torch hooks", "flexmagic", "plain hooks", plain)
     row(title, "raw forward", "flexmagic", "raw forward")
-    if "flexmagic, local" in times:
-        row(f"{title}, piece by piece (--local)", "plain torch hooks", "flexmagic, local", "plain hooks")
+    through = f"{title}, through the whole"
+    if WHOLE in times:
+        row(through, "plain torch hooks", WHOLE, "plain hooks")
+        row(through, "raw forward", WHOLE, "raw forward")
     for rival in rivals:
         words = RIVALS[rival]
         if rival == "nnsight" and edit and "DP" in what:
@@ -95,11 +97,13 @@ def tell(
             report.note(f"({part}) {title}: {words} was not run: {found.absent.get(rival, 'not asked for')}")
         else:
             report.add(_beside(part, title, rival, times))
+            if WHOLE in times:
+                report.add(_beside(part, through, rival, times, ours=WHOLE))
 
 
-def _beside(part: str, title: str, rival: str, times: Times) -> Row:
+def _beside(part: str, title: str, rival: str, times: Times, *, ours: str = "flexmagic") -> Row:
     """A row beside a rival: retrievals by their times, edits by what they add to a raw forward."""
-    share, n = overhead(times, "flexmagic", rival, "raw forward", "raw again"), len(times["raw forward"])
+    share, n = overhead(times, ours, rival, "raw forward", "raw again"), len(times["raw forward"])
     words, why = RIVALS[rival], share.undecided
     if part == "a":
         value = ratio(times, "flexmagic", rival)

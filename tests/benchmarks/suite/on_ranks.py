@@ -24,13 +24,15 @@ from suite.pairs import Times, in_turn
 
 Way = Callable[[], float]
 
+WHOLE = "flexmagic, whole"
+
 
 @dataclass(frozen=True)
 class Work:
     """``paths`` of modules, the whole ``width`` of their outputs, and the batch.
 
     ``edit``: whether the values are halved, else they are kept. ``rivals``: which to try.
-    ``local``: also an edit of ours that exchanges nothing. ``folder``: the model's.
+    ``whole``: also an edit of ours that does not show that pieces may be edited. ``folder``: the model's.
     """
 
     paths: tuple[str, ...]
@@ -40,7 +42,7 @@ class Work:
     rounds: int
     edit: bool
     rivals: tuple[str, ...] = ("nnsight", "flexmodel")
-    local: bool = False
+    whole: bool = False
     folder: str = ""
 
 
@@ -88,8 +90,8 @@ def _ways(work: Work) -> tuple[dict[str, Way], dict[str, str]]:
     ways: dict[str, Way] = {
         "raw forward": bench.raw, "plain hooks": bench.plain, "flexmagic": bench.flexmagic
     }  # fmt: skip
-    if work.local:
-        ways["flexmagic, local"] = bench.flexmagic_local
+    if work.whole:
+        ways[WHOLE] = bench.flexmagic_whole
     absent: dict[str, str] = {}
     bench.plain()
     truth, kept = bench.output, bench.total
@@ -200,7 +202,7 @@ class Bench:
         self.total = sum(float(out.abs().sum()) for out in kept) if not self.numbers else None
         return passed
 
-    def flexmagic(self, *, local: bool = False) -> float:
+    def flexmagic(self, body: str = "x *= 0.5") -> float:
         """The run as a session asks for it, without the messages between notebook and engine."""
         from flexmagic.engine.active_hook import ActiveHook
         from flexmagic.engine.code import HookSource, build
@@ -213,7 +215,7 @@ class Bench:
         extent = Extent(self.work.batch, self.work.seq, self.rows > 1)
         instrument = self.runtime.instrument(plan, extent)
         if self.work.edit:
-            source = HookSource("half", 1, "x *= 0.5", local=local)
+            source = HookSource("half", 1, body)
             call = build(source, self.runtime.namespace)
             instrument.hooks.append(ActiveHook(source, call, self.sites))
 
@@ -228,6 +230,6 @@ class Bench:
             raise AssertionError(str(instrument.outcome))
         return passed
 
-    def flexmagic_local(self) -> float:
-        """An edit that is the same piece by piece, and says so."""
-        return self.flexmagic(local=True)
+    def flexmagic_whole(self) -> float:
+        """The same values by a call, of which nobody knows whether it may be done piece by piece."""
+        return self.flexmagic("x.mul_(0.5)")
