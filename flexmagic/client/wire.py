@@ -17,7 +17,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+
+from flexmagic.client.spare import Spare
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -42,6 +43,8 @@ STRETCH = 16 << 20
 
 SENT = 4 << 20
 """Bytes of one of the parts in which a rank of another machine sends what it holds."""
+
+SPARE = Spare()
 
 Ask = Callable[..., list[Any]]
 """Sends each read's part to its rank with a verb; answers in the order of the reads."""
@@ -81,7 +84,7 @@ def fetch(
     size = dtype.itemsize
     total = sum(nbytes(read.local, size) for read in reads)
     tell = progress or (lambda _here, _total: None)
-    array = np.empty(math.prod(shape) * size, np.uint8)  # numpy takes large pages, which cost far less
+    array = SPARE.array(math.prod(shape) * size)
     out = torch.from_numpy(array).view(dtype).reshape(shape)
     if add or total < array.nbytes:
         out.zero_()
