@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-
 from flexmagic.client.spare import Spare
 
 if TYPE_CHECKING:
