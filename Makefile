@@ -30,9 +30,10 @@ lab: setup-lab ## JupyterLab with the demo notebooks
 	@$(BIN)/flexmagic kernel install --sys-prefix
 	@$(BIN)/jupyter lab $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(LAB_ARGS) demo_notebooks
 
+# In two processes: one has the tests with engines, which wait much, the other one has all else.
 test: setup-test browser ## lint and the whole suite, except what is marked slow or full
 	@failed=0; $(MAKE) --no-print-directory run-lint || failed=1; \
-	$(BIN)/pytest $(PYTEST_ARGS) || failed=1; exit $$failed
+	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) || failed=1; exit $$failed
 
 test-full: test test-rest ## `make test`, then the tests marked slow or full
 
@@ -62,7 +63,7 @@ oldest: ## the core of that table against the oldest transformers that this work
 	@.venv-oldest/bin/python -m pytest tests/engines/matrix tests/engines/test_main_job.py $(PYTEST_ARGS)
 
 # An environment of its own with what is compared, made once: .venv-bench. FlexModel pins nothing that it needs here.
-bench: ## measure what flexmagic costs beside plain hooks, NNsight, FlexModel and others (half an hour; BENCH_ARGS="--rows cd")
+bench: ## measure what flexmagic costs beside plain hooks, NNsight, FlexModel and others (a quarter of an hour; BENCH_ARGS="--rows cd")
 	@[ -e .venv-bench/.made ] || { echo "Set-up: making .venv-bench (some minutes: it waits for downloads)"; \
 	  $(or $(PYTHON),python3) -m venv --clear .venv-bench && \
 	  .venv-bench/bin/python -m pip install --quiet --progress-bar off -e . "transformers>=5.19,<5.23" "nnsight==0.8.1" pyvene transformer_lens $(PIP_ARGS) </dev/null && \

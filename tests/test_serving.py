@@ -31,7 +31,7 @@ class Workshop:
         self.guests = Guests(2, guest, lambda: 0.0, open_to_all=True)
         self.memory = SimpleNamespace(door={}, save=lambda: None)
         self.board = SimpleNamespace(last=0)
-        self.noted, self.heard = [], []
+        self.is_over, self.noted, self.heard = False, [], []
         self.answer = {}, []
 
     def refused(self, who, status, error):

@@ -51,7 +51,8 @@ def test_looks_at_weights_and_putting_them_back_are_unhurried(host):
     assert host.calls.waiting.limits.run == 5.0
 
 
-def test_starting_an_engine_again_is_unhurried(host):
+def test_starting_an_engine_again_is_unhurried(host, monkeypatch):
+    monkeypatch.setattr(Host, "is_over", False)
     host.session = SimpleNamespace(recover=lambda: host.heard.append(host.calls.waiting.limits.run))
     journal = SimpleNamespace(note=lambda *_who, **_facts: None)
     job = SimpleNamespace(done=SimpleNamespace(done=lambda: False), guest=SimpleNamespace(said=[]))

@@ -181,7 +181,7 @@ CASES: dict[str, Case] = {
         first=LONELY, model="odd tp",
     ),
     "the model hands on less on one rank": Case(
-        "x *= 1", FlexError, "lm_head", site="lm_head", first=SHORT, model="odd tp"
+        "x.mul_(1)", FlexError, "lm_head", site="lm_head", first=SHORT, model="odd tp"
     ),
     "a collective on one rank": Case(SKIPPED, StuckError, r"(?s)2.*barrier.*rank 1: (waiting|has ended)"),
     "different collectives": Case(CROSSED, StuckError, r"(?s)in barrier.*in recv"),
