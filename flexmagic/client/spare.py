@@ -24,6 +24,7 @@ class Spare:
 
     def __init__(self) -> None:
         self._kept: mmap.mmap | None = None
+        self._alone = 0  # how many refer to it when no array is on it
         self._lock = threading.Lock()
 
     def array(self, nbytes: int) -> NDArray[np.uint8]:
@@ -33,6 +34,7 @@ class Spare:
         with self._lock:
             if not self._is_free(nbytes):
                 self._kept = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+                self._alone = self._referring()
                 if hasattr(mmap, "MADV_HUGEPAGE"):
                     self._kept.madvise(mmap.MADV_HUGEPAGE)
             assert self._kept is not None  # made just above
@@ -40,7 +42,10 @@ class Spare:
 
     def _is_free(self, nbytes: int) -> bool:
         """Whether what is kept fits and no array is on it: each, and each view of one, refers to it."""
-        kept = self._kept
-        if kept is None or not nbytes <= len(kept) <= 2 * nbytes:
+        if self._kept is None or not nbytes <= len(self._kept) <= 2 * nbytes:
             return False
-        return sys.getrefcount(kept) <= 3  # the attribute, the name, and the argument
+        return self._referring() == self._alone
+
+    def _referring(self) -> int:
+        """How many refer to what is kept; Pythons differ in whom they count, so it is only compared."""
+        return sys.getrefcount(self._kept)
