@@ -29,7 +29,7 @@ class Host:
     def __init__(self, folder):
         self.folder, self.closed = folder, False
         self.session = SimpleNamespace(cluster_name="c")
-        self.calls = SimpleNamespace(all=lambda *_asked: [])
+        self.calls = SimpleNamespace(all=lambda *_asked: [], ranks=SimpleNamespace(pids=[1]))
         self.versions, self.sums = [{"w": 0}], [{"w": (1, 1)}]
         self.back = KeyboardInterrupt
         Host.made.append(self)
