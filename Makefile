@@ -30,10 +30,9 @@ lab: setup-lab ## JupyterLab with the demo notebooks
 	@$(BIN)/flexmagic kernel install --sys-prefix
 	@$(BIN)/jupyter lab $$([ "$$(id -u)" = 0 ] && echo --allow-root) $(LAB_ARGS) demo_notebooks
 
-# In two processes: one has the tests with engines, which wait much, the other one has all else.
 test: setup-test browser ## lint and the whole suite, except what is marked slow or full
 	@failed=0; $(MAKE) --no-print-directory run-lint || failed=1; \
-	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_ARGS) || failed=1; exit $$failed
+	$(BIN)/pytest $(PYTEST_ARGS) || failed=1; exit $$failed
 
 test-full: test test-rest ## `make test`, then the tests marked slow or full
 
