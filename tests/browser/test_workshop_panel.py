@@ -107,6 +107,8 @@ def labels(browser, element):
 
 def test_the_buttons_do_what_they_say_also_while_a_cell_runs(notebook, browser):
     panel = board(notebook, PANEL)
+    enough = notebook.server.notebooks / "enough"
+    enough.unlink(missing_ok=True)
     notebook.start(BUSY)
     press(browser, panel, "Pause")
     lab.wait_for(lambda: "Paused: no more runs begin." in said(browser, panel), message="the pause")
@@ -115,7 +117,7 @@ def test_the_buttons_do_what_they_say_also_while_a_cell_runs(notebook, browser):
     assert browser.js("return document.activeElement.textContent") == "Resume", "the focus is not lost"
     press(browser, panel, "Resume")
     lab.wait_for(lambda: browser.all("[data-state=open]", panel), message="going on")
-    (notebook.server.notebooks / "enough").touch()
+    enough.touch()
     lab.wait_for(lambda: notebook.executed(BUSY), message="the cell's end")
     put(browser, panel, "Limits to change", "runs=7" + Keys.ENTER)
     lab.wait_for(lambda: "runs=7" in panel.text, message="the limit")
