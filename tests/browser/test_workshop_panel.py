@@ -153,7 +153,7 @@ def test_dropping_a_guest_asks_once(notebook, browser):
     browser.js("arguments[0].focus()", drop)
     browser.press(Keys.SPACE, Keys.SPACE)
     lab.wait_for(lambda: "Drop ben" not in labels(browser, panel), message="ben to be out")
-    assert "ben is out" in said(browser, panel)
+    lab.wait_for(lambda: "ben is out" in said(browser, panel), message="what became of him")
 
 
 def test_what_is_sent_appears_in_a_guests_notebook_by_itself_and_is_taken_by_a_key(notebook, browser):
