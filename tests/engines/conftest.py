@@ -50,6 +50,15 @@ def loaded(session):
     return session
 
 
+@pytest.fixture(scope="module")
+def owner():
+    """The shipped model on a cluster of one file alone, whose engines may be killed."""
+    torch.set_num_threads(1)
+    with Session.start(2, oversubscribe=True) as session:
+        session.load(MODEL, tp=2, attn="eager")
+        yield session
+
+
 def holds_shipped_model(session):
     """Whether the model that ``loaded`` made is still the one there is."""
     model = _SHIPPED.get("model")

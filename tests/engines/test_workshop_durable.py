@@ -12,7 +12,6 @@ import pytest
 import torch
 from jupyter_client.manager import start_new_kernel
 
-from flexmagic import Session
 from flexmagic.engine.declared import Declared
 from flexmagic.errors import ClusterError, FlexError
 from flexmagic.workshop.address import Address
@@ -20,7 +19,7 @@ from flexmagic.workshop.guest import Guest
 from flexmagic.workshop.link import Link
 from flexmagic.workshop.opening import announcement, open_workshop
 
-from .conftest import MODEL, PROMPT, relative
+from .conftest import PROMPT, relative
 from .test_workshop import at_once
 
 pytestmark = [pytest.mark.engines, pytest.mark.timeout(300)]
@@ -33,15 +32,6 @@ FLEXMAGIC = (
     "workshop",
 )
 AS_BEFORE = "The workshop's gateway was started again. You are ann: hooks and runs are as they were."
-
-
-@pytest.fixture(scope="module")
-def owner():
-    """A cluster of this file alone, whose engines may be killed."""
-    torch.set_num_threads(1)
-    with Session.start(2, oversubscribe=True) as session:
-        session.load(MODEL, tp=2, attn="eager")
-        yield session
 
 
 class Gateway:

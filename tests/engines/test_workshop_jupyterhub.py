@@ -18,9 +18,7 @@ import pytest
 import torch
 from jupyter_client.blocking import BlockingKernelClient
 
-from flexmagic import Session
-
-from .conftest import MODEL, PROMPT, relative
+from .conftest import PROMPT, relative
 from .test_workshop_durable import typed
 
 pytest.importorskip("jupyterhub", reason="JupyterHub is not installed")
@@ -58,15 +56,6 @@ given = c.Spawner.server_token_scopes
 c.Spawner.server_token_scopes = lambda spawner: given[:-1] if spawner.user.name == "eve" else given
 """
 """What a hub needs beside the README's lines; users for a test, and one whose token has too little."""
-
-
-@pytest.fixture(scope="module")
-def owner():
-    """A cluster of this file alone, in a process that is not the hub's."""
-    torch.set_num_threads(1)
-    with Session.start(2, oversubscribe=True) as session:
-        session.load(MODEL, tp=2, attn="eager")
-        yield session
 
 
 def free_ports(count):

@@ -40,15 +40,6 @@ print(guest.status())
 """
 
 
-@pytest.fixture(scope="module")
-def owner():
-    """A cluster of this file alone, whose engines may be killed."""
-    torch.set_num_threads(1)
-    with Session.start(2, oversubscribe=True) as session:
-        session.load(MODEL, tp=2, attn="eager")
-        yield session
-
-
 @pytest.fixture
 def truths(edited, one_process, ids):
     """The logits of one process without a hook, and with the site scaled."""
