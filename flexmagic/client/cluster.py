@@ -81,9 +81,9 @@ class Cluster:
     def _started(
         cls, n: int, devices: Devices, *, keep: bool, progress: Callable[[int, str], None]
     ) -> Cluster:
-        import ipyparallel as ipp
+        from flexmagic.client.cluster_file import SharedCluster
 
-        launched = ipp.Cluster(
+        launched = SharedCluster(
             cluster_id=f"flexmagic-{uuid.uuid4().hex[:6]}",
             delay=0,
             controller_ip="127.0.0.1",

@@ -51,12 +51,20 @@ def loaded(session):
 
 
 @pytest.fixture(scope="module")
-def owner():
-    """The shipped model on a cluster of one file alone, whose engines may be killed."""
+def own_cluster():
+    """The shipped model on a cluster of one file alone."""
     torch.set_num_threads(1)
     with Session.start(2, oversubscribe=True) as session:
         session.load(MODEL, tp=2, attn="eager")
         yield session
+
+
+@pytest.fixture
+def owner(own_cluster):
+    """A session whose engines may be killed; one that a failed test has left dead is replaced."""
+    if own_cluster._calls.ranks.ended():
+        own_cluster.recover()
+    return own_cluster
 
 
 def holds_shipped_model(session):
