@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from flexmagic.client.hooks import HookVersion
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.declared import Declared
-from flexmagic.errors import ClusterError, FlexError, ModelError
+from flexmagic.errors import ClusterError, FlexError, InputError, ModelError
+from flexmagic.layout.sites import Site
 from flexmagic.workshop import gateway, worlds
 from flexmagic.workshop.allowance import Allowance, Use
 from flexmagic.workshop.desk import Job
@@ -16,7 +18,7 @@ from flexmagic.workshop.guests import Guest, Guests
 from flexmagic.workshop.memory import OTHER_KIND, Memory
 from flexmagic.workshop.opening import end_workshop, open_workshop
 from flexmagic.workshop.requests import parse
-from flexmagic.workshop.running import Runner
+from flexmagic.workshop.running import Runner, RunResult
 from flexmagic.workshop.weights_watch import EVERY, WeightsWatch
 from flexmagic.workshop.worlds import SAID, Worlds
 
@@ -196,9 +198,9 @@ def test_what_hooks_say_is_kept_up_to_a_bound_until_a_run_takes_it(host, tmp_pat
     assert ann.said == ["y" * SAID]
 
 
-def acting(**source):
+def acting(site="m.0", **source):
     """A job whose run has one such hook."""
-    hook = SimpleNamespace(current=SimpleNamespace(source=HookSource("h", 1, **source)))
+    hook = SimpleNamespace(current=HookVersion(HookSource("h", 1, **source), (Site.parse(site),)))
     guest = Guest("ann", "", Use(Allowance, lambda: 0.0), 0.0)
     guest.tenant = SimpleNamespace(owner="w", hooks=SimpleNamespace(acting=lambda _only, _without: [hook]))
     return Job(guest, "run", parse("run", {"inputs": "x"}, []))
@@ -210,7 +212,16 @@ def test_code_that_runs_in_the_engines_shares_no_forward(runner):
     boxed, trusted = acting(text="x *= 2", boxed=True), acting(text="x *= 2")
     assert mates(half, look)
     assert not mates(half, boxed), "it has not run well by itself yet"
-    runner.runner._proven["w"] = {("h", 1)}
+    result = RunResult(boxed)
+    runner.watched = lambda _work, _before: (InputError("no"), [])
+    runner.runner._make_alone(result)
+    assert not mates(half, boxed), "it has not run well"
+    runner.watched = lambda _work, _before: (None, [])
+    runner.runner._keep = lambda _result, _run: None
+    runner.runner._make_alone(result)
     assert mates(half, boxed)
+    assert mates(half, acting(text="x *= 2", boxed=True)), "another's, who wrote the same"
+    assert not mates(half, acting(text="x *= 2", boxed=True, site="m.1")), "elsewhere it may not run"
+    assert not mates(half, acting(text="x *= 3", boxed=True))
     assert not mates(half, trusted)
     assert not mates(trusted, look)

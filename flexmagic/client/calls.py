@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client import engine_side
+from flexmagic.client.bundle import bundle_of, bundled
 from flexmagic.client.cluster import Cluster
 from flexmagic.client.gathering import gathering
 from flexmagic.client.mail import Answer
@@ -78,6 +79,18 @@ class Calls:
 
     def post(self, rank: int, verb: str, *args: Any) -> None:
         """A verb on one rank, whose answer nobody waits for; an engine that is gone is not told."""
+        if (bundle := bundled(self)) is not None:
+            bundle.add(rank, verb, args)
+            return
+        self._send(rank, verb, args)
+
+    @contextlib.contextmanager
+    def bundling(self) -> Iterator[None]:
+        """In a block, what this thread posts to a rank goes there in few messages, at the block's end."""
+        with bundle_of(self, self._send):
+            yield
+
+    def _send(self, rank: int, verb: str, args: Any) -> None:
         with contextlib.suppress(Exception):
             self.ranks.call(rank, verb, engine_side.packed(args), answer=False)
 

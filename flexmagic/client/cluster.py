@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import re
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 from flexmagic.client import reaper
 from flexmagic.client.devices import Devices, check_size, local_devices, rank_environment
+from flexmagic.client.pulse import Pulse, lives, status
 from flexmagic.client.restart import Offer, take
 from flexmagic.client.running_clusters import found_running, profile_of
 from flexmagic.client.turns import Turns
@@ -59,6 +61,7 @@ class Cluster:
         self.keep = keep
         self._size = _size_of(ipp_cluster.engines)
         self._over = ""
+        self._pulse: Pulse | None = None
         self._reaper: subprocess.Popen[bytes] | None = None
         self.turns = Turns(Path(ipp_cluster.profile_dir) / "security" / f"{ipp_cluster.cluster_id}.turn")
 
@@ -140,7 +143,7 @@ class Cluster:
         The controller asks the system for free ports before it takes them, and others may be faster.
         """
         controller = getattr(self._cluster.controller, "process", None)
-        if controller is not None and not all(map(_lives, controller.children())):
+        if controller is not None and not all(map(lives, controller.children())):
             raise _LameControllerError(
                 f"A part of the cluster's controller has ended at once. Its log is in {self.log_folder}."
             )
@@ -206,13 +209,22 @@ class Cluster:
 
     def check_controller(self) -> None:
         """Raise :class:`ClusterError` if the controller, which was started here, has ended."""
-        process = getattr(self._cluster.controller, "process", None)
-        if process is not None and not _lives(process):
+        if not self._controller_lives:
             msg = (
                 "The cluster's controller has ended, so that its engines cannot be reached any more. "
                 "Type %flexcluster stop, then start again."
             )
             raise ClusterError(msg)
+
+    @property
+    def _controller_lives(self) -> bool:
+        """Whether the controller is at work, as far as is seen from here: it may be another machine's."""
+        process = getattr(self._cluster.controller, "process", None)
+        if process is None:
+            return True
+        if self._pulse is None or self._pulse.of is not process:
+            self._pulse = Pulse(process)
+        return self._pulse.beats
 
     def last_words(self, ranks: Iterable[int]) -> list[str]:
         """How engines ended, as far as their launchers and logs tell."""
@@ -227,7 +239,7 @@ class Cluster:
             with contextlib.suppress(Exception):  # of a process that others started, the system tells nothing
                 code = process.wait(NOTICED)
         if not isinstance(code, int):
-            stopped = any(_status(process) == "stopped" for process in self._processes(rank))
+            stopped = any(status(process) == "stopped" for process in self._processes(rank))
             return f"Rank {rank} answers nobody: its process is stopped, as by SIGSTOP." if stopped else ""
         if code >= 0:
             return f"Rank {rank} exited with code {code}."
@@ -351,23 +363,7 @@ def is_unlisted(client: Any, engine: int) -> bool:
 def is_over(cluster: Cluster) -> bool:
     """Whether it was stopped, by whomever, or its controller has ended, as far as is seen from here."""
     running: Any = cluster._cluster  # noqa: SLF001 - ipyparallel's own
-    process = getattr(running.controller, "process", None)
-    return not Path(running.cluster_file).is_file() or (process is not None and not _lives(process))
-
-
-def _lives(process: Any) -> bool:
-    """Whether a process is at work; one that has ended may still be listed."""
-    return _status(process) not in {"", "zombie"}
-
-
-def _status(process: Any) -> str:
-    """What the system says of a process, as psutil has it; ``""`` if there is none."""
-    import psutil
-
-    try:
-        return str(process.status()) if process.is_running() else ""
-    except psutil.NoSuchProcess:
-        return ""
+    return not os.path.exists(running.cluster_file) or not cluster._controller_lives  # noqa: PTH110, SLF001 - often
 
 
 def _size_of(engine_sets: Iterable[str]) -> int | None:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from flexmagic.client.hook_book import HookBook
     from flexmagic.client.model import Model
 
+REMEMBERED = 1000
+"""How many patterns it is remembered of what they name in a model."""
+
 
 @dataclass(frozen=True)
 class HookVersion:
@@ -189,6 +192,8 @@ def sites_at(model: Model, pattern: Site) -> list[Site]:
 
 def targets_at(model: Model, pattern: Site) -> list[Target]:
     """The same, each with the heads that are meant of its features."""
+    if pattern in model.named:
+        return list(model.named[pattern])
     sites: list[Target] = []
     for own, heads in model.standing_for(pattern):
         check_paths(own, model.names(own))
@@ -196,7 +201,10 @@ def targets_at(model: Model, pattern: Site) -> list[Target]:
     if not sites:
         msg = f"No tensor was seen at {pattern} in the survey. Type %flexmodel to see the sites."
         raise SiteError(msg)
-    return sites
+    if len(model.named) >= REMEMBERED:
+        model.named.clear()
+    model.named[pattern] = sites
+    return list(sites)
 
 
 def _check_heads(model: Model, pattern: Site, source: HookSource) -> None:

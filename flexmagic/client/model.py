@@ -25,6 +25,7 @@ class Model(Weights, ModuleTree):
         ModuleTree.__init__(self)
         self.alive = True
         self._standard: dict[str, Meaning] | None = None
+        self._layouts: Table | None = None
 
     @property
     def _first(self) -> ModelReport:
@@ -48,8 +49,8 @@ class Model(Weights, ModuleTree):
     def update(self, reports: list[ModelReport]) -> None:
         """Take over a newer survey."""
         self._reports = reports
-        self._standard = None
-        self._modules = {}
+        self._standard = self._layouts = None
+        self._modules, self.named = {}, {}
 
     def standing_for(self, pattern: Site) -> list[Target]:
         """The model's own sites that a pattern means, if it is one of standard names; else itself.
@@ -77,6 +78,8 @@ class Model(Weights, ModuleTree):
 
     def layout_table(self) -> Table:
         """Every site with its global shape in named dims, its layout and how that was established."""
+        if self._layouts is not None:
+            return self._layouts
         rows = []
         for site, rule in self.rules.items():
             dims, _, places = rule.describe().partition("] ")
@@ -84,7 +87,9 @@ class Model(Weights, ModuleTree):
                 rows.append((str(site), "", "refused", rule.refused))
             else:
                 rows.append((str(site), dims.removeprefix("["), places, rule.how))
-        return Table(("site", "whole shape", "layout", "how it is known"), tuple(rows), str(self))
+        columns = ("site", "whole shape", "layout", "how it is known")
+        self._layouts = Table(columns, tuple(rows), str(self))
+        return self._layouts
 
     def unwrap(self) -> int:
         """Let go of the model on every engine, without a trace on it: edited weights are put back first.

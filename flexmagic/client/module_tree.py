@@ -7,18 +7,23 @@ from typing import TYPE_CHECKING
 from flexmagic.client.table import Table
 
 if TYPE_CHECKING:
+    from flexmagic.client.aliases import Target
     from flexmagic.engine.model_verbs import ModelReport
     from flexmagic.layout.rule import Rule
     from flexmagic.layout.sites import Site
 
 
 class ModuleTree:
-    """The modules that the ranks hold together, by the paths they have in the model."""
+    """The modules that the ranks hold together, by the paths they have in the model.
+
+    ``named``: what patterns were found to name, for as long as it is the same survey.
+    """
 
     _reports: list[ModelReport]
 
     def __init__(self) -> None:
         self._modules: dict[str, str] = {}
+        self.named: dict[Site, list[Target]] = {}
 
     @property
     def rules(self) -> dict[Site, Rule]:

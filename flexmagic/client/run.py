@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from flexmagic.client.activation import Activation, Origin, Siblings
@@ -76,18 +76,20 @@ class Run:
     @property
     def sites(self) -> list[str]:
         """The sites that were captured, in the model's order."""
-        return [str(site) for site in self._captured()]
+        return [str(site) for site in self._captured]
 
     def _ipython_key_completions_(self) -> list[str]:
         """What IPython offers inside ``run["…"]``: the sites, the port left away where it is the output."""
         return [site.removesuffix(":output") for site in self.sites]
 
+    @cached_property
     def _captured(self) -> list[Site]:
-        return [site for site in self._rules if any(site in local for local in self._local)]
+        held = set[Site]().union(*self._local)
+        return [site for site in self._rules if site in held]
 
     def has(self, site: str) -> bool:
         """Whether a site was captured, or one that a pattern names."""
-        return any(resolve(own, self._captured()) for own, _ in self._standing_for(Site.parse(site)))
+        return any(resolve(own, self._captured) for own, _ in self._standing_for(Site.parse(site)))
 
     @property
     def tokens(self) -> list[list[str]]:
@@ -168,7 +170,7 @@ class Run:
         refused or its pieces do not fit together.
         """
         text, hook = site if isinstance(site, tuple) else (site, None)
-        known = self._captured()
+        known = self._captured
         stands = self._standing_for(Site.parse(text))
         own, heads = stands[0] if len(stands) == 1 else (Site.parse(text), None)
         own_text = text if own == Site.parse(text) else str(own)
@@ -208,7 +210,7 @@ class Run:
             return LayoutError(f"{refused[0]} is refused: {self._rules[refused[0]].refused}")
         if surveyed and self._end:
             return SiteError(f"This run was to stop at {self._end} and has no value of {text}.")
-        if surveyed and not any(s in self._captured() for s in surveyed):
+        if surveyed and not any(s in self._captured for s in surveyed):
             msg = (
                 f'This run did not capture {text}. Run again with --capture "{pattern.path}" or a hook there.'
             )
@@ -251,7 +253,7 @@ class Run:
         pattern = ".".join("*" if part.isdigit() else part for part in site.path.split("."))
         alike = [
             other
-            for other in self._captured()
+            for other in self._captured
             if path_matches(pattern, other.path) and (other.port, other.leaf) == (site.port, site.leaf)
         ]
         return {str(other): _later(self._activation, other) for other in alike}
@@ -260,7 +262,7 @@ class Run:
         """Its own step's name, and by name the steps of its run that captured a site: ``step 2 " to"``."""
         found: dict[str, Siblings] = {}
         for run in self.among:
-            if site in run._captured():  # noqa: SLF001 - of this class
+            if site in run._captured:  # noqa: SLF001 - of this class
                 found[run._step_name()] = partial(run._siblings, site)  # noqa: SLF001
         return (self._step_name(), found) if found else (None, {})
 
@@ -269,16 +271,23 @@ class Run:
         what = f' "{seen[0]}"' if len(seen) == 1 else ""
         return f"step {self._key[-1]}{what}"
 
-    def release(self) -> None:
-        """Free this run's captures on the engines; looking at them then says so."""
-        self._calls.all("release", self._key)
+    def release(self, *, wait: bool = True) -> None:
+        """Free this run's captures on the engines; looking at them then says so.
+
+        Not to ``wait``: an engine that is gone is not told, and has freed them in its way.
+        """
+        if wait:
+            self._calls.all("release", self._key)
+            return
+        for rank in range(self._calls.world_size):
+            self._calls.post(rank, "release", self._key)
 
     def __repr__(self) -> str:
         """Run number, input size and what was captured."""
         rows = self.tokens or self.ids
         size = f"{len(rows)} × {len(rows[0])} tokens, " if rows else ""
         return (
-            f"<Run {self.number}: {size}{len(self._captured())} sites captured, {self.seconds * 1000:.0f} ms>"
+            f"<Run {self.number}: {size}{len(self._captured)} sites captured, {self.seconds * 1000:.0f} ms>"
         )
 
 

@@ -26,7 +26,7 @@ from flexmagic.client.world import HOOK, LAST, RUN, Runs, World
 from flexmagic.engine.code import HookSource
 from flexmagic.engine.declared import Declared
 from flexmagic.engine.limits import Limits
-from flexmagic.errors import ClusterError, EngineError, FlexError, HookError, ModelError
+from flexmagic.errors import EngineError, FlexError, HookError, ModelError
 
 if TYPE_CHECKING:
     from flexmagic.client.restoring import Recovered
@@ -265,9 +265,8 @@ class Tenant(Work):
             self.note(run)
 
     def release(self, run: Run) -> None:
-        """Free a run's captures on the engines; those of one that is gone are gone already."""
-        with contextlib.suppress(FlexError):
-            run.release()
+        """Free a run's captures on the engines, which nobody waits for."""
+        run.release(wait=False)
         self._world.drop(f"{RUN}{run.number}")
         if run.number == self._last:  # no other run may ever have its number
             self._world.keep(LAST, run.number)
@@ -297,5 +296,5 @@ class Tenant(Work):
             raise
 
     def _forget(self, name: str, number: int) -> None:
-        with contextlib.suppress(ClusterError):
-            self._calls.all("forget_hook", self.owner, name, number)
+        for rank in range(self._calls.world_size):
+            self._calls.post(rank, "forget_hook", self.owner, name, number)

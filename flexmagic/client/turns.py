@@ -9,12 +9,14 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import greenlet
+
 EVERY = 0.02
 """Seconds between two looks at whether it is our turn."""
 
 
-class Gatherer(threading.Thread):
-    """A thread whose questions to ranks go there with others', in the turn of who gathers them."""
+class Strand(greenlet.greenlet):
+    """One thing that is done beside others; what it asks of ranks goes there with theirs, in one turn."""
 
 
 class Turns:
@@ -34,10 +36,8 @@ class Turns:
     @contextlib.contextmanager
     def turn(self, meanwhile: Callable[[], None] = lambda: None) -> Iterator[None]:
         """Wait for our turn, and keep it for the length of the block; ``meanwhile`` is called as long."""
-        if isinstance(threading.current_thread(), Gatherer):  # each would wait for the other
-            raise RuntimeError(  # noqa: TRY004 - no argument is wrong
-                "What is gathered takes no turn of its own."
-            )
+        if isinstance(greenlet.getcurrent(), Strand):  # it has that of who gathers
+            raise RuntimeError("What is gathered takes no turn of its own.")  # noqa: TRY004 - no argument is wrong
         with self._thread:
             if self._depth:
                 yield

@@ -68,6 +68,7 @@ class Captures:
         self.overwritten: set[Site] = set()
         self.lent: dict[Reader, list[torch.Tensor]] = {}
         self._runs: OrderedDict[RunKey, dict[Site, Capture]] = OrderedDict()
+        self._steps: dict[RunKey, set[RunKey]] = {}
         self._parts: dict[RunKey, dict[Site, dict[int, Capture]]] = {}
         self._evicted: set[RunKey] = set()
         self._finished: set[RunKey] = set()
@@ -82,11 +83,18 @@ class Captures:
             piece = piece.clone()
         capture = Capture(piece, piece._version)  # noqa: SLF001
         if part is None:
-            self._runs.setdefault(run, {})[site] = capture
+            self._of(run)[site] = capture
             if run in self._finished:
                 self._at_most += piece.untyped_storage().nbytes()
         else:
             self._parts.setdefault(run, {}).setdefault(site, {})[part] = capture
+
+    def _of(self, run: RunKey) -> dict[Site, Capture]:
+        """What is kept for a run, or for a step of one."""
+        if run not in self._runs:
+            self._runs[run] = {}
+            self._steps.setdefault(run[:2], set()).add(run)
+        return self._runs[run]
 
     def join(self, run: RunKey, how: Join) -> dict[Site, str]:
         """Make one piece of each site's parts; the reason for each site where that cannot be done."""
@@ -100,12 +108,12 @@ class Captures:
             if isinstance(joined, str):
                 refused[site] = joined
             else:
-                self._runs.setdefault(run, {})[site] = Capture(joined, joined._version)  # noqa: SLF001
+                self._of(run)[site] = Capture(joined, joined._version)  # noqa: SLF001
         return refused
 
     def finish(self, run: RunKey) -> dict[Site, Capture]:
         """Close a run: drop what was overwritten (it is copied from the next run on) and old runs."""
-        kept = self._runs.setdefault(run, {})
+        kept = self._of(run)
         for site in [s for s, capture in kept.items() if not capture.intact]:
             self.overwritten.add(site)
             del kept[site]
@@ -154,17 +162,19 @@ class Captures:
 
     def drop(self, run: RunKey) -> None:
         """Forget a run, all steps of a generation; or one step, if the key names it."""
-        whole = owner, number = run[:2]
-        steps = [key for key in self._runs if key[1] == number and key[0] == owner]  # there may be thousands
+        steps = self._steps.get(run[:2], set())
         for key in [key for key in steps if key[: len(run)] == run]:
             del self._runs[key]
+            steps.remove(key)
             self._finished.discard(key)
-        if not any(key in self._runs for key in steps):
-            self._contexts.pop(whole, None)
+        if not steps:
+            self._steps.pop(run[:2], None)
+            self._contexts.pop(run[:2], None)
 
     def clear(self) -> None:
         """Forget everything."""
         self._runs.clear()
+        self._steps.clear()
         self._finished.clear()
         self._at_most = 0
         self._parts.clear()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from flexmagic.client.wire import WORTH
-from flexmagic.errors import HookError, InputError, SiteError
+from flexmagic.errors import FlexError, HookError, InputError, SiteError
 from flexmagic.workshop import requests as asked
 from flexmagic.workshop.frames import FRAMES, put
 
@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from flexmagic.client.run import Run
     from flexmagic.client.tenant import Tenant
     from flexmagic.view.source import Stats
+    from flexmagic.workshop.desk import Job
     from flexmagic.workshop.guests import Guest
 
 Answer = tuple[dict[str, Any], list[bytes]]
 """A reply's header and its frames."""
+
+Index = tuple[int | slice, ...]
+"""One int or slice per dim."""
 
 AT_ONCE = 64 << 20
 """Bytes of values in one reply."""
@@ -166,8 +170,8 @@ def run_header(guest: Guest, run: Run) -> dict[str, Any]:
     return header
 
 
-def _look(guest: Guest, where: asked.Where) -> Answer:
-    found = activation(guest, where)
+def _look(guest: Guest, request: asked.Look) -> Answer:
+    found = activation(guest, request.where)
     info = found.info
     pieces = [[p.rank, p.spans, p.local, p.addend] for p in info.pieces]
     facts = {
@@ -178,7 +182,11 @@ def _look(guest: Guest, where: asked.Where) -> Answer:
         )
     }  # fmt: skip
     tokens = found._origin.tokens  # noqa: SLF001 - what labels() shows
-    return {"info": {**facts, "pieces": pieces}, "text": repr(found), "tokens": tokens}, []
+    header: dict[str, Any] = {"info": {**facts, "pieces": pieces}, "text": repr(found), "tokens": tokens}
+    frames: list[bytes] = []
+    if request.values and math.prod(found.shape) * LARGEST <= AT_ONCE:
+        header["array"] = _values(guest, found, (slice(None),) * len(found.shape), frames)
+    return header, frames
 
 
 def _check_size(found: Activation, count: int) -> int:
@@ -193,15 +201,21 @@ def _check_size(found: Activation, count: int) -> int:
 
 
 def _read(guest: Guest, request: asked.Read) -> Answer:
-    import numpy as np
-
     found = activation(guest, request.where)
     if len(request.index) != len(found.shape):
         raise InputError(f"{found.site} has {len(found.shape)} dims; the index names {len(request.index)}.")
-    guest.use.move(_check_size(found, math.prod(_sizes(found.shape, request.index))))
     frames: list[bytes] = []
-    values = found[request.index] if request.whole else found.read(request.index)
-    return {"array": put(np.asarray(values), frames)}, frames
+    return {"array": _values(guest, found, request.index, frames, whole=request.whole)}, frames
+
+
+def _values(
+    guest: Guest, found: Activation, index: Index, frames: list[bytes], *, whole: bool = True
+) -> dict[str, Any]:
+    """A part of a tensor, put into frames within what the guest may move."""
+    import numpy as np
+
+    guest.use.move(_check_size(found, math.prod(_sizes(found.shape, index))))
+    return put(np.asarray(found[index] if whole else found.read(index)), frames)
 
 
 def _stats(guest: Guest, where: asked.Where) -> Answer:
@@ -298,6 +312,7 @@ def _sites(guest: Guest, _request: asked.Nothing) -> Answer:
 
 
 LOOKS: Mapping[type, Callable[..., Answer]] = {
+    asked.Look: _look,
     asked.Read: _read,
     asked.Overview: _overview,
     asked.Shares: _shares,
@@ -309,7 +324,6 @@ LOOKS: Mapping[type, Callable[..., Answer]] = {
 """What answers requests that have a form of their own."""
 
 NAMED: Mapping[str, Callable[..., Answer]] = {
-    "look": _look,
     "stats": _stats,
     "digests": _digests,
     "hooks": _hooks,
@@ -325,20 +339,35 @@ def answer(guest: Guest, kind: str, request: asked.Request, *, code: bool) -> An
     return (LOOKS.get(type(request)) or NAMED[kind])(guest, request)
 
 
-def is_small(guest: Guest, kind: str, request: asked.Request) -> bool:
+def asks_nobody(request: asked.Request) -> bool:
+    """Whether a look is answered without asking any rank."""
+    return isinstance(request, asked.Look) and not request.values
+
+
+def is_small(guest: Guest, request: asked.Request) -> bool:
     """Whether a look asks the ranks for little, so that it can be answered together with others'."""
-    if kind == "look" or (isinstance(request, asked.PutHook) and request.saved is None):
+    if asks_nobody(request) or (isinstance(request, asked.PutHook) and request.saved is None):
         return True
-    if not isinstance(request, asked.Read):
+    if not isinstance(request, asked.Read | asked.Look):
         return False
-    where = request.where
-    found = guest.looked.get((where.run, where.step, where.site, where.hook, where.rank))
-    if found is None or found.layout.partial or len(request.index) != len(found.shape):
+    try:
+        found = activation(guest, request.where)
+    except FlexError:  # it will be told so
+        return True
+    whole = (slice(None),) * len(found.shape)
+    index = request.index if isinstance(request, asked.Read) else whole
+    if found.layout.partial or len(index) != len(whole):
         return False
-    return math.prod(_sizes(found.shape, request.index)) * LARGEST < WORTH
+    return math.prod(_sizes(found.shape, index)) * LARGEST < WORTH
 
 
-def _sizes(shape: Sequence[int], index: Sequence[int | slice]) -> list[int]:
+def mates(first: Job, other: Job) -> bool:
+    """Whether the looks of two guests may be answered together."""
+    small = all(is_small(job.guest, job.request) for job in (first, other))
+    return small and first.guest is not other.guest
+
+
+def _sizes(shape: Sequence[int], index: Index) -> list[int]:
     return [
         len(range(size)[part]) if isinstance(part, slice) else 1
         for size, part in zip(shape, index, strict=True)

@@ -64,7 +64,7 @@ class Desk:
         self._errands: deque[tuple[Callable[[], object], Future[None]]] = deque()
         self._wake = threading.Condition()
         self._closing = self.paused = False
-        self._looks_until = 0.0
+        self._owed, self._looks_until = 0, 0.0
         self.now: list[Job] = []
         self._mean = 1.0
         self._thread = threading.Thread(target=self._work, name="flexmagic-workshop", daemon=True)
@@ -130,18 +130,18 @@ class Desk:
     def _take(self) -> list[Job]:
         """What is to be done next; nothing after a while without anything.
 
-        After runs, looks have as long as a turn of runs takes on average, if so many wait. Runs that may
-        share a forward linger a moment for more.
+        After runs it is the turn of the looks that wait by then, and of more while few runs wait to share a
+        forward, but for no longer than a turn of runs takes on average. Few runs linger a moment for more.
         """
         with self._wake:
             if not self._closing and not self._ready and not self._errands:
                 self._wake.wait(IDLE)
             if self._closing or not self._ready or self._errands:
                 return []
-            if not len(self._looks) and len(self._runs) < self._most():
-                self._wake.wait_for(lambda: len(self._looks) or self._closing, LINGER)
-            owed = len(self._looks) > 0 and time.monotonic() < self._looks_until
-            runs = len(self._runs) > 0 and not self.paused and not owed
+            if not len(self._looks) and self._few:
+                self._wake.wait_for(lambda: len(self._looks) or not self._few or self._closing, LINGER)
+            owed = (self._owed > 0 or self._few) and time.monotonic() < self._looks_until
+            runs = len(self._runs) > 0 and not self.paused and not (owed and len(self._looks))
             taken = (self._runs if runs else self._looks).take()
             if taken is None:  # it was taken back while others were waited for
                 return []
@@ -151,7 +151,13 @@ class Desk:
                 rota = self._runs if runs else self._looks
                 found += [job for _, job in rota.take_like(lambda job: self._mates(first, job), most - 1)]
             self.now = found if runs else []
+            self._owed -= 0 if runs else len(found)
             return found
+
+    @property
+    def _few(self) -> bool:
+        """Whether it is better to wait for more runs, as they cost little more together."""
+        return len(self._runs) < self._most() / 2
 
     @property
     def _ready(self) -> bool:
@@ -178,7 +184,7 @@ class Desk:
                 self._surely_do(jobs)
                 if jobs[0].is_run:
                     self._mean += 0.2 * (time.monotonic() - began - self._mean)
-                    self._looks_until = time.monotonic() + self._mean
+                    self._owed, self._looks_until = len(self._looks), time.monotonic() + self._mean
                 self.now = []
             if time.monotonic() - last > IDLE:
                 last = time.monotonic()

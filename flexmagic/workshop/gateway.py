@@ -223,18 +223,18 @@ class Workshop:
     # the worker
 
     def _mates(self, first: Job, other: Job) -> bool:
-        if first.is_run:
-            return self._runner.mates(first, other)
-        small = all(answers.is_small(job.guest, job.kind, job.request) for job in (first, other))
-        return small and first.guest is not other.guest
+        return self._runner.mates(first, other) if first.is_run else answers.mates(first, other)
 
     def _tried(self, jobs: list[Job]) -> list[EngineError]:
         """Give jobs their answers; which engines that ended kept from it, those jobs being left open."""
         ended: list[EngineError] = []
         if jobs[0].is_run or len(jobs) == 1:
             self._held(jobs, ended)
-        else:
-            Gathering(self._host.calls).do([partial(self._held, [job], ended) for job in jobs])
+            return ended
+        asking = [job for job in jobs if not answers.asks_nobody(job.request)]
+        for job in set(jobs) - set(asking):
+            self._held([job], ended)
+        Gathering(self._host.calls).do([partial(self._held, [job], ended) for job in asking])
         return ended
 
     def _answer(self, jobs: list[Job]) -> None:

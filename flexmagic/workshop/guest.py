@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -28,12 +29,24 @@ OWNERS = "is the owner's in a workshop. As a guest you have %flexhook, %flexrun 
 
 
 class GuestModel:
-    """What a guest knows of the model: its name and its sites."""
+    """What a guest knows of the model: its name and its sites, asked for when they are looked at."""
 
-    def __init__(self, said: dict[str, Any]) -> None:
-        self._said = said
-        self.name: str = said["name"]
-        self.paths: list[str] = said["paths"]
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @functools.cached_property
+    def _said(self) -> dict[str, Any]:
+        return self._link.ask("sites")[0]
+
+    @property
+    def name(self) -> str:
+        """The model's class."""
+        return str(self._said["name"])
+
+    @property
+    def paths(self) -> list[str]:
+        """The names of its modules."""
+        return list(self._said["paths"])
 
     def layout_table(self) -> Table:
         """Every site with its whole shape and layout."""
@@ -104,7 +117,7 @@ class Guest:
     @property
     def model(self) -> GuestModel:
         """The loaded model."""
-        return GuestModel(self._link.ask("sites")[0])
+        return GuestModel(self._link)
 
     def hook(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,11 +36,16 @@ class GuestSource:
         siblings: Callable[[], dict[str, Callable[[], GuestActivation]]] = dict,
     ) -> None:
         self._link, self._where, self._siblings = link, dict(where), siblings
-        header, _ = link.ask("look", **where)
-        self._text = header["text"]
-        self._tokens: list[list[str]] = header["tokens"]
-        self._info = _info(header["info"])
         self._moved = 0
+
+    @cached_property
+    def _said(self) -> dict[str, Any]:
+        """What the workshop says of it, asked for when it is first looked at."""
+        return self._link.ask("look", **self._where)[0]
+
+    @cached_property
+    def _info(self) -> Info:
+        return _info(self._said["info"])
 
     @property
     def site(self) -> str:
@@ -112,10 +118,11 @@ class GuestSource:
 
     def labels(self, dim: int, fixed: Mapping[int, int] | None = None) -> Sequence[str] | None:
         """The tokens along a ``seq`` dim, of the row at which ``fixed`` holds the ``batch`` dim."""
-        if self.dims[dim] != "seq" or not self._tokens:
+        texts: list[list[str]] = self._said["tokens"]
+        if self.dims[dim] != "seq" or not texts:
             return None
         row = fixed.get(self.dims.index("batch"), 0) if "batch" in self.dims and fixed else 0
-        tokens = self._tokens[row] if row < len(self._tokens) else []
+        tokens = texts[row] if row < len(texts) else []
         return tokens if len(tokens) == self.shape[dim] else None
 
     def shares(self, edges: NDArray[np.float64]) -> tuple[Share, ...]:
@@ -150,7 +157,13 @@ class GuestActivation(GuestSource):
 
     def numpy(self) -> NDArray[Any]:
         """The whole tensor as an array; bf16 and fp8 become float32 of the same values."""
-        return self[...]
+        if "_said" in self.__dict__:
+            return self[...]
+        self._said, frames = self._link.ask("look", values=True, **self._where)
+        if "array" not in self._said:
+            return self[...]
+        self._moved += sum(map(len, frames))
+        return take(self._said["array"], frames)
 
     def torch(self) -> Tensor:
         """The whole tensor on the CPU, in its own dtype."""
@@ -188,7 +201,7 @@ class GuestActivation(GuestSource):
 
     def __repr__(self) -> str:
         """Site, shape, dtype, layout and the hooks that acted before: no data is fetched."""
-        return str(self._text)
+        return str(self._said["text"])
 
     def _ipython_display_(self) -> None:
         from flexmagic.view.display import show

@@ -59,7 +59,10 @@ class GuestRun:
         """The tensor at a site; ``run[site, hook]``: at that hook's place. Raises :class:`SiteError`."""
         text, hook = site if isinstance(site, tuple) else (site, None)
         where = {"run": self.number, "step": self._step, "site": text, "hook": hook}
-        return GuestActivation(self._link, where, lambda: self._siblings(text))
+        found = GuestActivation(self._link, where, lambda: self._siblings(text))
+        if hook is not None or not {text, f"{text}:output"} & set(self.sites):
+            _ = found.info  # that it is there
+        return found
 
     def _siblings(self, text: str) -> dict[str, Callable[[], GuestActivation]]:
         """The captured sites that differ from one only in a layer number."""

@@ -64,7 +64,32 @@ class _FormerSeatError(ClusterError):
     """The gateway knows the place, but was started again since it was taken."""
 
 
-class _Known(http.client.HTTPSConnection):
+class _InOne(http.client.HTTPConnection):
+    """A connection whose requests leave in one piece, head and body: the gateway wakes up once for each."""
+
+    _held: bytes | None = None
+
+    def request(self, *args: Any, **kwargs: Any) -> None:
+        self._held = b""
+        try:
+            super().request(*args, **kwargs)
+            whole, self._held = self._held, None
+            self.send(whole)
+        finally:
+            self._held = None
+
+    def send(self, data: Any) -> None:
+        if self._held is None:
+            super().send(data)
+        else:
+            self._held += data
+
+
+class _InOneSafely(_InOne, http.client.HTTPSConnection):
+    """The same, over TLS."""
+
+
+class _Known(_InOneSafely):
     """A connection to whoever holds the certificate of a fingerprint; nothing is sent to anybody else."""
 
     def __init__(self, host: str, port: int, fingerprint: str) -> None:
@@ -242,8 +267,8 @@ class Link:
         if self._address.fingerprint:
             return _Known(host, self._address.port, self._address.fingerprint)
         if self._address.secure:
-            return http.client.HTTPSConnection(host, self._address.port, timeout=TIMEOUT)
-        return http.client.HTTPConnection(host, self._address.port, timeout=TIMEOUT)
+            return _InOneSafely(host, self._address.port, timeout=TIMEOUT)
+        return _InOne(host, self._address.port, timeout=TIMEOUT)
 
     def glance(self, kind: str, **fields: Any) -> tuple[dict[str, Any], list[bytes]] | None:
         """A request that holds up nothing: ``None`` while another is under way; else it has a few seconds.

@@ -96,6 +96,14 @@ class Where:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What is known of one, and its ``values`` too if they are few enough for one answer."""
+
+    where: Where
+    values: bool
+
+
+@dataclass(frozen=True)
 class Read:
     """A slice of one; ``whole``: refused where some of it is lost, else zeros are there."""
 
@@ -167,6 +175,7 @@ Request = (
     | MakeRun
     | Ticket
     | Where
+    | Look
     | Read
     | Overview
     | Shares
@@ -296,6 +305,10 @@ def _where(fields: Fields) -> Where:
     )  # fmt: skip
 
 
+def _look(fields: Fields) -> Look:
+    return Look(_where(fields), fields.flag("values"))
+
+
 def _read(fields: Fields) -> Read:
     return Read(_where(fields), fields.index("index"), fields.flag("whole"))
 
@@ -344,7 +357,7 @@ KINDS: Mapping[str, Callable[[Fields], Request]] = {
     "run": _run,
     "wait": _ticket,
     "cancel": _ticket,
-    "look": _where,
+    "look": _look,
     "read": _read,
     "stats": _where,
     "overview": _overview,

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from flexmagic.client.hooks import sites_at
 from flexmagic.client.sweep import site_bytes
@@ -19,19 +20,19 @@ from flexmagic.workshop.allowance import Allowance, OverLimitError
 from flexmagic.workshop.journal import digest
 
 if TYPE_CHECKING:
+    from flexmagic.client.hooks import HookVersion
     from flexmagic.client.run import Run
     from flexmagic.client.tenant import Host
-    from flexmagic.engine.code import HookSource
     from flexmagic.workshop.answers import Answer
     from flexmagic.workshop.desk import Job
     from flexmagic.workshop.guests import Guest
     from flexmagic.workshop.weights_watch import WeightsWatch
 
-Version = tuple[str, int]
-"""A version of a hook: its name and number."""
-
 HELD = 50
 """How many runs of a guest the engines hold at most."""
+
+REMEMBERED = 10_000
+"""How much code it is remembered of that it has run well."""
 
 CHANGED = "The model's weights changed while this run was made, so its result is not to be trusted; "
 
@@ -66,7 +67,8 @@ class _Ready:
 class Runner:
     """Makes runs. ``alarm`` hears whose run changed which parameters, and says what was done about it.
 
-    A hook's code shares no forward before it has run well by itself: others would wait for what it breaks.
+    A hook's code shares no forward before the same code has run well by itself, at the same sites and for
+    whomever: others would wait for what it breaks.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class Runner:
         self._fills: dict[str, bool] = {}
         self._since: set[str] = set()
         self._looked = weights.checks
-        self._proven: dict[str, set[Version]] = {}
+        self._proven: set[str] = set()
 
     def mates(self, first: Job, other: Job) -> bool:
         """Whether two runs may be made in one forward, as far as can be told from what is asked for."""
@@ -86,12 +88,12 @@ class Runner:
 
     def _proves_well(self, job: Job) -> bool:
         acting = self._acting(job)
-        if not all(s.boxed or s.captures_only or declares(s) for s in acting):  # code that sees all rows
+        sources = [version.source for version in acting]
+        if not all(s.boxed or s.captures_only or declares(s) for s in sources):  # code that sees all rows
             return False
-        code = _boxed(acting)
-        return not code or code <= self._proven.get(answers.tenant_of(job.guest).owner, set())
+        return _boxed(acting) <= self._proven
 
-    def _acting(self, job: Job) -> list[HookSource]:
+    def _acting(self, job: Job) -> list[HookVersion]:
         """The hooks that act in a run."""
         tenant, request = job.guest.tenant, job.request
         if tenant is None or not isinstance(request, asked.MakeRun):
@@ -100,7 +102,7 @@ class Runner:
             acting = tenant.hooks.acting(request.only, request.without)
         except FlexError:  # the run will say it
             return []
-        return [hook.current.source for hook in acting]
+        return [hook.current for hook in acting]
 
     def run(self, jobs: Sequence[Job], allowance: Allowance) -> list[RunResult]:
         """Make the runs of some jobs; every job has a result."""
@@ -197,9 +199,11 @@ class Runner:
                 self._changed(group, changed)
                 return
             if runs is not None:
-                for result, run in zip(group, runs, strict=True):
-                    result.together, result.seconds = len(group), (time.perf_counter() - began) / len(group)
-                    self._keep(result, run)
+                seconds = (time.perf_counter() - began) / len(group)
+                with self._host.calls.bundling():
+                    for result, run in zip(group, runs, strict=True):
+                        result.together, result.seconds = len(group), seconds
+                        self._keep(result, run)
                 return
         for result in group:
             self._make_alone(result)
@@ -208,17 +212,18 @@ class Runner:
         job, began = result.job, time.perf_counter()
         made, changed = self._host.watched(lambda: _made(job), self._weights.before_run)
         result.seconds = time.perf_counter() - began
-        owner, code = answers.tenant_of(job.guest).owner, _boxed(self._acting(job))
+        code = _boxed(self._acting(job))
         if changed:
             self._changed([result], changed)
         elif isinstance(made, KeyboardInterrupt):
             result.error = InputError("The run was interrupted.")
         elif isinstance(made, FlexError):
             result.error = made
-            self._proven[owner] = self._proven.get(owner, set()) - code
+            self._proven -= code
         else:
-            there = {(h.name, h.version) for h in answers.tenant_of(job.guest).hooks}
-            self._proven[owner] = (self._proven.get(owner, set()) & there) | code
+            if len(self._proven) > REMEMBERED:
+                self._proven.clear()
+            self._proven |= code
             self._keep(result, made)  # type: ignore[arg-type]  # what is left is a run
 
     def _changed(self, group: list[RunResult], parameters: list[str]) -> None:
@@ -249,9 +254,21 @@ class Runner:
         result.answer = header, []
 
 
-def _boxed(sources: Sequence[HookSource]) -> set[Version]:
-    """The versions of hooks whose code runs in a box."""
-    return {(source.name, source.version) for source in sources if source.boxed}
+def _boxed(acting: Sequence[HookVersion]) -> set[str]:
+    """Hashes of the code of hooks that runs in a box, each with where it does."""
+    boxed = [version for version in acting if version.source.boxed]
+    return {digest([v.source.text, str(v.source.limits), *map(str, v.patterns)]) for v in boxed}
+
+
+_SIZES: WeakKeyDictionary[Run, int] = WeakKeyDictionary()
+
+
+def bytes_of(run: Run) -> int:
+    """What a run holds on all engines together."""
+    if run not in _SIZES:
+        answers_ = run.known["answers"]
+        _SIZES[run] = sum(s.reply.nbytes for answer in answers_ for s in getattr(answer, "steps", [answer]))
+    return _SIZES[run]
 
 
 def _wish(job: Job) -> Wish:
@@ -282,12 +299,3 @@ def _hooks_of(guest: Guest) -> str:
         f"{h.name} {h.sites} {h.current.source.limits} {h.current.source.text}"
         for h in guest.tenant.hooks.enabled
     )
-
-
-def bytes_of(run: Run) -> int:
-    """What a run holds on all engines together."""
-    found = 0
-    for answer in run.known["answers"]:
-        for step in getattr(answer, "steps", [answer]):
-            found += step.reply.nbytes
-    return found
