@@ -154,6 +154,10 @@ class Desk:
             self._owed -= 0 if runs else len(found)
             return found
 
+    def _note_runs(self) -> None:
+        """Runs have just been done: the looks that wait by now are next, for as long as runs take."""
+        self._owed, self._looks_until = len(self._looks), time.monotonic() + self._mean
+
     @property
     def _few(self) -> bool:
         """Whether it is better to wait for more runs, as they cost little more together."""
@@ -184,7 +188,7 @@ class Desk:
                 self._surely_do(jobs)
                 if jobs[0].is_run:
                     self._mean += 0.2 * (time.monotonic() - began - self._mean)
-                    self._owed, self._looks_until = len(self._looks), time.monotonic() + self._mean
+                    self._note_runs()
                 self.now = []
             if time.monotonic() - last > IDLE:
                 last = time.monotonic()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from flexmagic.client.failures import ON_THE_ENGINES
 from flexmagic.client.hooks import sites_at
 from flexmagic.client.sweep import site_bytes
 from flexmagic.client.together import Wish, fills_up, run_together
@@ -33,6 +34,12 @@ HELD = 50
 
 REMEMBERED = 10_000
 """How much code it is remembered of that it has run well."""
+
+IN_A_HOOK = (
+    "This code runs on the engines, where the notebook's variables are not: "
+    "define the name in the hook itself."
+)
+"""What a guest can do about a name that is not known."""
 
 CHANGED = "The model's weights changed while this run was made, so its result is not to be trusted; "
 
@@ -218,7 +225,7 @@ class Runner:
         elif isinstance(made, KeyboardInterrupt):
             result.error = InputError("The run was interrupted.")
         elif isinstance(made, FlexError):
-            result.error = made
+            result.error = _to_guest(made)
             self._proven -= code
         else:
             if len(self._proven) > REMEMBERED:
@@ -252,6 +259,12 @@ class Runner:
         header = answers.run_header(guest, run)
         header["gone"] = gone
         result.answer = header, []
+
+
+def _to_guest(error: FlexError) -> FlexError:
+    """An error of a hook's code, with what a guest can do about it."""
+    error.args = (str(error).replace(ON_THE_ENGINES, IN_A_HOOK), *error.args[1:])
+    return error
 
 
 def _boxed(acting: Sequence[HookVersion]) -> set[str]:

@@ -38,6 +38,9 @@ PATIENCE = 5.0
 UNREAD = 60.0
 """Seconds after which a reply that nobody reads is thrown away, and its connection broken."""
 
+IDLE = 60.0
+"""Seconds after which a connection is broken over which nothing comes; guests connect again unseen."""
+
 AT_ONCE = 8
 """Requests of one guest that may be under way at a time."""
 
@@ -316,7 +319,7 @@ class Server:
         application = tornado.web.Application(rooms, log_function=lambda _handler: None)
         server = tornado.httpserver.HTTPServer(
             application, ssl_options=context, max_body_size=STRANGER, max_header_size=16 << 10,
-            idle_connection_timeout=600, body_timeout=60,
+            idle_connection_timeout=IDLE, body_timeout=60,
         )  # fmt: skip
         server.add_sockets(self._sockets)
         started.set()

@@ -359,6 +359,7 @@ def test_code_of_guests_runs_in_boxes(three, one_process, edited, ids):
     for code, match in (
         ("open('/etc/passwd')", "not permitted"),
         ("x += model.lm_head", "model"),
+        ("x *= nowhere", "define the name in the hook itself"),
     ):
         ben.hook(SITE, code, name="bad")
         with pytest.raises(HookError, match=match):
