@@ -84,6 +84,11 @@ class Calls:
             return
         self._send(rank, verb, args)
 
+    def post_all(self, verb: str, *args: Any) -> None:
+        """The same on every rank."""
+        for rank in range(self.world_size):
+            self.post(rank, verb, *args)
+
     @contextlib.contextmanager
     def bundling(self) -> Iterator[None]:
         """In a block, what this thread posts to a rank goes there in few messages, at the block's end."""

@@ -17,6 +17,8 @@ from typing import Any
 import ipyparallel as ipp
 import psutil
 
+from flexmagic.client.pulse import lives
+
 
 class SharedCluster(ipp.Cluster):  # type: ignore[misc]  # ipyparallel has none
     """A cluster whose engines may be replaced by any of the processes that use it."""
@@ -63,6 +65,6 @@ def _lives(engine_set: dict[str, Any]) -> bool:
     """Whether one of a set's processes is at work; of those that end, this process may hear late."""
     for state in engine_set.get("engines", {}).values():
         with contextlib.suppress(psutil.NoSuchProcess, ValueError):
-            if psutil.Process(state.get("pid", -1)).status() != psutil.STATUS_ZOMBIE:
+            if lives(psutil.Process(state.get("pid", -1))):
                 return True
     return False

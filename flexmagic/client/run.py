@@ -279,8 +279,7 @@ class Run:
         if wait:
             self._calls.all("release", self._key)
             return
-        for rank in range(self._calls.world_size):
-            self._calls.post(rank, "release", self._key)
+        self._calls.post_all("release", self._key)
 
     def __repr__(self) -> str:
         """Run number, input size and what was captured."""

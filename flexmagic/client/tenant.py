@@ -100,8 +100,7 @@ class Host:
 
     def begin_boxes(self) -> None:
         """Have all engines begin with what boxes are made of, which takes seconds; nobody waits for it."""
-        for rank in range(self.calls.world_size):
-            self.calls.post(rank, "begin_boxes")
+        self.calls.post_all("begin_boxes")
 
     def no_boxes(self) -> str:
         """Why some engine can make no box for code that it does not trust; ``""`` if all can."""
@@ -296,5 +295,4 @@ class Tenant(Work):
             raise
 
     def _forget(self, name: str, number: int) -> None:
-        for rank in range(self._calls.world_size):
-            self._calls.post(rank, "forget_hook", self.owner, name, number)
+        self._calls.post_all("forget_hook", self.owner, name, number)

@@ -339,17 +339,14 @@ def answer(guest: Guest, kind: str, request: asked.Request, *, code: bool) -> An
     return (LOOKS.get(type(request)) or NAMED[kind])(guest, request)
 
 
-def asks_nobody(request: asked.Request) -> bool:
-    """Whether a look is answered without asking any rank."""
-    return isinstance(request, asked.Look) and not request.values
-
-
 def is_small(guest: Guest, request: asked.Request) -> bool:
     """Whether a look asks the ranks for little, so that it can be answered together with others'."""
-    if asks_nobody(request) or (isinstance(request, asked.PutHook) and request.saved is None):
-        return True
+    if isinstance(request, asked.PutHook):
+        return request.saved is None
     if not isinstance(request, asked.Read | asked.Look):
         return False
+    if isinstance(request, asked.Look) and not request.values:  # it asks no rank at all
+        return True
     try:
         found = activation(guest, request.where)
     except FlexError:  # it will be told so

@@ -230,11 +230,8 @@ class Workshop:
         ended: list[EngineError] = []
         if jobs[0].is_run or len(jobs) == 1:
             self._held(jobs, ended)
-            return ended
-        asking = [job for job in jobs if not answers.asks_nobody(job.request)]
-        for job in set(jobs) - set(asking):
-            self._held([job], ended)
-        Gathering(self._host.calls).do([partial(self._held, [job], ended) for job in asking])
+        else:
+            Gathering(self._host.calls).do([partial(self._held, [job], ended) for job in jobs])
         return ended
 
     def _answer(self, jobs: list[Job]) -> None:

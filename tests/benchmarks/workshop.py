@@ -66,17 +66,9 @@ def in_use() -> float:
     import ctypes
 
     names = [
-        "arena",
-        "ordblks",
-        "smblks",
-        "hblks",
-        "hblkhd",
-        "usmblks",
-        "fsmblks",
-        "uordblks",
-        "fordblks",
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks",
         "keepcost",
-    ]
+    ]  # fmt: skip
 
     class Info(ctypes.Structure):
         _fields_ = [(name, ctypes.c_size_t) for name in names]
